@@ -1,0 +1,1 @@
+//! Test data and runners shared by every backend.

@@ -1,0 +1,1 @@
+//! CPU speed: instruction-set dispatch, thread pool and kernel families.

@@ -1,0 +1,1 @@
+//! Data: dtypes, shapes, symbolic dims, aligned and mapped storage.

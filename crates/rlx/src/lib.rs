@@ -1,0 +1,1 @@
+//! Compile a model file once, know its memory, run it on the fastest device.
