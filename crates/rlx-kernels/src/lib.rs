@@ -8,4 +8,7 @@
     reason = "register tiles are indexed by constant bounds so that they unroll"
 )]
 
+pub mod aligned;
+pub mod gemm;
 pub mod isa;
+pub mod pool;
