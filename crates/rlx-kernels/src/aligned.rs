@@ -45,14 +45,14 @@ impl AlignedBuf {
     }
 
     /// The bytes, for writing.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: `start` is valid for `len` initialised bytes and borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     /// The buffer as `f32` values; a remainder of fewer than four bytes is left out.
-    pub fn as_mut_f32(&mut self) -> &mut [f32] {
-        // SAFETY: as in `as_mut`; the alignment is at least 64 and any bits are a valid `f32`.
+    pub fn f32_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `bytes_mut`; the alignment is at least 64 and any bits are a valid `f32`.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / size_of::<f32>()) }
     }
 }
@@ -107,9 +107,9 @@ mod tests {
             assert_eq!(buf.as_ref().len(), len);
             assert_eq!(buf.as_ref().as_ptr() as usize % LINE_BYTES, 0);
             assert!(buf.as_ref().iter().all(|&byte| byte == 0));
-            buf.as_mut().fill(1);
+            buf.bytes_mut().fill(1);
             assert!(buf.as_ref().iter().all(|&byte| byte == 1));
-            assert_eq!(buf.as_mut_f32().len(), len / 4);
+            assert_eq!(buf.f32_mut().len(), len / 4);
         }
         assert!(AlignedBuf::zeroed(usize::MAX).is_none());
         assert!(AlignedBuf::zeroed_f32(usize::MAX / 2).is_none());

@@ -11,4 +11,5 @@
 pub mod aligned;
 pub mod gemm;
 pub mod isa;
+pub mod limits;
 pub mod pool;

@@ -526,7 +526,7 @@ pub fn pack_on(
 ) -> Result<PackedMatrix, PackError> {
     let job = PackJob::new(parts, gated, isa)?;
     let mut buf = AlignedBuf::zeroed(job.layout().bytes()).ok_or(PackError::TooLarge)?;
-    let out = SharedOut(buf.as_mut().as_mut_ptr());
+    let out = SharedOut(buf.bytes_mut().as_mut_ptr());
     // SAFETY: the buffer is as long as the layout asks and not otherwise accessed during the run.
     pool.run(|team| unsafe { job.pack_tiles(team, out.start()) });
     PackedMatrix::from_storage(job.layout(), Arc::new(buf), 0)
@@ -538,7 +538,7 @@ pub fn pack(parts: &[WeightPart<'_>], gated: bool, isa: Isa) -> Result<PackedMat
     let mut buf = AlignedBuf::zeroed(job.layout().bytes()).ok_or(PackError::TooLarge)?;
     let panel_bytes = job.layout().panel_bytes();
     for panel in 0..job.layout().panels() {
-        job.pack_panel(panel, &mut buf.as_mut()[panel * panel_bytes..(panel + 1) * panel_bytes]);
+        job.pack_panel(panel, &mut buf.bytes_mut()[panel * panel_bytes..(panel + 1) * panel_bytes]);
     }
     PackedMatrix::from_storage(job.layout(), Arc::new(buf), 0)
 }
