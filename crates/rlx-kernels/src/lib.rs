@@ -9,3 +9,4 @@
 )]
 
 pub mod isa;
+pub mod math;
