@@ -12,4 +12,6 @@ pub mod aligned;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
+pub mod math;
 pub mod pool;
+pub mod schedule;
