@@ -13,3 +13,4 @@ pub mod gemm;
 pub mod isa;
 pub mod limits;
 pub mod pool;
+pub mod math;

@@ -106,6 +106,7 @@ impl Simd for Avx512 {
         ieq(a: I, b: I) -> M = _mm512_cmpeq_epi32_mask(a, b);
         to_int(a: V) -> I = _mm512_cvtps_epi32(a);
         to_float(a: I) -> V = _mm512_cvtepi32_ps(a);
+        scale_by_power(a: V, n: V) -> V = _mm512_scalef_ps(a, n);
         bits(a: V) -> I = _mm512_castps_si512(a);
         with_bits(a: I) -> V = _mm512_castsi512_ps(a);
         reduce_add(v: V) -> f32 = {

@@ -138,8 +138,8 @@ impl Simd for Neon {
         div(a: V, b: V) -> V = vdivq_f32(a, b);
         fma(a: V, b: V, c: V) -> V = vfmaq_f32(c, a, b);
         fnma(a: V, b: V, c: V) -> V = vfmsq_f32(c, a, b);
-        min(a: V, b: V) -> V = min4(a, b);
-        max(a: V, b: V) -> V = max4(a, b);
+        min(a: V, b: V) -> V = vbslq_f32(vcltq_f32(a, b), a, b);
+        max(a: V, b: V) -> V = vbslq_f32(vcgtq_f32(a, b), a, b);
         sqrt(a: V) -> V = vsqrtq_f32(a);
         round(a: V) -> V = vrndnq_f32(a);
         floor(a: V) -> V = vrndmq_f32(a);

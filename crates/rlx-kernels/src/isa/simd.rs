@@ -184,6 +184,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Hints that the line at `p` is read soon; any address may be given.
     fn prefetch(self, p: *const u8);
 
+    /// Loads `min(n, 16)` values; the other lanes are zero.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of `min(n, 16)` values.
+    #[inline(always)]
+    unsafe fn load_to(self, p: *const f32, n: usize) -> Self::V {
+        // SAFETY: the caller guarantees the memory.
+        unsafe { if n >= LANES { self.load(p) } else { self.load_part(p, n) } }
+    }
+    /// Stores the first `min(n, 16)` lanes.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of `min(n, 16)` values.
+    #[inline(always)]
+    unsafe fn store_to(self, p: *mut f32, n: usize, v: Self::V) {
+        // SAFETY: the caller guarantees the memory.
+        unsafe { if n >= LANES { self.store(p, v) } else { self.store_part(p, n, v) } }
+    }
+    /// `a * 2^n` with one rounding, for whole `n` in -160..=160 and `a` in [0.5, 2), or a NaN.
+    #[inline(always)]
+    fn scale_by_power(self, a: Self::V, n: Self::V) -> Self::V {
+        let n = self.to_int(n);
+        let half = self.isar(n, 1);
+        let bias = self.isplat(127);
+        let low = self.with_bits(self.ishl(self.iadd(half, bias), 23));
+        let high = self.with_bits(self.ishl(self.iadd(self.isub(n, half), bias), 23));
+        self.mul(self.mul(a, low), high)
+    }
+
     /// `|a|`.
     #[inline(always)]
     fn abs(self, a: Self::V) -> Self::V {
