@@ -1,1 +1,3 @@
 //! Data: dtypes, shapes, symbolic dims, aligned and mapped storage.
+
+pub mod storage;

@@ -1,0 +1,3 @@
+//! Where tensor bytes live.
+
+pub mod mapped;
