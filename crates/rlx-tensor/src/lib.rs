@@ -1,3 +1,12 @@
-//! Data: dtypes, shapes, symbolic dims, aligned and mapped storage.
+//! Data: dtypes, shapes with symbolic dims, host tensors, aligned storage. Knows nothing of graphs.
 
+mod dim;
+mod dtype;
+mod shape;
 pub mod storage;
+mod tensor;
+
+pub use dim::{Dim, DimBinding, DimError, DimOrder, Poly, Symbol};
+pub use dtype::{DType, DTypeClass, UnknownDType};
+pub use shape::{Shape, byte_count, element_count};
+pub use tensor::{Element, Tensor, TensorError};

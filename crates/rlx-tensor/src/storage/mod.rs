@@ -1,3 +1,0 @@
-//! Where tensor bytes live.
-
-pub mod mapped;
