@@ -85,6 +85,15 @@ impl SourceFile {
         }
     }
 
+    /// Whether code names `name`, as an identifier or as a whole text literal.
+    pub fn names(&self, name: &str) -> bool {
+        (0..self.len()).any(|at| match self.kind(at) {
+            Some(Kind::Ident) => self.word(at) == name,
+            Some(Kind::Text) => self.word(at).trim_matches(['b', 'r', '#', '"']) == name,
+            _ => false,
+        })
+    }
+
     /// Where the file's first `#[cfg(test)]` starts, else its length.
     pub fn test_start(&self) -> usize {
         self.find(&["#", "[", "cfg", "(", "test", ")", "]"]).next().unwrap_or(self.len())

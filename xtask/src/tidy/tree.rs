@@ -64,13 +64,24 @@ impl Tree {
         self.sources.iter().find(|file| file.path == path)
     }
 
-    /// The modules directly in `folder`, as (stem, file): `a.rs` and `a/mod.rs`, but not `mod.rs`.
+    /// The modules directly in `folder`, as (stem, file): `a.rs` and `a/mod.rs`, but neither `mod.rs` nor `tests.rs`.
     pub fn modules(&self, folder: &str) -> Vec<(&str, &SourceFile)> {
         let inside = self.sources.iter().filter_map(|file| {
             let rest = file.path.strip_prefix(folder)?.strip_suffix(".rs")?;
             let stem = rest.strip_suffix("/mod").unwrap_or(rest);
-            (!stem.contains('/') && stem != "mod").then_some((stem, file))
+            (!stem.contains('/') && stem != "mod" && stem != "tests").then_some((stem, file))
         });
         inside.collect()
+    }
+
+    /// The file that declares a folder's modules: `folder.rs` or `folder/mod.rs`, for a `folder` that ends in `/`.
+    pub fn module_file(&self, folder: &str) -> Option<&SourceFile> {
+        let beside = format!("{}.rs", folder.trim_end_matches('/'));
+        self.source(&beside).or_else(|| self.source(&format!("{folder}mod.rs")))
+    }
+
+    /// The Rust files below `folder`.
+    pub fn below<'a>(&'a self, folder: &'a str) -> impl Iterator<Item = &'a SourceFile> {
+        self.sources.iter().filter(move |file| file.path.starts_with(folder))
     }
 }

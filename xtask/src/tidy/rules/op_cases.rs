@@ -1,45 +1,36 @@
 //! An op is in the op list and has a case: a conformance file or entry of its name, or a test in its own file.
 
-use super::super::lexer::Kind;
-use super::super::source::SourceFile;
 use super::{Finding, Tree};
 
 /// One module per op.
 pub const OPS_FOLDER: &str = "crates/rlx-graph/src/ops/";
-const CONFORMANCE: &str = "crates/rlx-conformance/";
+const CASE_FOLDERS: &[&str] = &["crates/rlx-conformance/", "crates/rlx-graph/tests/"];
 
 pub fn check(tree: &Tree) -> Vec<Finding> {
-    let list = tree.source(&format!("{OPS_FOLDER}mod.rs"));
+    let list = tree.module_file(OPS_FOLDER);
     let mut findings = Vec::new();
     for (stem, file) in tree.modules(OPS_FOLDER) {
         let mut report = |message: &str| {
             findings.push(Finding { subject: file.path.clone(), line: 0, message: message.to_string() });
         };
-        if !list.is_some_and(|list| (0..list.len()).any(|at| list.is_ident(at, stem))) {
-            report("the op list in ops/mod.rs does not name it");
+        if !list.is_some_and(|list| list.names(stem)) {
+            report("the op list does not name it");
         }
-        if !file.has_test() && !has_conformance_case(tree, stem) {
-            report("no conformance case of its name and no test in its file");
+        if !file.has_test() && !has_case(tree, stem) {
+            report("no case: no conformance case of its name and no test of its own");
         }
     }
     findings
 }
 
-fn has_conformance_case(tree: &Tree, stem: &str) -> bool {
-    let named = |path: &&String| path.starts_with(CONFORMANCE) && file_stem(path).starts_with(stem);
-    tree.paths.iter().any(|path| named(&path))
-        || tree.sources.iter().any(|file| file.path.starts_with(CONFORMANCE) && quotes(file, stem))
-}
-
-fn quotes(file: &SourceFile, stem: &str) -> bool {
-    (0..file.len()).any(|at| {
-        let word = file.word(at);
-        match file.kind(at) {
-            Some(Kind::Ident) => word == stem,
-            Some(Kind::Text) => word.trim_matches(|c| c == '"' || c == 'b') == stem,
-            _ => false,
-        }
-    })
+fn has_case(tree: &Tree, stem: &str) -> bool {
+    let is_case = |path: &str| CASE_FOLDERS.iter().any(|folder| path.starts_with(folder));
+    let own = format!("{OPS_FOLDER}{stem}/");
+    let shared = format!("{OPS_FOLDER}tests.rs");
+    tree.below(&own).any(|file| file.has_test())
+        || tree.source(&shared).is_some_and(|file| file.names(stem))
+        || tree.paths.iter().any(|path| is_case(path) && file_stem(path).starts_with(stem))
+        || tree.sources.iter().any(|file| is_case(&file.path) && file.names(stem))
 }
 
 fn file_stem(path: &str) -> &str {
@@ -51,7 +42,7 @@ fn file_stem(path: &str) -> &str {
 mod tests {
     use super::*;
 
-    const LIST: (&str, &str) = ("crates/rlx-graph/src/ops/mod.rs", "ops! { gelu, rope, silu, tanh }");
+    const LIST: (&str, &str) = ("crates/rlx-graph/src/ops.rs", "ops! { gelu, reduce, rope, silu, tanh }");
 
     fn op(stem: &str) -> String {
         format!("{OPS_FOLDER}{stem}.rs")
@@ -66,6 +57,8 @@ mod tests {
             (&op("silu"), "struct Silu;"),
             (&op("tanh"), "struct Tanh;"),
             ("crates/rlx-conformance/cases/silu_f32.txt", ""),
+            (&op("reduce"), "struct Reduce;"),
+            (&op("reduce/tests"), "#[test] fn sums() {}"),
             ("crates/rlx-conformance/src/lib.rs", "const CASES: &[&str] = &[\"tanh\"]; // gelu"),
         ]);
         let found = check(&tree);

@@ -1,7 +1,7 @@
 //! No hand-written switch over ops: a `match` names at most 15 of them.
 //!
 //! Counted are patterns of enums whose name ends in `Op` or `OpKind` (also as `Self` in their own `impl`), and
-//! text patterns that spell the stem of a file in the op folder.
+//! text patterns that spell the stem of a file in the op folder. An op's own file may spell out its own kinds.
 
 use std::collections::BTreeSet;
 
@@ -80,8 +80,13 @@ fn op_named(file: &SourceFile, at: usize, self_is_op: bool, stems: &BTreeSet<Str
         return stems.contains(&spelled).then_some(spelled);
     }
     let is_path = file.reads(at + 1, &[":", ":"]) && file.kind(at + 3) == Some(Kind::Ident);
-    let is_op = is_op_type(file.word(at)) || (self_is_op && file.word(at) == "Self");
+    let is_op = (is_op_type(file.word(at)) && !is_own_kind(file, file.word(at)))
+        || (self_is_op && file.word(at) == "Self");
     (is_path && is_op).then(|| file.word(at + 3).to_string())
+}
+
+fn is_own_kind(file: &SourceFile, name: &str) -> bool {
+    file.path.starts_with(OPS_FOLDER) && file.find(&["enum", name]).next().is_some()
 }
 
 fn is_op_type(name: &str) -> bool {
@@ -93,7 +98,9 @@ fn impl_type_is_op(file: &SourceFile, at: usize) -> bool {
     let headers = impls.filter_map(|start| Some((start, file.next_brace(start)?)));
     let mut around =
         headers.filter(|&(_, open)| file.close(open).is_some_and(|close| open < at && at < close));
-    around.next().is_some_and(|(start, open)| (start..open).any(|here| is_op_type(file.word(here))))
+    around.next().is_some_and(|(start, open)| {
+        (start..open).any(|here| is_op_type(file.word(here)) && !is_own_kind(file, file.word(here)))
+    })
 }
 
 fn normalize(name: &str) -> String {
@@ -132,6 +139,17 @@ mod tests {
         };
         assert_eq!(subjects(&source("BinaryOp")), ["a.rs::f"]);
         assert!(subjects(&source("Color")).is_empty());
+    }
+
+    #[test]
+    fn an_op_file_may_spell_out_its_own_kinds() {
+        let code = format!(
+            "enum UnaryOp {{}} fn f() {{ match op {{ {} }} }}",
+            arms(20, |i| format!("UnaryOp::V{i}"))
+        );
+        let own = format!("{OPS_FOLDER}unary.rs");
+        let found = check(&Tree::sample(&[(&own, &code), ("crates/rlx/src/a.rs", &code)]));
+        assert_eq!(found.iter().map(|f| f.subject.as_str()).collect::<Vec<_>>(), ["crates/rlx/src/a.rs::f"]);
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
         let mut report = |message: &str| {
             findings.push(Finding { subject: file.path.clone(), line: 0, message: message.to_string() });
         };
-        if !pipeline.is_some_and(|list| (0..list.len()).any(|at| list.is_ident(at, stem))) {
+        if !pipeline.is_some_and(|list| list.names(stem)) {
             report("passes/pipeline.rs does not name it");
         }
-        if !has_golden_beside(file) && !has_golden_file(tree, stem) {
+        let own = format!("{PASSES_FOLDER}{stem}/");
+        let inside = || tree.below(&own).any(has_golden_beside);
+        if !has_golden_beside(file) && !inside() && !has_golden_file(tree, stem) {
             report("no golden test: a test that quotes graph text before and after");
         }
     }
@@ -28,7 +30,8 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
 
 /// A test in the pass's file that quotes text of several lines or compares with a golden.
 fn has_golden_beside(file: &SourceFile) -> bool {
-    let mut inside = file.test_start()..file.len();
+    let start = if file.path.ends_with("/tests.rs") { 0 } else { file.test_start() };
+    let mut inside = start..file.len();
     file.has_test()
         && inside.any(|at| match file.kind(at) {
             Some(Kind::Text) => file.word(at).contains('\n'),
@@ -60,10 +63,12 @@ mod tests {
         let tree = Tree::sample(&[
             (
                 &pass("pipeline"),
-                "const PASSES: &[Pass] = &[fold::PASS, cse::PASS, dce::PASS, legalize::PASS];",
+                "const PASSES: &[Pass] = &[fold::PASS, cse::PASS, dce::PASS, fuse::PASS, legalize::PASS];",
             ),
             (&pass("fold"), "#[cfg(test)] mod tests { #[test] fn f() { assert_eq!(1, 1) } }"),
             (&pass("cse"), golden),
+            (&pass("fuse"), "#[cfg(test)] mod tests;"),
+            (&pass("fuse/tests"), "#[test] fn f() { rewrites(\"a\nb\", \"a\") }"),
             (&pass("dce"), "const A: &str = \"a\nb\";"),
             (&pass("legalize"), "struct L;"),
             ("crates/rlx-graph/tests/golden/legalize.txt", ""),
