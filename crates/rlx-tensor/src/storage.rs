@@ -1,0 +1,5 @@
+//! Memory that tensors stand in.
+
+mod aligned;
+
+pub use aligned::AlignedBytes;
