@@ -27,6 +27,9 @@ pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     let built = packages_of_nodes(&metadata(&config.root, &["--filter-platform", PLATFORM])?)?;
     let findings = rules.check(&packages, &built);
     findings.iter().for_each(|finding| println!("deny: {finding}"));
+    for line in rules.unused(&packages, &built) {
+        println!("note: `{line}` in {FILE} covers nothing");
+    }
     println!("deny: {} packages, {} built on {PLATFORM}", packages.len(), built.len());
     if findings.is_empty() { Ok(()) } else { Err(format!("deny: {} findings", findings.len())) }
 }
@@ -134,12 +137,16 @@ impl Rules {
         for (name, versions) in duplicates.iter().filter(|(name, _)| !self.duplicates.contains(**name)) {
             findings.push(format!("{name}: built in versions {}", versions.join(", ")));
         }
-        let has_native = |name: &str| packages.iter().any(|p| p.name == name && p.native.is_some());
-        let stale = self.native.iter().filter(|name| !has_native(name));
-        findings.extend(stale.map(|name| format!("`native {name}` in {FILE} covers nothing")));
-        let stale = self.duplicates.iter().filter(|name| !duplicates.contains_key(name.as_str()));
-        findings.extend(stale.map(|name| format!("`duplicate {name}` in {FILE} covers nothing")));
         findings
+    }
+
+    /// Lines of the list that cover nothing (a dependency may be gone, or not here yet).
+    fn unused(&self, packages: &[Package], built: &BTreeSet<(String, String)>) -> Vec<String> {
+        let duplicates = duplicates(built);
+        let is_native = |name: &str| packages.iter().any(|p| p.name == name && p.native.is_some());
+        let native = self.native.iter().filter(|name| !is_native(name)).map(|name| format!("native {name}"));
+        let twice = self.duplicates.iter().filter(|name| !duplicates.contains_key(name.as_str()));
+        native.chain(twice.map(|name| format!("duplicate {name}"))).collect()
     }
 }
 
@@ -239,12 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn native_code_needs_a_line_and_a_line_needs_native_code() {
+    fn native_code_needs_a_line_and_an_idle_line_is_told() {
         let native = || Package { native: Some("builds with `cc`".into()), ..package("ring-like", "MIT") };
         let rules = Rules::parse(LIST).unwrap();
         assert!(rules.check(&[native()], &BTreeSet::new()).is_empty());
+        assert!(rules.unused(&[native()], &BTreeSet::new()).is_empty());
         assert_eq!(found(&[native()]).len(), 1);
-        assert_eq!(rules.check(&[], &BTreeSet::new()).len(), 1);
+        assert_eq!(rules.unused(&[], &BTreeSet::new()), ["native ring-like"]);
     }
 
     #[test]
