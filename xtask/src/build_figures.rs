@@ -23,7 +23,15 @@ pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     process::run(&mut process::command("cargo", &["fetch", "--locked", "--quiet"], &config.root))?;
     let cpu_before = children_cpu_seconds()?;
     let started = Instant::now();
-    let build = ["build", "--release", "--locked", "--package", "rlx-cli", "--message-format", "json"];
+    let build = [
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "rlx-cli",
+        "--message-format",
+        "json-render-diagnostics",
+    ];
     let messages =
         process::capture(process::command("cargo", &build, &config.root).env("CARGO_TARGET_DIR", &target))?;
     let wall = started.elapsed().as_secs_f64();

@@ -27,7 +27,7 @@ pub struct Tree {
 impl Tree {
     /// Reads the tracked and the not ignored files below `root`.
     pub fn read(root: &Path) -> Result<Tree, String> {
-        let args = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+        let args = ["-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"];
         let listing = process::capture(&mut process::command("git", &args, root))?;
         let mut paths = BTreeSet::new();
         let mut texts = Vec::new();
