@@ -46,6 +46,13 @@ fn works() -> Vec<Work> {
         work("qwen", 896, 4864, QWEN),
         work("qwen", 151_936, 896, &[1]),
         Work { dtype: WeightType::Bf16, ..work("qwen-bf16", 151_936, 896, &[1]) },
+        work("depth", 1152, 96, &[504, 126, 28, 14]),
+        work("depth", 1152, 192, &[504, 126, 28, 14]),
+        work("depth", 1152, 288, &[504]),
+        work("depth", 1152, 384, &[504]),
+        work("depth", 1152, 528, &[504]),
+        work("depth", 1152, 784, &[504, 126, 28, 14]),
+        work("depth", 1152, 1552, &[504]),
         work("paged", 1024, 1024, &[512, 128, 1]),
         work("paged", 1024, 4096, &[512, 128, 1]),
     ]

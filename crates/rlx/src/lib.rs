@@ -1,1 +1,3 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
+
+pub mod plan;

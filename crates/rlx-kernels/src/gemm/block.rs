@@ -147,6 +147,20 @@ fn opaque(mut value: usize) -> usize {
     value
 }
 
+/// Repeats the body for each row, as straight code: the optimiser gives up on unrolling loops of this size, and
+/// accumulators that a loop variable indexes stay in memory.
+macro_rules! for_each_row {
+    ($row:ident in $rows:ident $body:block) => {
+        for_each_row!(@ $row $rows $body 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
+    };
+    (@ $row:ident $rows:ident $body:block $($index:literal)*) => {$(
+        if $index < $rows {
+            let $row: usize = $index;
+            $body
+        }
+    )*};
+}
+
 struct Operands<const PANELS: usize> {
     rows: [*const f32; GROUPS],
     panels: [*const u8; PANELS],
@@ -181,14 +195,14 @@ unsafe fn accumulate<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize,
         if !args.k.is_multiple_of(W::INPUTS) {
             step::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &at, stride, 0, 0);
         }
-        for row in 0..ROWS {
+        for_each_row!(row in ROWS {
             for panel in 0..PANELS {
                 for vec in 0..VECS {
                     let column = (row * PANELS + panel) * VECS + vec;
                     s.store(args.acc.add(column * LANES), acc[row][panel][vec]);
                 }
             }
-        }
+        });
     }
 }
 
@@ -250,7 +264,7 @@ unsafe fn step<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const
             b[panel][vec] = unsafe { W::widen(s, words, part) };
         }
     }
-    for row in 0..ROWS {
+    for_each_row!(row in ROWS {
         let base = at.rows[row / GROUP].wrapping_add(row % GROUP * stride);
         // SAFETY: the caller guarantees that the row has this value.
         let a = s.splat(unsafe { *base.wrapping_add(word * W::INPUTS + part) });
@@ -259,7 +273,7 @@ unsafe fn step<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const
                 acc[row][panel][vec] = s.fma(a, b[panel][vec], acc[row][panel][vec]);
             }
         }
-    }
+    });
 }
 
 #[inline(always)]
