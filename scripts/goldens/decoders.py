@@ -299,7 +299,7 @@ CASES = [
     ),
     dict(
         name="gpt2-prefixed",
-        covers="`transformer.` prefix, n_inner given, head of 3 dimensions short of a vector",
+        covers="`transformer.` prefix, n_inner given, head_dim 13 and odd sizes",
         **{"class": GPT2Config},
         fields=dict(n_embd=39, n_layer=2, n_head=3, n_positions=80, n_inner=70),
         tokenizer=gpt2,
