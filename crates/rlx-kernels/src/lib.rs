@@ -12,5 +12,5 @@ pub mod aligned;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
-pub mod pool;
 pub mod math;
+pub mod pool;
