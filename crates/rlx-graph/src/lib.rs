@@ -1,1 +1,13 @@
-//! Meaning: the graph, its ops, text form, verifier, reference interpreter, rewrites and passes.
+//! Meaning: the graph, its ops, their reference evaluation, text form, rewrites and passes.
+
+pub mod attrs;
+pub mod eval;
+mod graph;
+mod ids;
+pub mod op;
+pub mod ops;
+
+pub use graph::{DimCheck, Graph, GraphError, Node, Source, Value};
+pub use ids::{NodeId, ValueId};
+pub use op::{Cost, EvalError, InferCx, InferError, OpDef, Props};
+pub use ops::Op;
