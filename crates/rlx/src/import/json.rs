@@ -136,8 +136,11 @@ pub(crate) fn read_bounded(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Impor
     if !metadata.is_file() {
         return Err(io(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")));
     }
-    let too_large =
-        |bytes| ImportError::TooLarge { path: path.to_path_buf(), found_bytes: bytes, limit_bytes: max_bytes };
+    let too_large = |bytes| ImportError::TooLarge {
+        path: path.to_path_buf(),
+        found_bytes: bytes,
+        limit_bytes: max_bytes,
+    };
     if metadata.len() > max_bytes {
         return Err(too_large(metadata.len()));
     }

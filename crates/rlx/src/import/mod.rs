@@ -82,8 +82,11 @@ pub enum ImportError {
         advice: String,
     },
     /// The name is neither a path nor a hub name in the local cache.
-    #[error("`{name}` is neither a file or folder here nor in the local Hugging Face cache ({}); fetch it with \
-             `{command}`", list_paths(searched))]
+    #[error(
+        "`{name}` is neither a file or folder here nor in the local Hugging Face cache ({}); fetch it with \
+             `{command}`",
+        list_paths(searched)
+    )]
     NotFound {
         /// The name as given.
         name: String,

@@ -52,7 +52,8 @@ impl ConfigReader {
     /// [`ImportError::Json`], [`ImportError::Field`].
     pub fn from_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<Self, ImportError> {
         let path = path.as_ref();
-        let fault = |JsonFault { offset, message }| ImportError::Json { path: path.to_path_buf(), offset, message };
+        let fault =
+            |JsonFault { offset, message }| ImportError::Json { path: path.to_path_buf(), offset, message };
         Self::of(path, Json::parse(bytes).map_err(fault)?)
     }
 
@@ -116,7 +117,7 @@ impl ConfigReader {
     /// [`ImportError::MissingField`], [`ImportError::Field`] also for a number out of range.
     pub fn required_in<T>(&self, field: &str, range: RangeInclusive<T>) -> Result<T, ImportError>
     where
-        T: FromConfig + PartialOrd + std::fmt::Display,
+        T: FromConfig + PartialOrd + Clone + std::fmt::Display,
     {
         let expected = || format!("{} from {} to {}", T::expected(), range.start(), range.end());
         self.optional_in(field, range.clone())?.ok_or_else(|| self.missing(field, expected()))
@@ -128,7 +129,7 @@ impl ConfigReader {
     /// [`ImportError::Field`].
     pub fn optional_in<T>(&self, field: &str, range: RangeInclusive<T>) -> Result<Option<T>, ImportError>
     where
-        T: FromConfig + PartialOrd + std::fmt::Display,
+        T: FromConfig + PartialOrd + Clone + std::fmt::Display,
     {
         match self.optional::<T>(field)? {
             Some(value) if !range.contains(&value) => {
@@ -431,7 +432,8 @@ mod tests {
 
     #[test]
     fn unread_fields_are_named_with_their_values() {
-        let cfg = reader(r#"{"hidden_size": 64, "new_norm": "odd", "rope_scaling": {"factor": 2.0, "beta": 3}}"#);
+        let cfg =
+            reader(r#"{"hidden_size": 64, "new_norm": "odd", "rope_scaling": {"factor": 2.0, "beta": 3}}"#);
         assert_eq!(cfg.required::<usize>("hidden_size").unwrap(), 64);
         let rope = cfg.section("rope_scaling").unwrap().unwrap();
         assert_eq!(rope.required::<f32>("factor").unwrap(), 2.0);
