@@ -7,6 +7,8 @@ mod graph;
 mod ids;
 pub mod op;
 pub mod ops;
+pub mod passes;
+pub mod rewrite;
 
 pub use graph::{DimCheck, Graph, GraphError, Node, Source, Value};
 pub use ids::{NodeId, ValueId};

@@ -1,0 +1,1 @@
+//! The passes, one file each, and the list in which they run.
