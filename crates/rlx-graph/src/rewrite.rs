@@ -1,7 +1,7 @@
 //! Rewriting: patterns are values, rules return patches, and only the driver changes a draft.
 
 mod draft;
-mod driver;
+pub(crate) mod driver;
 pub mod pat;
 mod patch;
 

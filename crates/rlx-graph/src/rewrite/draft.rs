@@ -364,7 +364,7 @@ impl Draft {
     }
 
     /// Live nodes sorted so that operands come first, accesses to a state keep their order, and ties go to the older key.
-    fn schedule(&self) -> Result<Vec<NodeId>, BuildError> {
+    pub(crate) fn schedule(&self) -> Result<Vec<NodeId>, BuildError> {
         let (mut waits, mut after) = (vec![0usize; self.nodes.len()], BTreeMap::<NodeId, Vec<NodeId>>::new());
         for (id, node) in self.nodes() {
             waits[id.index()] += node.inputs.iter().filter(|&&v| self.producer(v).is_some()).count();

@@ -198,7 +198,8 @@ pub(crate) fn apply(
         touched.extend(draft.producer(value));
         touched.extend(draft.users(value));
     }
-    let names = |draft: &Draft, ids: &[NodeId]| ids.iter().map(|&id| draft.node(id).op().def().name()).collect();
+    let names =
+        |draft: &Draft, ids: &[NodeId]| ids.iter().map(|&id| draft.node(id).op().def().name()).collect();
     let (removed, added) = (names(draft, &dropped), names(draft, &made.nodes));
     report.fired.push(Fired { rule, location, label, removed, added });
     Some(touched)
