@@ -18,6 +18,8 @@ pub mod fuse_norm_residual;
 pub mod fuse_shared_input;
 mod legalise;
 mod pipeline;
+#[cfg(test)]
+mod testing;
 mod words;
 
 pub use legalise::{Decomposed, Dispatch, OpSet, Target};

@@ -203,3 +203,72 @@ fn views() -> Vec<Rule> {
         ),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn neutral_elements_and_inverse_pairs_go() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.0]
+  const %2 : f32[] = [1.0]
+  const %3 : f32[] = [4.0]
+  %4 : f32[rows, 4] = binary(%1, @x) {kind=add}
+  %5 : f32[rows, 4] = binary(%2, %4) {kind=mul}
+  %6 : f32[rows, 4] = binary(%5, %3) {kind=div}
+  %7 : f32[rows, 4] = unary(%6) {kind=neg}
+  %8 : f32[rows, 4] = unary(%7) {kind=neg}
+  %9 : f32[rows, 4] = activation(%8) {kind=identity}
+  return "y": %9
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+    }
+
+    #[test]
+    fn chains_of_views_and_casts_become_one() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 6, 4]
+  %1 : f32[rows, 4, 6] = transpose(@x) {perm=[0, 2, 1]}
+  %2 : f32[4, rows, 6] = transpose(%1) {perm=[1, 0, 2]}
+  %3 : f32[4*rows, 6] = reshape(%2) {dims=dims[4*rows, 6]}
+  %4 : f32[24*rows] = reshape(%3) {dims=dims[24*rows]}
+  %5 : f32[24*rows] = slice(%4) {axis=0, start=dims[0], len=dims[24*rows], step=1}
+  %6 : f32[24*rows] = cast(%5) {to=f32}
+  %7 : f64[24*rows] = cast(%6) {to=f64}
+  %8 : f32[24*rows] = cast(%7) {to=f32}
+  return "y": %8
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+    }
+
+    #[test]
+    fn transposed_operands_become_attributes() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @z : f32[rows, 4]
+  %2 : f32[4, rows] = transpose(@z) {perm=[1, 0]}
+  %3 : f32[rows, rows] = matmul(@x, %2) {transpose_a=false, transpose_b=false}
+  return "y": %3
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+    }
+
+    #[test]
+    fn inexact_division_widening_addition_and_narrowing_casts_stay() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [3.0]
+  const %2 : f32[1, 1, 1] = [0.0]
+  %3 : f32[rows, 4] = binary(@x, %1) {kind=div}
+  %4 : f32[1, rows, 4] = binary(%3, %2) {kind=add}
+  %5 : f16[1, rows, 4] = cast(%4) {to=f16}
+  %6 : f32[1, rows, 4] = cast(%5) {to=f32}
+  %7 : f32[1, 4, rows] = transpose(%6) {perm=[0, 2, 1]}
+  return "y": %7
+}"#;
+        assert!(fired("canonicalise", before).is_empty());
+    }
+
+}

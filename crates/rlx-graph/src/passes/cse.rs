@@ -80,3 +80,40 @@ fn hash(def: &dyn OpDef, inputs: &[ValueId]) -> u64 {
     }
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn equal_nodes_become_one() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [2.0]
+  const %2 : f32[] = [2.0]
+  %3 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %4 : f32[rows, 4] = binary(@x, %2) {kind=mul}
+  %5 : f32[rows, 4] = unary(%3) {kind=exp}
+  %6 : f32[rows, 4] = unary(%4) {kind=exp}
+  %7 : f32[rows, 4] = binary(%5, %6) {kind=sub}
+  return "y": %7
+}"#;
+        insta::assert_snapshot!(after(&["cse"], before), @"");
+    }
+
+    #[test]
+    fn order_of_operands_and_attributes_tell_nodes_apart() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  %1 : f32[rows, 4] = unary(@x) {kind=exp}
+  %2 : f32[rows, 4] = unary(@x) {kind=log}
+  %3 : f32[rows, 4] = binary(@x, %1) {kind=sub}
+  %4 : f32[rows, 4] = binary(%1, @x) {kind=sub}
+  %5 : f32[rows, 4] = binary(%3, %4) {kind=add}
+  %6 : f32[rows, 4] = binary(%5, %2) {kind=add}
+  return "y": %6
+}"#;
+        assert!(fired("cse", before).is_empty());
+    }
+
+}

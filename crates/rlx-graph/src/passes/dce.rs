@@ -24,3 +24,35 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
     params.into_iter().for_each(|v| draft.drop_param(v));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn unused_nodes_and_params_go_and_inputs_stay() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @unused : f32[rows]
+  param @w : f32[4]
+  param @gone : f32[4]
+  %4 : f32[rows, 4] = binary(@x, @w) {kind=mul}
+  %5 : f32[rows, 4] = binary(%4, @gone) {kind=add}
+  %6 : f32[rows, 4] = unary(%5) {kind=exp}
+  return "y": %4
+}"#;
+        insta::assert_snapshot!(after(&["dce"], before), @"");
+    }
+
+    #[test]
+    fn what_an_output_needs_stays() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  %1 : f32[rows, 4] = unary(@x) {kind=exp}
+  %2 : f32[rows, 4] = unary(%1) {kind=log}
+  return "y": %1, "z": %2
+}"#;
+        assert!(fired("dce", before).is_empty());
+    }
+
+}

@@ -37,3 +37,36 @@ fn fold(draft: &Draft, id: NodeId, limit: usize) -> Option<Patch> {
     }
     Some(patch)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn constants_meet() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[4] = [1.0, 2.0, 3.0, 4.0]
+  const %2 : f32[] = [2.0]
+  %3 : f32[4] = binary(%1, %2) {kind=mul}
+  %4 : f32[4] = binary(%3, %1) {kind=add}
+  %5 : f32[rows, 4] = binary(@x, %4) {kind=mul}
+  return "y": %5
+}"#;
+        insta::assert_snapshot!(after(&["fold_constants"], before), @"");
+    }
+
+    #[test]
+    fn params_are_never_folded() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f32[4]
+  const %2 : f32[] = [2.0]
+  %3 : f32[4] = binary(@w, %2) {kind=mul}
+  %4 : f32[rows, 4] = binary(@x, %3) {kind=mul}
+  return "y": %4
+}"#;
+        assert!(fired("fold_constants", before).is_empty());
+    }
+
+}

@@ -92,3 +92,149 @@ fn tanh() -> Pattern {
     );
     activation(ActivationKind::Tanh, one_of([sum, product.single_use()])).single_use()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn gelu_as_exported() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.70710677]
+  const %2 : f32[] = [1.0]
+  const %3 : f32[] = [0.5]
+  %4 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %5 : f32[rows, 4] = unary(%4) {kind=erf}
+  %6 : f32[rows, 4] = binary(%5, %2) {kind=add}
+  %7 : f32[rows, 4] = binary(@x, %6) {kind=mul}
+  %8 : f32[rows, 4] = binary(%7, %3) {kind=mul}
+  return "y": %8
+}"#;
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+    }
+
+    #[test]
+    fn gelu_with_the_half_on_x() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.70710677]
+  const %2 : f32[] = [1.0]
+  const %3 : f32[] = [0.5]
+  %4 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %5 : f32[rows, 4] = unary(%4) {kind=erf}
+  %6 : f32[rows, 4] = binary(%5, %2) {kind=add}
+  %7 : f32[rows, 4] = binary(@x, %3) {kind=mul}
+  %8 : f32[rows, 4] = binary(%6, %7) {kind=mul}
+  return "y": %8
+}"#;
+        assert_eq!(fired("fuse_activation", before), ["gelu"]);
+    }
+
+    #[test]
+    fn gelu_with_the_half_on_the_sum() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.70710677]
+  const %2 : f32[] = [1.0]
+  const %3 : f32[] = [0.5]
+  %4 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %5 : f32[rows, 4] = unary(%4) {kind=erf}
+  %6 : f32[rows, 4] = binary(%5, %2) {kind=add}
+  %7 : f32[rows, 4] = binary(%6, %3) {kind=mul}
+  %8 : f32[rows, 4] = binary(@x, %7) {kind=mul}
+  return "y": %8
+}"#;
+        assert_eq!(fired("fuse_activation", before), ["gelu"]);
+    }
+
+    #[test]
+    fn gelu_by_tanh_of_a_power() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.044715]
+  const %2 : f32[] = [0.7978846]
+  const %3 : f32[] = [1.0]
+  const %4 : f32[] = [0.5]
+  const %5 : f32[] = [3.0]
+  %6 : f32[rows, 4] = binary(@x, %5) {kind=pow}
+  %7 : f32[rows, 4] = binary(%6, %1) {kind=mul}
+  %8 : f32[rows, 4] = binary(@x, %7) {kind=add}
+  %9 : f32[rows, 4] = binary(%8, %2) {kind=mul}
+  %10 : f32[rows, 4] = unary(%9) {kind=tanh}
+  %11 : f32[rows, 4] = binary(%10, %3) {kind=add}
+  %12 : f32[rows, 4] = binary(@x, %4) {kind=mul}
+  %13 : f32[rows, 4] = binary(%12, %11) {kind=mul}
+  return "y": %13
+}"#;
+        assert_eq!(fired("fuse_activation", before), ["tanh", "gelu_tanh"]);
+    }
+
+    #[test]
+    fn gelu_by_tanh_of_a_product() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.044715]
+  const %2 : f32[] = [0.7978846]
+  const %3 : f32[] = [1.0]
+  const %4 : f32[] = [0.5]
+  %6 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %7 : f32[rows, 4] = binary(%6, @x) {kind=mul}
+  %8 : f32[rows, 4] = binary(%7, %3) {kind=add}
+  %9 : f32[rows, 4] = binary(@x, %2) {kind=mul}
+  %10 : f32[rows, 4] = binary(%9, %8) {kind=mul}
+  %11 : f32[rows, 4] = unary(%10) {kind=tanh}
+  %12 : f32[rows, 4] = binary(%11, %3) {kind=add}
+  %13 : f32[rows, 4] = binary(@x, %4) {kind=mul}
+  %14 : f32[rows, 4] = binary(%13, %12) {kind=mul}
+  return "y": %14
+}"#;
+        assert_eq!(fired("fuse_activation", before), ["tanh", "gelu_tanh"]);
+    }
+
+    #[test]
+    fn silu_then_quick_gelu_then_relu() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [1.702]
+  const %2 : f32[] = [0.0]
+  %3 : f32[rows, 4] = unary(@x) {kind=sigmoid}
+  %4 : f32[rows, 4] = binary(%3, @x) {kind=mul}
+  %5 : f32[rows, 4] = binary(%4, %1) {kind=mul}
+  %6 : f32[rows, 4] = unary(%5) {kind=sigmoid}
+  %7 : f32[rows, 4] = binary(%4, %6) {kind=mul}
+  %8 : f32[rows, 4] = binary(%7, %2) {kind=max}
+  return "y": %8
+}"#;
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+    }
+
+    #[test]
+    fn another_factor_is_no_gelu() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  const %1 : f32[] = [0.7]
+  const %2 : f32[] = [1.0]
+  const %3 : f32[] = [0.5]
+  %4 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  %5 : f32[rows, 4] = unary(%4) {kind=erf}
+  %6 : f32[rows, 4] = binary(%5, %2) {kind=add}
+  %7 : f32[rows, 4] = binary(@x, %6) {kind=mul}
+  %8 : f32[rows, 4] = binary(%7, %3) {kind=mul}
+  return "y": %8
+}"#;
+        assert!(fired("fuse_activation", before).is_empty());
+    }
+
+    #[test]
+    fn a_gate_used_elsewhere_stays() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  %1 : f32[rows, 4] = activation(@x) {kind=sigmoid}
+  %2 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+  return "y": %2, "gate": %1
+}"#;
+        assert!(fired("fuse_activation", before).is_empty());
+    }
+
+}

@@ -194,3 +194,63 @@ fn mask_fits(draft: &Draft, mask: ValueId, [batch, heads, seq]: [&Dim; 3]) -> bo
         && is_f32(draft, mask)
         && rest.iter().rev().zip(lead.into_iter().rev()).all(|(dim, whole)| *dim == 1 || dim == whole)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn attention_as_exported() {
+        let before = r#"graph "g" {
+  input @q : f32[batch, seq, 8]
+  input @k : f32[batch, seq, 8]
+  input @v : f32[batch, seq, 8]
+  input @m : f32[batch, 1, 1, seq]
+  const %4 : f32[] = [0.5]
+  %5 : f32[batch, seq, 2, 4] = reshape(@q) {dims=dims[batch, seq, 2, 4]}
+  %6 : f32[batch, 2, seq, 4] = transpose(%5) {perm=[0, 2, 1, 3]}
+  %7 : f32[batch, seq, 2, 4] = reshape(@k) {dims=dims[batch, seq, 2, 4]}
+  %8 : f32[batch, 2, 4, seq] = transpose(%7) {perm=[0, 2, 3, 1]}
+  %9 : f32[batch, seq, 2, 4] = reshape(@v) {dims=dims[batch, seq, 2, 4]}
+  %10 : f32[batch, 2, seq, 4] = transpose(%9) {perm=[0, 2, 1, 3]}
+  %11 : f32[batch, 2, seq, seq] = matmul(%6, %8) {transpose_a=false, transpose_b=false}
+  %12 : f32[batch, 2, seq, seq] = binary(%11, %4) {kind=mul}
+  %13 : f32[batch, 2, seq, seq] = binary(%12, @m) {kind=add}
+  %14 : f32[batch, 2, seq, seq] = softmax(%13) {axis=3}
+  %15 : f32[batch, 2, seq, 4] = matmul(%14, %10) {transpose_a=false, transpose_b=false}
+  %16 : f32[batch, seq, 2, 4] = transpose(%15) {perm=[0, 2, 1, 3]}
+  %17 : f32[batch, seq, 8] = reshape(%16) {dims=dims[batch, seq, 8]}
+  return "y": %17
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise", "fuse_attention", "canonicalise"], before), @"");
+    }
+
+    #[test]
+    fn keys_of_another_length_stay() {
+        let before = r#"graph "g" {
+  input @q : f32[batch, 2, seq, 4]
+  input @k : f32[batch, 2, other, 4]
+  input @v : f32[batch, 2, other, 4]
+  %3 : f32[batch, 2, seq, other] = matmul(@q, @k) {transpose_a=false, transpose_b=true}
+  %4 : f32[batch, 2, seq, other] = softmax(%3) {axis=3}
+  %5 : f32[batch, 2, seq, 4] = matmul(%4, @v) {transpose_a=false, transpose_b=false}
+  return "y": %5
+}"#;
+        assert!(fired("fuse_attention", before).is_empty());
+    }
+
+    #[test]
+    fn another_axis_is_no_attention() {
+        let before = r#"graph "g" {
+  input @q : f32[batch, 2, seq, 4]
+  input @k : f32[batch, 2, seq, 4]
+  input @v : f32[batch, 2, seq, 4]
+  %3 : f32[batch, 2, seq, seq] = matmul(@q, @k) {transpose_a=false, transpose_b=true}
+  %4 : f32[batch, 2, seq, seq] = softmax(%3) {axis=2}
+  %5 : f32[batch, 2, seq, 4] = matmul(%4, @v) {transpose_a=false, transpose_b=false}
+  return "y": %5
+}"#;
+        assert!(fired("fuse_attention", before).is_empty());
+    }
+
+}

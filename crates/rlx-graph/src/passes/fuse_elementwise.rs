@@ -139,3 +139,40 @@ fn spell(draft: &Draft, chain: &[NodeId]) -> Option<(FusedElementwise, Vec<Value
     let fits = operands.len() <= MAX_OPERANDS && !operands.is_empty();
     fits.then(|| (FusedElementwise::new(&Program { steps }), operands))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn a_chain_becomes_a_program() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @z : f32[rows, 4]
+  param @w : f32[4]
+  const %3 : f32[] = [0.5]
+  %4 : f32[rows, 4] = binary(@x, @w) {kind=mul}
+  %5 : f32[rows, 4] = unary(%4) {kind=exp}
+  %6 : f32[rows, 4] = binary(%5, %3) {kind=add}
+  %7 : f32[rows, 4] = gated(%6, @z) {activation=silu}
+  %8 : bool[rows, 4] = binary(%7, @x) {kind=greater}
+  %9 : f32[rows, 4] = select(%8, %7, @z) {}
+  return "y": %9
+}"#;
+        insta::assert_snapshot!(after(&["fuse_elementwise"], before), @"");
+    }
+
+    #[test]
+    fn inner_values_used_elsewhere_and_columns_end_a_chain() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @z : f32[rows, 1]
+  %2 : f32[rows, 4] = unary(@x) {kind=exp}
+  %3 : f32[rows, 4] = unary(%2) {kind=log}
+  %4 : f32[rows, 4] = binary(%3, @z) {kind=mul}
+  return "y": %4, "z": %2
+}"#;
+        assert!(fired("fuse_elementwise", before).is_empty());
+    }
+
+}

@@ -25,3 +25,33 @@ pub fn rules() -> Vec<Rule> {
         draft.same_shape(gate, up).then(|| Patch::with_op(result, op, &[gate, up]))
     })]
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn activated_times_value() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @z : f32[rows, 4]
+  %2 : f32[rows, 4] = activation(@x) {kind=silu}
+  %3 : f32[rows, 4] = binary(@z, %2) {kind=mul}
+  return "y": %3
+}"#;
+        insta::assert_snapshot!(after(&["fuse_gated"], before), @"");
+    }
+
+    #[test]
+    fn a_row_is_no_gate() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f32[4]
+  %2 : f32[rows, 4] = activation(@x) {kind=silu}
+  %3 : f32[rows, 4] = binary(%2, @w) {kind=mul}
+  return "y": %3
+}"#;
+        assert!(fired("fuse_gated", before).is_empty());
+    }
+
+}

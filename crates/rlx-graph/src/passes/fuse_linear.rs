@@ -88,3 +88,62 @@ fn extended(draft: &Draft, m: &Match, operand: ValueId, change: impl Fn(Linear) 
     let inputs = [node.inputs(), &[operand]].concat();
     Some(Patch::with_op(m.result(draft)?, change(linear.clone()), &inputs))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn a_product_takes_bias_activation_and_residual() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f16[4, 4]
+  param @b : f32[4]
+  %3 : f32[4, 4] = cast(@w) {to=f32}
+  %4 : f32[rows, 4] = matmul(@x, %3) {transpose_a=false, transpose_b=true}
+  %5 : f32[rows, 4] = binary(%4, @b) {kind=add}
+  %6 : f32[rows, 4] = activation(%5) {kind=gelu}
+  %7 : f32[rows, 4] = binary(@x, %6) {kind=add}
+  return "y": %7
+}"#;
+        insta::assert_snapshot!(after(&["fuse_linear"], before), @"");
+    }
+
+    #[test]
+    fn a_product_of_two_run_time_values_is_no_layer() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @w : f32[4, 4]
+  %2 : f32[rows, 4] = matmul(@x, @w) {transpose_a=false, transpose_b=true}
+  return "y": %2
+}"#;
+        assert!(fired("fuse_linear", before).is_empty());
+    }
+
+    #[test]
+    fn a_product_used_elsewhere_keeps_its_sum_apart() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f32[4, 4]
+  param @b : f32[4]
+  %3 : f32[rows, 4] = linear(@x, @w) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %4 : f32[rows, 4] = binary(%3, @b) {kind=add}
+  return "y": %4, "z": %3
+}"#;
+        assert!(fired("fuse_linear", before).is_empty());
+    }
+
+    #[test]
+    fn a_broadcast_row_is_no_residual() {
+        let before = r#"graph "g" {
+  input @x : f32[4, 4]
+  param @w : f32[4, 4]
+  param @r : f32[1, 4]
+  %3 : f32[4, 4] = linear(@x, @w) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %4 : f32[4, 4] = binary(%3, @r) {kind=add}
+  return "y": %4
+}"#;
+        assert!(fired("fuse_linear", before).is_empty());
+    }
+
+}

@@ -98,3 +98,69 @@ fn rms_norm(draft: &Draft, m: &Match, unit_offset: bool) -> Option<Patch> {
     let op = RmsNorm { eps, unit_offset, groups: 1, residual: false };
     Some(Patch::with_op(m.result(draft)?, op, &[x, w]))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn layer_norm_as_exported() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f32[4]
+  param @b : f32[4]
+  const %3 : f32[] = [0.01]
+  const %4 : f32[] = [0.5]
+  const %5 : f32[] = [2.0]
+  %6 : f32[rows, 1] = reduce(@x) {kind=mean, axes=[1], keep_dims=true}
+  %7 : f32[rows, 4] = binary(@x, %6) {kind=sub}
+  %8 : f32[rows, 4] = binary(%7, %5) {kind=pow}
+  %9 : f32[rows, 1] = reduce(%8) {kind=mean, axes=[1], keep_dims=true}
+  %10 : f32[rows, 1] = binary(%9, %3) {kind=add}
+  %11 : f32[rows, 1] = unary(%10) {kind=sqrt}
+  %12 : f32[rows, 4] = binary(%7, %11) {kind=div}
+  %13 : f32[rows, 4] = binary(%12, @w) {kind=mul}
+  %14 : f32[rows, 4] = binary(%13, @b) {kind=add}
+  return "y": %14
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise", "fuse_norm"], before), @"");
+    }
+
+    #[test]
+    fn rms_norm_with_unit_offset() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f16[4]
+  const %2 : f32[] = [0.01]
+  const %3 : f32[] = [1.0]
+  %4 : f32[rows, 4] = binary(@x, @x) {kind=mul}
+  %5 : f32[rows, 1] = reduce(%4) {kind=mean, axes=[1], keep_dims=true}
+  %6 : f32[rows, 1] = binary(%5, %2) {kind=add}
+  %7 : f32[rows, 1] = unary(%6) {kind=rsqrt}
+  %8 : f32[rows, 4] = binary(@x, %7) {kind=mul}
+  %9 : f32[4] = cast(@w) {to=f32}
+  %10 : f32[4] = binary(%9, %3) {kind=add}
+  %11 : f32[rows, 4] = binary(%10, %8) {kind=mul}
+  return "y": %11
+}"#;
+        insta::assert_snapshot!(after(&["fuse_norm"], before), @"");
+    }
+
+    #[test]
+    fn another_axis_is_no_norm() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 3, 4]
+  param @w : f32[4]
+  const %2 : f32[] = [0.01]
+  %3 : f32[rows, 3, 4] = binary(@x, @x) {kind=mul}
+  %4 : f32[rows, 1, 4] = reduce(%3) {kind=mean, axes=[1], keep_dims=true}
+  %5 : f32[rows, 1, 4] = binary(%4, %2) {kind=add}
+  %6 : f32[rows, 1, 4] = unary(%5) {kind=rsqrt}
+  %7 : f32[rows, 3, 4] = binary(@x, %6) {kind=mul}
+  %8 : f32[rows, 3, 4] = binary(%7, @w) {kind=mul}
+  return "y": %8
+}"#;
+        assert!(fired("fuse_norm", before).is_empty());
+    }
+
+}

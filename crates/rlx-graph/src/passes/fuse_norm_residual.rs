@@ -56,3 +56,39 @@ fn with_sum(draft: &Draft, m: &Match, norm: Op) -> Option<Patch> {
     patch.replace(sum, normed.result(1));
     Some(patch)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn sums_before_norms() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @r : f32[rows, 4]
+  param @w : f32[4]
+  param @b : f32[4]
+  %4 : f32[rows, 4] = binary(@x, @r) {kind=add}
+  %5 : f32[rows, 4] = layer_norm(%4, @w, @b) {eps=0.01, bias=true, residual=false}
+  %6 : f32[rows, 4] = binary(%4, %5) {kind=add}
+  %7 : f32[rows, 4] = rms_norm(%6, @w) {eps=0.01, unit_offset=false, groups=1, residual=false}
+  %8 : f32[rows, 4] = binary(%6, %7) {kind=mul}
+  return "y": %8
+}"#;
+        insta::assert_snapshot!(after(&["fuse_norm_residual"], before), @"");
+    }
+
+    #[test]
+    fn a_row_is_no_residual() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @r : f32[4]
+  param @w : f32[4]
+  %3 : f32[rows, 4] = binary(@x, @r) {kind=add}
+  %4 : f32[rows, 4] = rms_norm(%3, @w) {eps=0.01, unit_offset=false, groups=1, residual=false}
+  return "y": %4
+}"#;
+        assert!(fired("fuse_norm_residual", before).is_empty());
+    }
+
+}

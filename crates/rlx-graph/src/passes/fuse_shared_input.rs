@@ -127,3 +127,54 @@ fn siblings(draft: &Draft, id: NodeId, like: &Linear) -> Vec<NodeId> {
     found.dedup();
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::passes::testing::{after, fired};
+
+    #[test]
+    fn queries_keys_and_values() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @q : f32[6, 4]
+  param @k : f32[2, 4]
+  param @v : f32[2, 4]
+  %4 : f32[rows, 6] = linear(@x, @q) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %5 : f32[rows, 2] = linear(@x, @k) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %6 : f32[rows, 2] = linear(@x, @v) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  return "q": %4, "k": %5, "v": %6
+}"#;
+        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @"");
+    }
+
+    #[test]
+    fn gate_and_up() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @g : f32[6, 4]
+  param @u : f32[6, 4]
+  %3 : f32[rows, 6] = linear(@x, @g) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %4 : f32[rows, 6] = linear(@x, @u) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %5 : f32[rows, 6] = gated(%3, %4) {activation=silu}
+  return "y": %5
+}"#;
+        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @"");
+    }
+
+    #[test]
+    fn other_inputs_and_dtypes_stay_apart() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 4]
+  input @z : f32[rows, 4]
+  param @a : f32[6, 4]
+  param @b : f32[6, 4]
+  param @c : f16[6, 4]
+  %5 : f32[rows, 6] = linear(@x, @a) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %6 : f32[rows, 6] = linear(@z, @b) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  %7 : f32[rows, 6] = linear(@x, @c) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+  return "a": %5, "b": %6, "c": %7
+}"#;
+        assert!(fired("fuse_shared_input", before).is_empty());
+    }
+
+}
