@@ -1,5 +1,6 @@
 //! Steps of a schedule: each binds a kernel family to operands.
 
+pub mod copy;
 pub mod embedding;
 pub mod linear;
 pub mod solo;

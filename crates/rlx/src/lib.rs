@@ -1,5 +1,6 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
 
+pub mod backend;
 pub mod import;
-pub mod weights;
 pub mod plan;
+pub mod weights;
