@@ -8,5 +8,6 @@
     reason = "register tiles are indexed by constant bounds so that they unroll"
 )]
 
+pub mod attention;
 pub mod isa;
 pub mod math;
