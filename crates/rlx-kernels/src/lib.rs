@@ -11,3 +11,6 @@
 pub mod attention;
 pub mod isa;
 pub mod math;
+pub mod norm;
+pub mod rope;
+pub mod softmax;
