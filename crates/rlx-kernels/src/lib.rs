@@ -10,9 +10,13 @@
 
 pub mod aligned;
 pub mod gemm;
+pub mod attention;
 pub mod isa;
 pub mod limits;
 pub mod math;
 pub mod pool;
 pub mod schedule;
 pub mod steps;
+pub mod norm;
+pub mod rope;
+pub mod softmax;
