@@ -10,6 +10,7 @@
 
 pub mod aligned;
 pub mod gemm;
+pub mod attention;
 pub mod isa;
 pub mod limits;
 pub mod math;

@@ -150,7 +150,7 @@ pub fn gelu_erf<S: Simd>(s: S, x: S::V) -> S::V {
 #[inline(always)]
 pub fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     let x2 = s.mul(x, x);
-    let u = s.mul(x, s.fma(x2, s.splat(0.071_354_814), s.splat(1.595_769_1)));
+    let u = s.mul(x, s.fma(x2, s.splat(0.071_354_814), s.splat(1.595_769)));
     s.mul(x, sigmoid(s, u))
 }
 
