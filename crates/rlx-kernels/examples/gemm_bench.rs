@@ -67,6 +67,8 @@ fn packed(pool: &Pool, isa: Isa, work: &Work) -> PackedMatrix {
         .chunks_exact(n * work.k * work.dtype.bytes())
         .map(|bytes| WeightPart { bytes, dtype: work.dtype, n, k: work.k, order: WeightOrder::RowMajor })
         .collect();
+    // The first packing also pays for the pages of its result.
+    let _ = pack_on(pool, &parts, work.gated, isa);
     let start = Instant::now();
     let matrix = pack_on(pool, &parts, work.gated, isa).expect("valid parts");
     if bytes.len() > 64 << 20 {
