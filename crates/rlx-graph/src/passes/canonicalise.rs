@@ -270,5 +270,4 @@ mod tests {
 }"#;
         assert!(fired("canonicalise", before).is_empty());
     }
-
 }

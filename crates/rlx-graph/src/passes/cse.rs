@@ -115,5 +115,4 @@ mod tests {
 }"#;
         assert!(fired("cse", before).is_empty());
     }
-
 }

@@ -54,5 +54,4 @@ mod tests {
 }"#;
         assert!(fired("dce", before).is_empty());
     }
-
 }

@@ -68,5 +68,4 @@ mod tests {
 }"#;
         assert!(fired("fold_constants", before).is_empty());
     }
-
 }

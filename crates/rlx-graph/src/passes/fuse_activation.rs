@@ -236,5 +236,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_activation", before).is_empty());
     }
-
 }

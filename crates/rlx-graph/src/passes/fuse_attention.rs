@@ -252,5 +252,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_attention", before).is_empty());
     }
-
 }

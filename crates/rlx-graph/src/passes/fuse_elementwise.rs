@@ -174,5 +174,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_elementwise", before).is_empty());
     }
-
 }

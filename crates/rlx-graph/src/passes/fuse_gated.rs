@@ -53,5 +53,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_gated", before).is_empty());
     }
-
 }

@@ -145,5 +145,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_linear", before).is_empty());
     }
-
 }

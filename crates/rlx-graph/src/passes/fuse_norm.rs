@@ -162,5 +162,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_norm", before).is_empty());
     }
-
 }

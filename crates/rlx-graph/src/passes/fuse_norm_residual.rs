@@ -90,5 +90,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_norm_residual", before).is_empty());
     }
-
 }

@@ -176,5 +176,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_shared_input", before).is_empty());
     }
-
 }

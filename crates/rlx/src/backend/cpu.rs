@@ -130,7 +130,7 @@ impl Backend for CpuBackend {
             let native = cx.lower(step)?;
             kernels.push(native);
         }
-        let schedule = Arc::new(cx.finish()?);
+        let schedule = Arc::new(cx.finish());
         let kernels = schedule.steps().iter().zip(kernels);
         let kernels = kernels.map(|(s, native)| KernelChoice { kernel: s.name(), native }).collect();
         Ok(Arc::new(CpuProgram {

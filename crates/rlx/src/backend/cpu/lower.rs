@@ -39,11 +39,6 @@ impl<'t> ShapeCx<'t> {
         self.template.sizes().known(*place.dims.get(axis)?)
     }
 
-    /// The last extent, if it is a number.
-    pub fn width(&self, place: &Place) -> Option<usize> {
-        self.known(place, place.dims.len().checked_sub(1)?)
-    }
-
     /// The name of the param a place is the whole of.
     pub fn param<'p>(&'p self, place: &Place) -> Option<&'p str> {
         match self.template.buffers()[place.buffer.index()].kind {
@@ -189,8 +184,8 @@ impl<'a> LowerCx<'a> {
     }
 
     /// The finished schedule.
-    pub fn finish(self) -> Result<Schedule, BackendError> {
-        Ok(self.schedule)
+    pub fn finish(self) -> Schedule {
+        self.schedule
     }
 
     /// A place as kernels see it.
