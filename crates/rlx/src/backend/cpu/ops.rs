@@ -1,8 +1,14 @@
 //! The ops the CPU has kernels for: one file and one line each.
 
+pub(super) mod attention;
 pub(super) mod embedding;
+pub(super) mod l2_normalize;
+pub(super) mod layer_norm;
 pub(super) mod linear;
 pub(super) mod reshape;
+pub(super) mod rms_norm;
+pub(super) mod rope;
+pub(super) mod softmax;
 
 use super::lower::{LowerCx, ShapeCx};
 use crate::backend::BackendError;
@@ -57,7 +63,18 @@ pub(super) trait CpuOp: Sync {
 }
 
 /// The list.
-pub(super) const OPS: &[&dyn CpuOp] = &[&linear::CpuLinear, &embedding::CpuEmbedding, &reshape::CpuReshape];
+pub(super) const OPS: &[&dyn CpuOp] = &[
+    &linear::CpuLinear,
+    &attention::CpuAttention,
+    &embedding::CpuEmbedding,
+    &layer_norm::CpuLayerNorm,
+    &rms_norm::CpuRmsNorm,
+    &l2_normalize::CpuL2Normalize,
+    &rope::CpuRope,
+    &rope::CpuRopeAngles,
+    &softmax::CpuSoftmax,
+    &reshape::CpuReshape,
+];
 
 /// The entry of an op.
 pub(super) fn find(name: &str) -> Option<&'static dyn CpuOp> {
