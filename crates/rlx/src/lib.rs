@@ -3,4 +3,6 @@
 pub mod backend;
 pub mod import;
 pub mod plan;
+pub mod session;
 pub mod weights;
+pub use session::{CompileOptions, CompiledGraph, Session, SessionError, State, TensorArg};
