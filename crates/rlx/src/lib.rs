@@ -6,3 +6,4 @@ pub mod plan;
 pub mod session;
 pub mod weights;
 pub use session::{CompileOptions, CompiledGraph, Session, SessionError, State, TensorArg};
+pub mod weights;
