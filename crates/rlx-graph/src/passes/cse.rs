@@ -98,7 +98,16 @@ mod tests {
   %7 : f32[rows, 4] = binary(%5, %6) {kind=sub}
   return "y": %7
 }"#;
-        insta::assert_snapshot!(after(&["cse"], before), @"");
+        insta::assert_snapshot!(after(&["cse"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          const %1 : f32[] = [2.0]
+          %2 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+          %3 : f32[rows, 4] = unary(%2) {kind=exp}
+          %4 : f32[rows, 4] = binary(%3, %3) {kind=sub}
+          return "y": %4
+        }
+        "#);
     }
 
     #[test]
@@ -115,5 +124,4 @@ mod tests {
 }"#;
         assert!(fired("cse", before).is_empty());
     }
-
 }

@@ -111,7 +111,13 @@ mod tests {
   %8 : f32[rows, 4] = binary(%7, %3) {kind=mul}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          %1 : f32[rows, 4] = activation(@x) {kind=gelu}
+          return "y": %1
+        }
+        "#);
     }
 
     #[test]
@@ -206,7 +212,15 @@ mod tests {
   %8 : f32[rows, 4] = binary(%7, %2) {kind=max}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          %1 : f32[rows, 4] = activation(@x) {kind=silu}
+          %2 : f32[rows, 4] = activation(%1) {kind=quick_gelu}
+          %3 : f32[rows, 4] = activation(%2) {kind=relu}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]
@@ -236,5 +250,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_activation", before).is_empty());
     }
-
 }

@@ -39,7 +39,14 @@ mod tests {
   %3 : f32[rows, 4] = binary(@z, %2) {kind=mul}
   return "y": %3
 }"#;
-        insta::assert_snapshot!(after(&["fuse_gated"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_gated"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @z : f32[rows, 4]
+          %2 : f32[rows, 4] = gated(@x, @z) {activation=silu}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]
@@ -53,5 +60,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_gated", before).is_empty());
     }
-
 }

@@ -106,7 +106,15 @@ mod tests {
   %7 : f32[rows, 4] = binary(@x, %6) {kind=add}
   return "y": %7
 }"#;
-        insta::assert_snapshot!(after(&["fuse_linear"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_linear"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f16[4, 4]
+          param @b : f32[4]
+          %3 : f32[rows, 4] = linear(@x, @w, @b, @x) {parts=1, transposed=false, bias=true, activation=gelu, gated=false, residual=true}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]
@@ -145,5 +153,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_linear", before).is_empty());
     }
-
 }

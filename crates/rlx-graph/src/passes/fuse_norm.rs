@@ -27,15 +27,6 @@ pub fn rules() -> Vec<Rule> {
     let rms = || over_root(|| bind("x"), squares);
     vec![
         Rule::new(
-            "rms_norm_unit_offset",
-            "x / sqrt(mean(x^2) + eps) * (w + 1)",
-            binary(Mul, rms(), binary(Add, bind("w"), scalar(1.0))),
-            |draft, m| rms_norm(draft, m, true),
-        ),
-        Rule::new("rms_norm", "x / sqrt(mean(x^2) + eps) * w", binary(Mul, rms(), bind("w")), |draft, m| {
-            rms_norm(draft, m, false)
-        }),
-        Rule::new(
             "layer_norm",
             "(x - mean x) / sqrt(mean((x - mean x)^2) + eps) * w",
             binary(Mul, over_root(centred, deviation), bind("w")),
@@ -46,6 +37,15 @@ pub fn rules() -> Vec<Rule> {
                 Some(Patch::with_op(m.result(draft)?, op, &[x, w]))
             },
         ),
+        Rule::new(
+            "rms_norm_unit_offset",
+            "x / sqrt(mean(x^2) + eps) * (w + 1)",
+            binary(Mul, rms(), binary(Add, bind("w"), scalar(1.0))),
+            |draft, m| rms_norm(draft, m, true),
+        ),
+        Rule::new("rms_norm", "x / sqrt(mean(x^2) + eps) * w", binary(Mul, rms(), bind("w")), |draft, m| {
+            rms_norm(draft, m, false)
+        }),
         Rule::new(
             "layer_norm_bias",
             "norm(x) * w + b",
@@ -143,7 +143,14 @@ mod tests {
   %11 : f32[rows, 4] = binary(%10, %8) {kind=mul}
   return "y": %11
 }"#;
-        insta::assert_snapshot!(after(&["fuse_norm"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_norm"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f16[4]
+          %2 : f32[rows, 4] = rms_norm(@x, @w) {eps=0.009999999776482582, unit_offset=true, groups=1, residual=false}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]
@@ -162,5 +169,4 @@ mod tests {
 }"#;
         assert!(fired("fuse_norm", before).is_empty());
     }
-
 }
