@@ -123,7 +123,15 @@ mod tests {
   %14 : f32[rows, 4] = binary(%13, @b) {kind=add}
   return "y": %14
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise", "fuse_norm"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise", "fuse_norm"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f32[4]
+          param @b : f32[4]
+          %3 : f32[rows, 4] = layer_norm(@x, @w, @b) {eps=0.009999999776482582, bias=true, residual=false}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

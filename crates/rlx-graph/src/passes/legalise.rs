@@ -156,7 +156,25 @@ mod tests {
         let target = OpSet::new("small", &["binary", "unary", "reduce", "reshape"]);
         let (graph, report) = run_pass("legalise", &before, &target, &PassOptions::default()).unwrap();
         assert_same_numbers(&before, &graph);
-        insta::assert_snapshot!(graph, @"");
+        insta::assert_snapshot!(graph, @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f32[4]
+          %2 : f32[rows, 1, 4] = reshape(@x) {dims=dims[rows, 1, 4]}
+          %3 : f32[rows, 1, 4] = binary(%2, %2) {kind=mul}
+          %4 : f32[rows, 1, 1] = reduce(%3) {kind=mean, axes=[2], keep_dims=true}
+          const %5 : f32[] = [0.5]
+          %6 : f32[rows, 1, 1] = binary(%4, %5) {kind=add}
+          %7 : f32[rows, 1, 1] = unary(%6) {kind=rsqrt}
+          %8 : f32[rows, 1, 4] = binary(%2, %7) {kind=mul}
+          %9 : f32[rows, 1, 4] = binary(%8, @w) {kind=mul}
+          %10 : f32[rows, 4] = reshape(%9) {dims=dims[rows, 4]}
+          %11 : f32[rows, 4] = unary(%10) {kind=sigmoid}
+          %12 : f32[rows, 4] = binary(%10, %11) {kind=mul}
+          %13 : f32[rows, 4] = binary(%12, @x) {kind=mul}
+          return "y": %13
+        }
+        "#);
         let decomposed: Vec<&str> = report.dispatch.decomposed.iter().map(|d| d.op).collect();
         assert_eq!(decomposed, ["rms_norm", "gated", "activation"]);
         assert_eq!(
