@@ -11,9 +11,9 @@ use crate::ops::reshape::Reshape;
 use crate::ops::slice::Slice;
 use crate::ops::transpose::Transpose;
 use crate::ops::unary::{Unary, UnaryOp};
-use crate::passes::words::{activation, binary, is_float, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, constant, op, scalar};
+use crate::rewrite::words::{activation, binary, is_float, unary};
 use crate::rewrite::{Draft, Match, Patch, Rule};
 use rlx_tensor::{DType, Tensor};
 
@@ -206,7 +206,7 @@ fn views() -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn neutral_elements_and_inverse_pairs_go() {

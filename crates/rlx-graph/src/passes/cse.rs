@@ -83,7 +83,7 @@ fn hash(def: &dyn OpDef, inputs: &[ValueId]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn equal_nodes_become_one() {

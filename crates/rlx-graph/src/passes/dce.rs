@@ -27,7 +27,7 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn unused_nodes_and_params_go_and_inputs_stay() {

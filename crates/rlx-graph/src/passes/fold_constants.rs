@@ -40,7 +40,7 @@ fn fold(draft: &Draft, id: NodeId, limit: usize) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn constants_meet() {

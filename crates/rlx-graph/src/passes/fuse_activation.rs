@@ -6,9 +6,9 @@
 use crate::ops::activation::{Activation, ActivationKind};
 use crate::ops::binary::BinaryOp::{Add, Div, Max, Mul, Pow};
 use crate::ops::unary::UnaryOp;
-use crate::passes::words::{activation, binary, is_float, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, one_of, scalar};
+use crate::rewrite::words::{activation, binary, is_float, unary};
 use crate::rewrite::{Draft, Patch, Pattern, Rule};
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
@@ -95,7 +95,7 @@ fn tanh() -> Pattern {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn gelu_as_exported() {

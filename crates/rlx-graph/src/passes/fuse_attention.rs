@@ -15,10 +15,10 @@ use crate::ops::reduce::{Reduce, ReduceOp};
 use crate::ops::reshape::Reshape;
 use crate::ops::softmax::Softmax;
 use crate::ops::transpose::Transpose;
-use crate::passes::words::{binary, is_f32};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::driver::apply;
 use crate::rewrite::pat::{bind, constant, one_of, op};
+use crate::rewrite::words::{binary, is_f32};
 use crate::rewrite::{Draft, Match, Operand, Patch, Pattern};
 use rlx_tensor::{DType, Dim, Shape};
 
@@ -197,7 +197,7 @@ fn mask_fits(draft: &Draft, mask: ValueId, [batch, heads, seq]: [&Dim; 3]) -> bo
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn attention_as_exported() {

@@ -142,7 +142,7 @@ fn spell(draft: &Draft, chain: &[NodeId]) -> Option<(FusedElementwise, Vec<Value
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn a_chain_becomes_a_program() {

@@ -10,9 +10,9 @@ use crate::ops::layer_norm::LayerNorm;
 use crate::ops::reduce::{Reduce, ReduceOp};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::unary::UnaryOp::{Reciprocal, Rsqrt, Sqrt};
-use crate::passes::words::{binary, is_f32, is_row_of, narrow, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, constant, one_of, op, scalar};
+use crate::rewrite::words::{binary, is_f32, is_row_of, narrow, unary};
 use crate::rewrite::{Draft, Match, Patch, Pattern, Rule};
 
 pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassError> {
@@ -101,7 +101,7 @@ fn rms_norm(draft: &Draft, m: &Match, unit_offset: bool) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn layer_norm_as_exported() {

@@ -59,7 +59,7 @@ fn with_sum(draft: &Draft, m: &Match, norm: Op) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn sums_before_norms() {

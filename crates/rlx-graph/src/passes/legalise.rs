@@ -139,8 +139,8 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
 mod tests {
     use super::*;
     use crate::graph::Graph;
-    use crate::passes::testing::assert_same_numbers;
     use crate::passes::{PassOptions, run_pass};
+    use crate::rewrite::testing::assert_same_numbers;
 
     const NORM: &str = r#"graph "g" {
   input @x : f32[rows, 4]

@@ -81,6 +81,8 @@ pub struct FusionReport {
     pub fired: Vec<Fired>,
     /// Patches that were not applied.
     pub refused: Vec<Refused>,
+    /// How often a rule's pattern was tried on a node: the measure of the work done.
+    pub tried: usize,
 }
 
 impl FusionReport {
@@ -140,6 +142,7 @@ pub fn rewrite(draft: &mut Draft, rules: &[Rule], report: &mut FusionReport) -> 
         }
         let Some(candidates) = by_root.get(draft.node(id).op().def().name()) else { continue };
         for rule in candidates.iter().map(|&i| &rules[i]) {
+            report.tried += 1;
             let Some(found) = rule.pattern.matches(draft, id) else { continue };
             let Some(patch) = (rule.build)(draft, &found) else { continue };
             let Some(touched) = apply(draft, rule.name, id, &patch, report) else { continue };
