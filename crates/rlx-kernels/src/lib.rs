@@ -1,1 +1,17 @@
 //! CPU speed: instruction-set dispatch, thread pool and kernel families.
+#![expect(
+    unsafe_code,
+    reason = "kernels work on raw pointers; the crate is one of the named places of unsafe code"
+)]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed by constant bounds so that they unroll"
+)]
+
+pub mod aligned;
+pub mod gemm;
+pub mod isa;
+pub mod limits;
+pub mod math;
+pub mod pool;
+pub mod schedule;

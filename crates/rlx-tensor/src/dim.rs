@@ -529,6 +529,40 @@ impl fmt::Display for Atom {
     }
 }
 
+/// One level of a dim's structure.
+pub(crate) enum DimView<'d> {
+    Known(usize),
+    Symbol(&'d Symbol),
+    FloorDiv(&'d Dim, &'d Dim),
+    CeilDiv(&'d Dim, &'d Dim),
+    Min(&'d Dim, &'d Dim),
+    Max(&'d Dim, &'d Dim),
+    /// Coefficients with their factors.
+    Sum(Vec<(i64, Vec<Dim>)>),
+}
+
+impl Dim {
+    pub(crate) fn view(&self) -> DimView<'_> {
+        let poly = match self {
+            Dim::Known(value) => return DimView::Known(*value),
+            Dim::Expr(poly) => poly,
+        };
+        if let [Term { coeff: 1, factors }] = poly.terms.as_slice()
+            && let [atom] = factors.as_slice()
+        {
+            return match atom {
+                Atom::Symbol(symbol) => DimView::Symbol(symbol),
+                Atom::FloorDiv(a, b) => DimView::FloorDiv(a, b),
+                Atom::CeilDiv(a, b) => DimView::CeilDiv(a, b),
+                Atom::Min(a, b) => DimView::Min(a, b),
+                Atom::Max(a, b) => DimView::Max(a, b),
+            };
+        }
+        let factors = |term: &Term| term.factors.iter().map(|atom| Dim::atom(atom.clone())).collect();
+        DimView::Sum(poly.terms.iter().map(|term| (term.coeff, factors(term))).collect())
+    }
+}
+
 mod parse;
 
 #[cfg(test)]

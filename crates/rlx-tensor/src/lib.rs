@@ -3,10 +3,12 @@
 mod dim;
 mod dtype;
 mod shape;
+mod sizes;
 pub mod storage;
 mod tensor;
 
 pub use dim::{Dim, DimBinding, DimError, DimOrder, Poly, Symbol};
 pub use dtype::{DType, DTypeClass, UnknownDType};
 pub use shape::{Shape, byte_count, element_count};
+pub use sizes::{SizeId, SizeTable};
 pub use tensor::{Element, Tensor, TensorError};

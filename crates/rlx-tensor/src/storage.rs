@@ -1,5 +1,6 @@
 //! Memory that tensors stand in.
 
 mod aligned;
+pub mod mapped;
 
 pub use aligned::AlignedBytes;

@@ -18,9 +18,9 @@ pub struct AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// A buffer of `len` zero bytes.
+    /// A buffer of `len` zero bytes; the system commits its pages when they are first written.
     pub fn zeroed(len: usize) -> Self {
-        Self { lines: vec![Line([0; ALIGNMENT]); len.div_ceil(ALIGNMENT)], len }
+        Self { lines: bytemuck::zeroed_vec(len.div_ceil(ALIGNMENT)), len }
     }
 
     /// A buffer that holds a copy of `bytes`.

@@ -1,0 +1,465 @@
+//! Linear layers on packed weights: `out = residual + act(x . W^T + bias)`, from one row (GEMV) to many (GEMM).
+//!
+//! An output element is one f32 accumulator, updated by fused multiply-add for k = 0, 1, 2, ..., so its bits depend
+//! neither on the number of rows, nor on tiles, threads or the instruction set (activations other than `None` and
+//! `Relu` apart, whose bits are per instruction set).
+
+mod activation;
+mod block;
+mod epilogue;
+mod pack;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::ops::Range;
+
+pub use activation::Activation;
+use block::BlockArgs;
+use epilogue::EpilogueArgs;
+pub use pack::{
+    PackError, PackJob, PackedLayout, PackedMatrix, PackedStorage, WeightOrder, WeightPart, WeightType, pack,
+    pack_on, panel_columns, size_of_packed,
+};
+pub use table::{BLOCKS, BlockRow};
+use table::{Chosen, MAX_ACCUMULATORS};
+
+use crate::isa::Isa;
+use crate::pool::{Pool, Team};
+
+/// The kernels for one packed layout on one instruction set.
+#[derive(Clone, Copy)]
+pub struct LinearKernel {
+    layout: PackedLayout,
+    isa: Isa,
+    chosen: Chosen,
+}
+
+impl fmt::Debug for LinearKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LinearKernel")
+            .field("isa", &self.isa)
+            .field("layout", &self.layout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The operands of a linear layer. Strides are in values, from one row to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearArgs {
+    /// Rows.
+    pub m: usize,
+    /// `m` rows of `k` values.
+    pub x: *const f32,
+    /// Row stride of `x`.
+    pub x_stride: usize,
+    /// The packed matrix, `layout.bytes()` bytes.
+    pub w: *const u8,
+    /// `layout.n()` values in the order the weight's parts were stacked, or null.
+    pub bias: *const f32,
+    /// `m` rows of `layout.outputs()` values to add last, or null; may be `out` itself with the same stride.
+    pub residual: *const f32,
+    /// Row stride of `residual`.
+    pub residual_stride: usize,
+    /// `m` rows of `layout.outputs()` values, written.
+    pub out: *mut f32,
+    /// Row stride of `out`.
+    pub out_stride: usize,
+    /// What is applied before the residual is added; of a gated layer, to the gate.
+    pub activation: Activation,
+}
+
+/// How the output of `m` rows is cut into tiles: row blocks by panel blocks.
+///
+/// The cut depends on the number of workers, for balance; what an element is does not depend on the cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinearGrid {
+    m: usize,
+    chunks: usize,
+    row_blocks: usize,
+    panels: usize,
+    panel_blocks: usize,
+    panel_step: usize,
+}
+
+impl LinearGrid {
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.row_blocks * self.panel_blocks
+    }
+
+    fn chunks_of(&self, tile: usize) -> Range<usize> {
+        let block = tile % self.row_blocks;
+        block * self.chunks / self.row_blocks..(block + 1) * self.chunks / self.row_blocks
+    }
+
+    fn panels_of(&self, tile: usize) -> Range<usize> {
+        let block = tile / self.row_blocks;
+        let steps = self.panels.div_ceil(self.panel_step);
+        let start = block * steps / self.panel_blocks * self.panel_step;
+        let end = (block + 1) * steps / self.panel_blocks * self.panel_step;
+        start..end.min(self.panels)
+    }
+
+    fn rows_of(&self, chunk: usize) -> Range<usize> {
+        chunk * self.m / self.chunks..(chunk + 1) * self.m / self.chunks
+    }
+}
+
+/// Bytes of packed weights a tile covers at most, so that they stay in the second-level cache across row chunks.
+const TILE_WEIGHT_BYTES: usize = 1 << 20;
+
+/// Row chunks per tile at most: what a worker does alone between two looks at the ticket.
+const TILE_CHUNKS: usize = 8;
+
+/// Tiles per worker aimed at, so that an uneven machine still finishes together.
+const TILES_PER_WORKER: usize = 4;
+
+impl LinearKernel {
+    /// The kernels that read `layout` on `isa`.
+    ///
+    /// `None` if this machine or build lacks the instruction set, or the layout is another one's.
+    pub fn select(isa: Isa, layout: &PackedLayout) -> Option<LinearKernel> {
+        if layout.panel_columns() != panel_columns(isa) {
+            return None;
+        }
+        let chosen = table::choose(isa, layout.dtype())?;
+        Some(LinearKernel { layout: *layout, isa, chosen })
+    }
+
+    /// The layout the kernels read.
+    pub fn layout(&self) -> &PackedLayout {
+        &self.layout
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The name of the instance that does most of the work for `m` rows, as in [`BlockRow::name`].
+    pub fn name(&self, m: usize) -> String {
+        let rows = m.div_ceil(m.div_ceil(self.chosen.max_rows).max(1)).max(1);
+        let panels =
+            self.chosen.several[rows - 1].map_or(1, |(_, panels)| panels).min(self.layout.panels().max(1));
+        let panels =
+            if self.chosen.several[rows - 1].is_some_and(|(_, step)| step == panels) { panels } else { 1 };
+        let rows_of = BLOCKS.iter().copied().flatten();
+        rows_of
+            .filter(|row| row.isa() == self.isa && row.dtype == self.layout.dtype())
+            .find(|row| row.rows == rows && row.panels == panels)
+            .map_or_else(String::new, BlockRow::name)
+    }
+
+    /// The cut of `m` rows for `workers` workers. Constant time.
+    pub fn grid(&self, m: usize, workers: usize) -> LinearGrid {
+        let panels = self.layout.panels();
+        let chunks = m.div_ceil(self.chosen.max_rows);
+        if m == 0 || panels == 0 {
+            return LinearGrid { m, chunks, row_blocks: 0, panels, panel_blocks: 0, panel_step: 1 };
+        }
+        let rows = m.div_ceil(chunks);
+        let panel_step = self.chosen.several[rows - 1].map_or(1, |(_, step)| step);
+        let steps = panels.div_ceil(panel_step);
+        let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
+        let panels_in_cache = (TILE_WEIGHT_BYTES / self.layout.panel_bytes().max(1)).max(1);
+        let mut panel_blocks = if chunks > 1 { panels.div_ceil(panels_in_cache).min(steps) } else { 1 };
+        let mut row_blocks = chunks.div_ceil(TILE_CHUNKS);
+        if row_blocks * panel_blocks < wanted {
+            row_blocks = chunks.min(wanted.div_ceil(panel_blocks));
+        }
+        if row_blocks * panel_blocks < wanted {
+            panel_blocks = steps.min(wanted.div_ceil(row_blocks));
+        }
+        LinearGrid { m, chunks, row_blocks, panels, panel_blocks, panel_step }
+    }
+
+    /// f32 values of scratch each worker needs, 64-byte aligned for speed.
+    pub fn scratch_len(&self) -> usize {
+        self.chosen.max_rows * scratch_stride(self.layout.k())
+    }
+
+    /// Computes one tile of the output.
+    ///
+    /// # Safety
+    /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `scratch` is valid for
+    /// [`LinearKernel::scratch_len`] values and this worker's alone; `out` overlaps no other operand except an
+    /// identical `residual`; no other thread accesses this tile's outputs. `grid` is of [`LinearKernel::grid`] with
+    /// `args.m` and `tile < grid.tiles()`.
+    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, scratch: *mut f32) {
+        let panels = grid.panels_of(tile);
+        for chunk in grid.chunks_of(tile) {
+            let rows = grid.rows_of(chunk);
+            let (mut x, mut x_stride) = (args.x.wrapping_add(rows.start * args.x_stride), args.x_stride);
+            if rows.len() > 4 && conflicts(x_stride, self.layout.k()) {
+                x_stride = scratch_stride(self.layout.k());
+                // SAFETY: the rows are in `x`, and the scratch has `max_rows` rows of this stride.
+                unsafe {
+                    for row in 0..rows.len() {
+                        let from = x.add(row * args.x_stride);
+                        std::ptr::copy_nonoverlapping(from, scratch.add(row * x_stride), self.layout.k());
+                    }
+                }
+                x = scratch;
+            }
+            // SAFETY: the rows and panels are in the operands; passed on.
+            unsafe { self.run_chunk(args, rows, panels.clone(), x, x_stride) };
+        }
+    }
+
+    /// Computes some rows (at most `max_rows`) of some panels; `x` is at the first of the rows.
+    unsafe fn run_chunk(
+        &self,
+        args: &LinearArgs,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        x: *const f32,
+        x_stride: usize,
+    ) {
+        let layout = &self.layout;
+        let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
+        let acc = acc.0.as_mut_ptr().cast::<f32>();
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let several = self.chosen.several[rows.len() - 1].filter(|(_, step)| panel + step <= panels.end);
+            let (Some(entry), step) =
+                several.map_or((self.chosen.one[rows.len() - 1], 1), |(e, n)| (Some(e), n))
+            else {
+                return;
+            };
+            let block = BlockArgs {
+                x,
+                ldx: x_stride,
+                w: args.w.wrapping_add(panel * layout.panel_bytes()),
+                panel_bytes: layout.panel_bytes(),
+                k: layout.k(),
+                acc,
+            };
+            // SAFETY: the caller guarantees the rows and panels; the accumulators of any instance fit in `acc`.
+            unsafe { entry(&block, 0) };
+            for index in 0..step {
+                let acc = acc.wrapping_add(index * layout.panel_columns());
+                // SAFETY: the caller guarantees the outputs of these rows and panels; `acc` has just been written.
+                unsafe { self.finish(args, &rows, panel + index, acc, step * layout.panel_columns()) };
+            }
+            panel += step;
+        }
+    }
+
+    unsafe fn finish(
+        &self,
+        args: &LinearArgs,
+        rows: &Range<usize>,
+        panel: usize,
+        acc: *const f32,
+        acc_stride: usize,
+    ) {
+        let layout = &self.layout;
+        let column = panel * layout.panel_outputs();
+        let bias_at = |start: usize| {
+            if args.bias.is_null() { args.bias } else { args.bias.wrapping_add(start + column) }
+        };
+        let residual = if args.residual.is_null() {
+            args.residual
+        } else {
+            args.residual.wrapping_add(rows.start * args.residual_stride + column)
+        };
+        let epilogue = EpilogueArgs {
+            acc,
+            acc_stride,
+            rows: rows.len(),
+            columns: layout.panel_outputs().min(layout.outputs() - column),
+            up: if layout.gated() { layout.panel_outputs() } else { 0 },
+            bias: bias_at(0),
+            up_bias: if layout.gated() { bias_at(layout.outputs()) } else { std::ptr::null() },
+            residual,
+            residual_stride: args.residual_stride,
+            out: args.out.wrapping_add(rows.start * args.out_stride + column),
+            out_stride: args.out_stride,
+            activation: args.activation,
+        };
+        // SAFETY: the caller guarantees bias, residual and outputs of these rows and this panel.
+        unsafe { (self.chosen.epilogue)(&epilogue, 0) };
+    }
+}
+
+#[repr(align(64))]
+struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);
+
+/// Rows of a stride near a multiple of a page fall into the same few sets of the first-level cache.
+fn conflicts(stride: usize, k: usize) -> bool {
+    let offset = stride * size_of::<f32>() % 4096;
+    k > 64 && (offset == 2048 || !(64..=4096 - 64).contains(&offset))
+}
+
+/// Stride of rows copied to scratch: an odd number of cache lines.
+fn scratch_stride(k: usize) -> usize {
+    (k.div_ceil(16) | 1) * 16
+}
+
+/// Runs a linear layer with all workers of a team, who pass the same arguments; the outputs are complete after the
+/// next [`Team::barrier`], which the caller passes.
+///
+/// # Safety
+/// As for [`LinearKernel::run_tile`] over all tiles; `scratch` is this worker's.
+pub unsafe fn linear(team: &Team<'_>, kernel: &LinearKernel, args: &LinearArgs, scratch: *mut f32) {
+    let grid = kernel.grid(args.m, team.count());
+    for tile in team.tiles(grid.tiles()) {
+        // SAFETY: passed on to the caller; each tile is claimed by one worker.
+        unsafe { kernel.run_tile(args, &grid, tile, scratch) };
+    }
+}
+
+/// Operands of a linear layer as slices, for [`LinearKernel::run`].
+#[derive(Debug)]
+pub struct LinearOperands<'a> {
+    /// Rows.
+    pub m: usize,
+    /// `m` rows of `k` values, `x_stride` apart.
+    pub x: &'a [f32],
+    /// Row stride of `x`, at least `k`.
+    pub x_stride: usize,
+    /// `n` values in the order the weight's parts were stacked.
+    pub bias: Option<&'a [f32]>,
+    /// What is added last.
+    pub residual: Residual<'a>,
+    /// `m` rows of outputs, `out_stride` apart.
+    pub out: &'a mut [f32],
+    /// Row stride of `out`, at least the number of outputs.
+    pub out_stride: usize,
+    /// What is applied before the residual is added.
+    pub activation: Activation,
+}
+
+/// What a linear layer adds to its result.
+#[derive(Clone, Copy, Debug)]
+pub enum Residual<'a> {
+    /// Nothing.
+    None,
+    /// The previous contents of `out`.
+    Out,
+    /// `m` rows, `stride` values apart.
+    Rows {
+        /// The values.
+        values: &'a [f32],
+        /// Row stride, at least the number of outputs.
+        stride: usize,
+    },
+}
+
+/// Operands that do not fit the layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinearError {
+    /// The packed matrix is not of the layout the kernels were selected for.
+    Layout,
+    /// A slice or a stride is too small.
+    Operand {
+        /// Which operand.
+        name: &'static str,
+        /// Values it must have.
+        expected: usize,
+        /// Values it has.
+        found: usize,
+    },
+}
+
+impl fmt::Display for LinearError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinearError::Layout => write!(f, "linear: the packed matrix has another layout than the kernels"),
+            LinearError::Operand { name, expected, found } => {
+                write!(f, "linear: {name}: expected at least {expected} values, found {found}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for LinearError {}
+
+fn check(name: &'static str, expected: usize, found: usize) -> Result<(), LinearError> {
+    if found < expected { Err(LinearError::Operand { name, expected, found }) } else { Ok(()) }
+}
+
+fn check_rows(
+    names: [&'static str; 2],
+    m: usize,
+    columns: usize,
+    stride: usize,
+    len: usize,
+) -> Result<(), LinearError> {
+    check(names[0], columns, stride)?;
+    let needed =
+        if m == 0 { Some(0) } else { (m - 1).checked_mul(stride).and_then(|last| last.checked_add(columns)) };
+    check(names[1], needed.unwrap_or(usize::MAX), len)
+}
+
+impl LinearOperands<'_> {
+    fn check(&self, layout: &PackedLayout) -> Result<(), LinearError> {
+        check_rows(["x stride", "x"], self.m, layout.k(), self.x_stride, self.x.len())?;
+        check_rows(["out stride", "out"], self.m, layout.outputs(), self.out_stride, self.out.len())?;
+        if let Some(bias) = self.bias {
+            check("bias", layout.n(), bias.len())?;
+        }
+        if let Residual::Rows { values, stride } = self.residual {
+            check_rows(["residual stride", "residual"], self.m, layout.outputs(), stride, values.len())?;
+        }
+        Ok(())
+    }
+}
+
+struct SharedArgs(LinearArgs, *mut f32);
+
+// SAFETY: workers write disjoint tiles of `out` and their own scratch, and only read the rest.
+unsafe impl Sync for SharedArgs {}
+
+impl SharedArgs {
+    fn parts(&self) -> (&LinearArgs, *mut f32) {
+        (&self.0, self.1)
+    }
+}
+
+impl LinearKernel {
+    /// Runs the layer on a pool, with every operand checked. Allocates scratch: for tests, benchmarks and loaders.
+    pub fn run(
+        &self,
+        pool: &Pool,
+        w: &PackedMatrix,
+        operands: LinearOperands<'_>,
+    ) -> Result<(), LinearError> {
+        if w.layout() != &self.layout {
+            return Err(LinearError::Layout);
+        }
+        operands.check(&self.layout)?;
+        let mut scratch = vec![0.0f32; self.scratch_len() * pool.threads()];
+        let out = operands.out.as_mut_ptr();
+        let (residual, residual_stride) = match operands.residual {
+            Residual::None => (std::ptr::null(), 0),
+            Residual::Out => (out.cast_const(), operands.out_stride),
+            Residual::Rows { values, stride } => (values.as_ptr(), stride),
+        };
+        let args = LinearArgs {
+            m: operands.m,
+            x: operands.x.as_ptr(),
+            x_stride: operands.x_stride,
+            w: w.bytes().as_ptr(),
+            bias: operands.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual,
+            residual_stride,
+            out,
+            out_stride: operands.out_stride,
+            activation: operands.activation,
+        };
+        let shared = SharedArgs(args, scratch.as_mut_ptr());
+        pool.run(|team| {
+            let (args, scratch) = shared.parts();
+            let own = scratch.wrapping_add(team.index() * self.scratch_len());
+            // SAFETY: all operands were checked against the layout; `out` is borrowed exclusively, and the residual is
+            // either `out` itself or a shared borrow, which cannot overlap it; the scratch has a part per worker.
+            unsafe { linear(team, self, args, own) };
+            team.barrier();
+        });
+        Ok(())
+    }
+}

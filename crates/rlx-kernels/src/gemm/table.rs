@@ -1,0 +1,104 @@
+//! The instances of the family: one row each, for selection, tests, benchmarks and reports.
+
+use super::block::{Bf16, Block, BlockArgs, F16, F32, Weight};
+use super::epilogue::{Epilogue, EpilogueArgs};
+use super::pack::WeightType;
+use crate::isa::{Entry, Isa, Row};
+
+/// A microkernel: accumulators of `rows` rows by `panels` panels.
+pub struct BlockRow {
+    /// Element type of the weights.
+    pub dtype: WeightType,
+    /// Rows of a call.
+    pub rows: usize,
+    /// Panels of a call.
+    pub panels: usize,
+    pub(super) row: Row<BlockArgs>,
+}
+
+impl BlockRow {
+    const fn of<W: Weight, const ROWS: usize, const PANELS: usize>(isa: Isa) -> BlockRow {
+        BlockRow { dtype: W::DTYPE, rows: ROWS, panels: PANELS, row: Row::of::<Block<W, ROWS, PANELS>>(isa) }
+    }
+
+    /// The instruction set the instance is compiled for.
+    pub fn isa(&self) -> Isa {
+        self.row.isa
+    }
+
+    /// `linear_{dtype}_{isa}_{rows}x{panels}p`.
+    pub fn name(&self) -> String {
+        self.row.name()
+    }
+
+    /// Whether this build and this machine have the instance.
+    pub fn is_available(&self) -> bool {
+        self.row.entry.is_some() && self.row.isa.is_available()
+    }
+}
+
+macro_rules! rows {
+    ($isa:expr, $w:ty, [$($rows:literal),*], [$(($few:literal, $panels:literal)),*]) => {
+        &[$(BlockRow::of::<$w, $rows, 1>($isa),)* $(BlockRow::of::<$w, $few, $panels>($isa),)*]
+    };
+}
+
+/// All microkernels. In each group the one-panel rows are complete from one row up to the most rows of the instance;
+/// the rows with more panels keep enough accumulators in flight when there are few rows.
+pub const BLOCKS: &[&[BlockRow]] = &[
+    rows!(
+        Isa::Avx512,
+        F32,
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
+        [(1, 4), (2, 4), (3, 3), (4, 2)]
+    ),
+    rows!(Isa::Avx512, Bf16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [(1, 4), (2, 4), (3, 3), (4, 2)]),
+    rows!(Isa::Avx512, F16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [(1, 4), (2, 4), (3, 2), (4, 2)]),
+    rows!(Isa::Avx2, F32, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
+    rows!(Isa::Avx2, Bf16, [1, 2, 3, 4, 5], [(1, 4), (2, 2)]),
+    rows!(Isa::Avx2, F16, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Neon, F32, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
+    rows!(Isa::Neon, Bf16, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
+    rows!(Isa::Neon, F16, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Scalar, F32, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Scalar, Bf16, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Scalar, F16, [1, 2, 3, 4], [(1, 2)]),
+];
+
+pub(super) const EPILOGUES: [Row<EpilogueArgs>; 4] = Row::all_of::<Epilogue>();
+
+/// The most rows any instance takes.
+pub(super) const MAX_ROWS: usize = 14;
+
+/// The most values a microkernel call accumulates: rows by panels by columns.
+pub(super) const MAX_ACCUMULATORS: usize = 14 * 32;
+
+/// The instances chosen for one instruction set and element type.
+#[derive(Clone, Copy)]
+pub(super) struct Chosen {
+    /// One-panel instances, by rows - 1; filled up to `max_rows`.
+    pub one: [Option<Entry<BlockArgs>>; MAX_ROWS],
+    pub max_rows: usize,
+    /// Several-panel instances and their panels, by rows - 1.
+    pub several: [Option<(Entry<BlockArgs>, usize)>; MAX_ROWS],
+    pub epilogue: Entry<EpilogueArgs>,
+}
+
+/// Chooses the instances of exactly this instruction set; `None` if the build or the machine lacks them.
+pub(super) fn choose(isa: Isa, dtype: WeightType) -> Option<Chosen> {
+    if !isa.is_available() {
+        return None;
+    }
+    let epilogue = EPILOGUES.iter().find(|row| row.isa == isa)?.entry?;
+    let mut chosen = Chosen { one: [None; MAX_ROWS], max_rows: 0, several: [None; MAX_ROWS], epilogue };
+    for row in BLOCKS.iter().copied().flatten().filter(|row| row.isa() == isa && row.dtype == dtype) {
+        let entry = row.row.entry?;
+        if row.panels == 1 {
+            chosen.one[row.rows - 1] = Some(entry);
+            chosen.max_rows = chosen.max_rows.max(row.rows);
+        } else {
+            chosen.several[row.rows - 1] = Some((entry, row.panels));
+        }
+    }
+    (chosen.max_rows > 0).then_some(chosen)
+}

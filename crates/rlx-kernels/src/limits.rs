@@ -1,0 +1,168 @@
+//! What this machine can do at most, measured: the scale that kernel figures are read against.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use crate::aligned::AlignedBuf;
+use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
+use crate::pool::Pool;
+
+struct FmaPeak;
+
+struct FmaArgs {
+    rounds: usize,
+    sink: *mut f32,
+}
+
+/// Vectors in flight: enough to cover the latency on every instruction set without running out of registers.
+const fn chains(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 12,
+        _ => 6,
+    }
+}
+
+#[inline(always)]
+unsafe fn fma_chains<S: Simd, const CHAINS: usize>(s: S, args: &FmaArgs) {
+    let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
+    let mut acc = [s.zero(); CHAINS];
+    for _ in 0..args.rounds {
+        for _ in 0..4 {
+            for chain in &mut acc {
+                *chain = s.fma(*chain, a, b);
+            }
+        }
+    }
+    let mut sum = s.zero();
+    for chain in acc {
+        sum = s.add(sum, chain);
+    }
+    // SAFETY: the caller guarantees 16 writable values.
+    unsafe { s.store(args.sink, sum) };
+}
+
+impl Kernel for FmaPeak {
+    type Args = FmaArgs;
+    const OP: &'static str = "fma_peak";
+    const DTYPES: &'static str = "f32";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, args: &FmaArgs, _tile: usize) {
+        // SAFETY: the caller guarantees the sink.
+        unsafe {
+            if chains(S::ISA) == 12 {
+                fma_chains::<S, 12>(s, args);
+            } else {
+                fma_chains::<S, 6>(s, args);
+            }
+        }
+    }
+}
+
+struct Read;
+
+struct ReadArgs {
+    start: *const f32,
+    /// Values, a multiple of 128.
+    len: usize,
+    sink: *mut f32,
+}
+
+impl Kernel for Read {
+    type Args = ReadArgs;
+    const OP: &'static str = "read";
+    const DTYPES: &'static str = "f32";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, args: &ReadArgs, _tile: usize) {
+        let mut acc = [s.zero(); 4];
+        let mut at = 0;
+        // SAFETY: the caller guarantees `len` readable and 16 writable values.
+        unsafe {
+            while at < args.len {
+                for block in 0..2 {
+                    for (chain, acc) in acc.iter_mut().enumerate() {
+                        let p = args.start.add(at + (block * 4 + chain) * LANES);
+                        s.prefetch(p.wrapping_add(512).cast());
+                        *acc = s.add(*acc, s.load(p));
+                    }
+                }
+                at += 8 * LANES;
+            }
+            let sum = s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3]));
+            s.store(args.sink, sum);
+        }
+    }
+}
+
+/// The time of the fastest of several calls: what the machine does when nothing disturbs it.
+fn fastest(calls: usize, mut call: impl FnMut()) -> Duration {
+    let time = |_| {
+        let start = Instant::now();
+        call();
+        start.elapsed()
+    };
+    (0..calls).map(time).min().unwrap_or_default()
+}
+
+/// Multiply-adds per second, counted as two operations each, that all workers of the pool reach together on registers.
+///
+/// Takes some milliseconds. `None` if the machine lacks the instruction set.
+pub fn fma_flops(pool: &Pool, isa: Isa) -> Option<f64> {
+    let kernel: Entry<FmaArgs> = entry::<FmaPeak>(isa).filter(|_| isa.is_available())?;
+    let rounds = if isa == Isa::Scalar { 10_000 } else { 50_000 };
+    let time = fastest(5, || {
+        pool.run(|_| {
+            let mut sink = [0.0f32; LANES];
+            // SAFETY: the sink has 16 values and the instruction set is available.
+            unsafe { kernel(&FmaArgs { rounds, sink: sink.as_mut_ptr() }, 0) };
+            black_box(sink);
+        });
+    });
+    let operations = pool.threads() * rounds * 4 * chains(isa) * LANES * 2;
+    Some(operations as f64 / time.as_secs_f64())
+}
+
+/// Bytes per second that all workers together read from a buffer of `bytes` bytes (rounded down to 64 KiB), each
+/// its own part, repeatedly: the limit of a matrix-vector product over weights of that size.
+///
+/// `None` if the machine lacks the instruction set or the buffer cannot be had.
+pub fn read_rate(pool: &Pool, isa: Isa, bytes: usize) -> Option<f64> {
+    const PIECE: usize = 64 << 10;
+    let kernel: Entry<ReadArgs> = entry::<Read>(isa).filter(|_| isa.is_available())?;
+    let pieces = (bytes / PIECE).max(1);
+    let mut buf = AlignedBuf::zeroed(pieces * PIECE)?;
+    buf.bytes_mut().fill(1);
+    let data: &[u8] = buf.as_ref();
+    let calls = (1 << 30) / data.len().max(1 << 20);
+    let time = fastest(calls.clamp(3, 50), || {
+        pool.run(|team| {
+            let mut sink = [0.0f32; LANES];
+            let own = team.index() * pieces / team.count()..(team.index() + 1) * pieces / team.count();
+            let own = &data[own.start * PIECE..own.end * PIECE];
+            let args = ReadArgs { start: own.as_ptr().cast(), len: own.len() / 4, sink: sink.as_mut_ptr() };
+            // SAFETY: the part has `len` values, a multiple of 128, aligned to 64 bytes; the sink has 16.
+            unsafe { kernel(&args, 0) };
+            black_box(sink);
+        });
+    });
+    Some(data.len() as f64 / time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_finite_and_positive() {
+        let pool = Pool::new(2);
+        for isa in Isa::available() {
+            let flops = fma_flops(&pool, isa).expect("available");
+            let read = read_rate(&pool, isa, 1 << 20).expect("available");
+            assert!(
+                flops.is_finite() && flops > 1e6 && read.is_finite() && read > 1e6,
+                "{isa} {flops} {read}"
+            );
+        }
+    }
+}

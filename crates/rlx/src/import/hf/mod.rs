@@ -1,0 +1,119 @@
+//! A Hugging Face model folder: where it is, and its JSON files as checked, typed values.
+
+pub mod config;
+mod generation;
+mod hub;
+mod sentence;
+
+use std::path::{Path, PathBuf};
+
+pub use config::{ConfigReader, FromConfig, OneOrMany};
+pub use generation::GenerationConfig;
+pub use hub::{HfCacheDirs, HubName, ResolvedModel, resolve_model};
+pub use sentence::{
+    PoolingConfig, PoolingMode, SentenceModule, SentenceModuleKind, SentencePrompts, SentenceTransformer,
+};
+
+use super::ImportError;
+use super::safetensors::SafetensorsLoader;
+
+/// The architecture's description.
+pub const CONFIG_FILE: &str = "config.json";
+/// The tokenizer.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// A folder with `config.json`.
+#[derive(Debug, Clone)]
+pub struct HfFolder {
+    root: PathBuf,
+    name: String,
+}
+
+impl HfFolder {
+    /// Opens a path, or a hub name that is in the local cache.
+    ///
+    /// # Errors
+    /// As [`resolve_model`]; [`ImportError::MissingFile`] without `config.json`.
+    pub fn open(model: &str, dirs: &HfCacheDirs) -> Result<Self, ImportError> {
+        let resolved = resolve_model(model, dirs)?;
+        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name };
+        folder.need(CONFIG_FILE)?;
+        Ok(folder)
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `config.json`, for the architecture to read.
+    ///
+    /// # Errors
+    /// As [`ConfigReader::open`].
+    pub fn config(&self) -> Result<ConfigReader, ImportError> {
+        ConfigReader::open(self.need(CONFIG_FILE)?)
+    }
+
+    /// `generation_config.json`, where there is one.
+    ///
+    /// # Errors
+    /// As [`GenerationConfig::read`].
+    pub fn generation_config(&self) -> Result<Option<GenerationConfig>, ImportError> {
+        self.reader("generation_config.json")?.as_ref().map(GenerationConfig::read).transpose()
+    }
+
+    /// `tokenizer_config.json`, where there is one.
+    ///
+    /// # Errors
+    /// As [`ConfigReader::open`].
+    pub fn tokenizer_config(&self) -> Result<Option<ConfigReader>, ImportError> {
+        self.reader("tokenizer_config.json")
+    }
+
+    /// Any other JSON object of the folder, where there is one.
+    ///
+    /// # Errors
+    /// As [`ConfigReader::open`].
+    pub fn reader(&self, file: &str) -> Result<Option<ConfigReader>, ImportError> {
+        let path = self.root.join(file);
+        if path.is_file() { ConfigReader::open(path).map(Some) } else { Ok(None) }
+    }
+
+    /// The path of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`ImportError::MissingFile`].
+    pub fn tokenizer(&self) -> Result<PathBuf, ImportError> {
+        self.need(TOKENIZER_FILE)
+    }
+
+    /// What sentence-transformers adds, where `modules.json` is there.
+    ///
+    /// # Errors
+    /// As [`SentenceTransformer::open`].
+    pub fn sentence_transformer(&self) -> Result<Option<SentenceTransformer>, ImportError> {
+        SentenceTransformer::open(&self.root)
+    }
+
+    /// The weights, mapped.
+    ///
+    /// # Errors
+    /// As [`SafetensorsLoader::open`].
+    pub fn weights(&self) -> Result<SafetensorsLoader, ImportError> {
+        SafetensorsLoader::open(&self.root).map_err(|error| match error {
+            ImportError::MissingFile { path, advice } => {
+                ImportError::MissingFile { path, advice: format!("{advice}; {}", self.advice()) }
+            }
+            other => other,
+        })
+    }
+
+    fn need(&self, file: &str) -> Result<PathBuf, ImportError> {
+        let path = self.root.join(file);
+        if path.is_file() { Ok(path) } else { Err(ImportError::MissingFile { path, advice: self.advice() }) }
+    }
+
+    fn advice(&self) -> String {
+        format!("fetch it with `hf download {}`", self.name)
+    }
+}

@@ -1,0 +1,17 @@
+//! From a legal graph to memory and order: template, specialisation, arena.
+//!
+//! A [`Template`] fixes order, lifetimes, views and size expressions once. [`Template::specialize`] evaluates the sizes at given
+//! capacities and places every buffer in one arena; it walks no graph.
+
+mod lifetimes;
+mod lir;
+mod memory;
+mod places;
+mod template;
+mod verify;
+
+pub use lir::Lir;
+pub use memory::{ArenaPlan, live_bytes_bound, plan_arena};
+pub use places::{Buffer, BufferId, BufferKind, Place};
+pub use template::{InterfaceEntry, PlanError, PlanTarget, StepSpec, Template};
+pub use verify::PlanViolation;

@@ -1,0 +1,1069 @@
+//! The registry: each weight once, shared by every executable and thread.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use rlx_tensor::storage::mapped::MapError;
+use rlx_tensor::{DType, Shape, byte_count};
+
+use super::bytes::{StorageKey, WeightBytes};
+use super::loader::{LoadError, WeightLoader};
+use super::lora::{LoraSide, check_factor};
+use super::storage::{ByteView, Storage, Streamer, digest_of, lock};
+pub use super::storage::{Packed, PackedKey, PinGuard, StreamStats};
+
+/// What a registry refuses, and why. Nothing has changed when one is returned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// The name is taken by other content.
+    #[error(
+        "weight `{name}` is registered with another {what}: registered {registered}, given {given}; use \
+             `replace` to change it"
+    )]
+    Conflict {
+        /// The name.
+        name: String,
+        /// What differs: shape, dtype, kind or content.
+        what: &'static str,
+        /// What is registered.
+        registered: String,
+        /// What was given.
+        given: String,
+    },
+    /// The bytes are not as many as shape and dtype need.
+    #[error("weight `{name}`: expected {expected_bytes} bytes, found {found_bytes}")]
+    Length {
+        /// The name.
+        name: String,
+        /// What shape and dtype need.
+        expected_bytes: u64,
+        /// What was given.
+        found_bytes: u64,
+    },
+    /// The shape has symbols, overflows, or does not fill whole blocks.
+    #[error("weight `{name}`: shape {shape} has no fixed size")]
+    Shape {
+        /// The name.
+        name: String,
+        /// The shape.
+        shape: Shape,
+    },
+    /// The handle was made by another registry.
+    #[error("handle {id} belongs to another registry")]
+    ForeignHandle {
+        /// The handle's id.
+        id: u64,
+    },
+    /// The handle's entry was removed.
+    #[error("handle {id} names an entry that was removed")]
+    StaleHandle {
+        /// The handle's id.
+        id: u64,
+    },
+    /// Released more often than pinned.
+    #[error("weight `{name}` is released but not pinned")]
+    NotPinned {
+        /// The name.
+        name: String,
+    },
+    /// Still pinned.
+    #[error("weight `{name}` cannot be removed: {pins} pins are held")]
+    Pinned {
+        /// The name.
+        name: String,
+        /// How many.
+        pins: u64,
+    },
+    /// Aliases or adapters point at it.
+    #[error("weight `{name}` cannot be changed or removed: {} point at it", by.join(", "))]
+    InUse {
+        /// The name.
+        name: String,
+        /// The entries that point at it, sorted.
+        by: Vec<String>,
+    },
+    /// An alias does not match its target, or brings bytes of its own.
+    #[error("alias `{name}` of `{target}`: expected {expected}, found {found}")]
+    Alias {
+        /// The alias.
+        name: String,
+        /// Its target.
+        target: String,
+        /// What the target has.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An adapter weight does not fit its base.
+    #[error("adapter `{adapter}`, weight `{name}` for `{base}`: expected {expected}, found {found}")]
+    Adapter {
+        /// The adapter.
+        adapter: String,
+        /// The weight.
+        name: String,
+        /// The base weight.
+        base: String,
+        /// What fits.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// No adapter of that name.
+    #[error("no adapter `{adapter}`; known: {}", known.join(", "))]
+    UnknownAdapter {
+        /// The name asked for.
+        adapter: String,
+        /// The adapters there are, sorted.
+        known: Vec<String>,
+    },
+    /// The loader has no tensor of that name.
+    #[error("no tensor `{name}` in the file")]
+    Absent {
+        /// The name.
+        name: String,
+    },
+    /// The bytes are streamed out: pin the weight to read them.
+    #[error("weight `{name}` is streamed out; pin it to read its bytes")]
+    StreamedOut {
+        /// The name.
+        name: String,
+    },
+    /// Pinning would break the byte budget, and nothing unpinned is left to drop.
+    #[error(
+        "weight `{name}` needs {needed_bytes} bytes, but {pinned_bytes} are pinned of a budget of {budget_bytes}"
+    )]
+    OverBudget {
+        /// The name.
+        name: String,
+        /// Its size.
+        needed_bytes: u64,
+        /// What cannot be dropped.
+        pinned_bytes: u64,
+        /// The budget.
+        budget_bytes: u64,
+    },
+    /// A lazy storage could not be loaded.
+    #[error("weight `{name}` cannot be loaded: {source}")]
+    Load {
+        /// The name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file behind the weight shrank or changed.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The loader failed.
+    #[error(transparent)]
+    Loader(#[from] LoadError),
+}
+
+/// Names an entry of one registry. Stays valid through [`WeightRegistry::replace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightHandle {
+    registry: u32,
+    slot: u32,
+    generation: u32,
+}
+
+impl WeightHandle {
+    /// Unique in its registry, for all time.
+    pub fn id(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.slot)
+    }
+}
+
+/// What a weight is for.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum WeightKind {
+    /// A weight of the model.
+    Base,
+    /// One factor of a low-rank update.
+    LoraAdapter {
+        /// The adapter's name.
+        adapter: Arc<str>,
+        /// The weight it updates.
+        base: WeightHandle,
+        /// Which factor.
+        side: LoraSide,
+        /// Inner dim of the factors.
+        rank: usize,
+        /// The update is scaled by `alpha / rank`.
+        alpha: f32,
+    },
+    /// Another name of `target`, with its shape and dtype and no bytes of its own.
+    TiedAlias {
+        /// What it names; an alias resolves to that alias's target.
+        target: WeightHandle,
+    },
+}
+
+/// A weight as it is now: a snapshot that later changes to the registry do not touch.
+#[derive(Debug, Clone)]
+pub struct WeightEntry {
+    name: Arc<str>,
+    shape: Shape,
+    kind: WeightKind,
+    version: u64,
+    view: Option<ByteView>,
+}
+
+impl WeightEntry {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Extents and dtype; every dim is known.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.shape.dtype()
+    }
+
+    /// What it is for.
+    pub fn kind(&self) -> &WeightKind {
+        &self.kind
+    }
+
+    /// Counts replacements, from 0.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The bytes, borrowed.
+    ///
+    /// # Errors
+    /// [`RegistryError::StreamedOut`] when only a pin can bring them.
+    pub fn bytes(&self) -> Result<&[u8], RegistryError> {
+        match &self.view {
+            Some(view) => Ok(view.bytes()),
+            None => Err(RegistryError::StreamedOut { name: self.name.to_string() }),
+        }
+    }
+
+    pub(super) fn set_view(&mut self, view: ByteView) {
+        self.view = Some(view);
+    }
+}
+
+/// Bytes held, each storage counted once per line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct WeightTotals {
+    /// All storages.
+    pub total_bytes: u64,
+    /// Storages of [`WeightKind::Base`].
+    pub base_bytes: u64,
+    /// Storages of [`WeightKind::LoraAdapter`].
+    pub lora_bytes: u64,
+    /// Storages in mapped files, read or not.
+    pub mapped_bytes: u64,
+    /// Storages in anonymous memory: owned, and lazy ones that are in.
+    pub resident_bytes: u64,
+    /// Lazy storages, in or not.
+    pub lazy_bytes: u64,
+    /// Packed copies, beside `total_bytes`.
+    pub packed_bytes: u64,
+}
+
+struct Slot {
+    generation: u32,
+    entry: Option<Entry>,
+}
+
+struct Entry {
+    name: Arc<str>,
+    shape: Shape,
+    kind: WeightKind,
+    content: Content,
+    // Slots of aliases and adapter weights that point here.
+    dependents: BTreeSet<u32>,
+}
+
+enum Content {
+    Own {
+        storage: Arc<Storage>,
+        version: u64,
+        // Versions replaced while pinned by hand, oldest first.
+        older: Mutex<Vec<Arc<Storage>>>,
+    },
+    Alias {
+        root: u32,
+    },
+}
+
+struct Shared {
+    storage: Arc<Storage>,
+    base_entries: u32,
+    lora_entries: u32,
+}
+
+#[derive(Default)]
+struct Adapter {
+    handles: BTreeMap<Arc<str>, WeightHandle>,
+    storages: HashMap<u64, u32>,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Entries {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    names: HashMap<Arc<str>, u32>,
+    storages: HashMap<StorageKey, Shared>,
+    adapters: BTreeMap<Arc<str>, Adapter>,
+    totals: WeightTotals,
+    owned_bytes: u64,
+    next_storage: u64,
+}
+
+/// Weights by name. Every call takes `&self` and may come from any thread.
+///
+/// Weights with the same bytes in memory or the same range of the same file are one storage: counted once, packed
+/// once, pinned together.
+pub struct WeightRegistry {
+    id: u32,
+    entries: RwLock<Entries>,
+    streamer: Arc<Streamer>,
+    packed_bytes: Arc<AtomicU64>,
+}
+
+static NEXT_REGISTRY: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+
+impl Default for WeightRegistry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for WeightRegistry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WeightRegistry({} entries, {} bytes)", self.len(), self.total_bytes())
+    }
+}
+
+impl WeightRegistry {
+    /// An empty registry without a byte budget.
+    pub fn new() -> Self {
+        WeightRegistry {
+            id: NEXT_REGISTRY.fetch_add(1, Relaxed),
+            entries: RwLock::default(),
+            streamer: Arc::default(),
+            packed_bytes: Arc::default(),
+        }
+    }
+
+    /// Registers a weight, or finds it registered with the same content. Content is compared by digest, and only
+    /// when shape, dtype and kind are equal and the bytes are not the very same storage.
+    ///
+    /// # Errors
+    /// [`RegistryError::Conflict`] naming what differs; [`RegistryError::Shape`] and [`RegistryError::Length`];
+    /// for an alias [`RegistryError::Alias`], for an adapter [`RegistryError::Adapter`]; a foreign or stale handle
+    /// in `kind`.
+    pub fn register(
+        &self,
+        name: &str,
+        shape: Shape,
+        bytes: impl Into<WeightBytes>,
+        kind: WeightKind,
+    ) -> Result<WeightHandle, RegistryError> {
+        let bytes = bytes.into();
+        loop {
+            let known = self.read().known(self.id, name);
+            let Some(known) = known else {
+                let mut entries = self.write();
+                if entries.names.contains_key(name) {
+                    continue;
+                }
+                return self.insert(&mut entries, name, shape, bytes, kind);
+            };
+            let kind = self.read().resolved(self.id, kind)?;
+            check_same(name, &known, &shape, &bytes, &kind)?;
+            let Some(storage) = known.storage else { return Ok(known.handle) };
+            if storage.key == bytes.key() {
+                return Ok(known.handle);
+            }
+            let (registered, given) = (storage.digest(name)?, digest_of(name, &bytes)?);
+            if registered != given {
+                return Err(conflict(name, "content", short(&registered), short(&given)));
+            }
+            return Ok(known.handle);
+        }
+    }
+
+    /// Registers a loader's tensor under its own name, sharing its bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError::Absent`], [`RegistryError::Loader`], and as [`register`](Self::register).
+    pub fn register_from(
+        &self,
+        loader: &dyn WeightLoader,
+        name: &str,
+        kind: WeightKind,
+    ) -> Result<WeightHandle, RegistryError> {
+        match (loader.tensor(name)?.map(|view| view.shape()), loader.storage(name)?) {
+            (Some(shape), Some(bytes)) => self.register(name, shape, bytes, kind),
+            _ => Err(RegistryError::Absent { name: name.to_owned() }),
+        }
+    }
+
+    /// Changes a weight's content: the handle names the new version from now on; pins and snapshots keep theirs.
+    ///
+    /// # Errors
+    /// [`RegistryError::Shape`], [`RegistryError::Length`]; [`RegistryError::Alias`] for an alias, whose target has
+    /// to be replaced instead; [`RegistryError::InUse`] for another shape while aliases or adapters point at it.
+    pub fn replace(
+        &self,
+        handle: WeightHandle,
+        shape: Shape,
+        bytes: impl Into<WeightBytes>,
+    ) -> Result<(), RegistryError> {
+        let bytes = bytes.into();
+        let mut entries = self.write();
+        let slot = entries.slot_of(self.id, handle)?;
+        let entry = entries.entry(slot, handle)?;
+        check_size(&entry.name, &shape, &bytes)?;
+        let Content::Own { storage: old, version, .. } = &entry.content else {
+            return Err(RegistryError::Alias {
+                name: entry.name.to_string(),
+                target: entries.name_of(entries.root(slot)),
+                expected: "its target to be replaced".to_owned(),
+                found: "bytes for the alias".to_owned(),
+            });
+        };
+        if shape != entry.shape && !entry.dependents.is_empty() {
+            return Err(entries.in_use(slot));
+        }
+        if let WeightKind::LoraAdapter { .. } = entry.kind {
+            entries.check_adapter(&entry.name, &shape, &entry.kind, Some(slot))?;
+        }
+        let (old, version, kind) = (Arc::clone(old), version + 1, entry.kind.clone());
+        let storage = entries.share(&self.streamer, &self.packed_bytes, bytes, &kind);
+        let retired = entries.unshare(&old, &kind);
+        let Some(entry) = entries.slots[slot as usize].entry.as_mut() else {
+            return Err(RegistryError::StaleHandle { id: handle.id() });
+        };
+        entry.shape = shape;
+        let mut older = match &mut entry.content {
+            Content::Own { older, .. } => {
+                std::mem::take(older.get_mut().unwrap_or_else(PoisonError::into_inner))
+            }
+            Content::Alias { .. } => Vec::new(),
+        };
+        older.retain(|version| version.manual_pins() > 0);
+        if old.manual_pins() > 0 && !Arc::ptr_eq(&old, &storage) {
+            older.push(Arc::clone(&old));
+        }
+        entry.content = Content::Own { storage, version, older: Mutex::new(older) };
+        if retired {
+            self.streamer.retire(&old);
+        }
+        Ok(())
+    }
+
+    /// The handle of a name.
+    pub fn lookup(&self, name: &str) -> Option<WeightHandle> {
+        let entries = self.read();
+        entries.names.get(name).map(|&slot| entries.handle(self.id, slot))
+    }
+
+    /// The entry; for a tied alias its target's.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignHandle`], [`RegistryError::StaleHandle`].
+    pub fn get(&self, handle: WeightHandle) -> Result<WeightEntry, RegistryError> {
+        let entries = self.read();
+        let slot = entries.slot_of(self.id, handle)?;
+        let (mut entry, storage) = entries.snapshot(slot, handle)?;
+        entry.view = storage.view();
+        Ok(entry)
+    }
+
+    /// The handle's own kind and name: for an alias the alias's, not its target's.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn describe(&self, handle: WeightHandle) -> Result<(Arc<str>, WeightKind), RegistryError> {
+        let entries = self.read();
+        let entry = entries.entry(entries.slot_of(self.id, handle)?, handle)?;
+        Ok((Arc::clone(&entry.name), entry.kind.clone()))
+    }
+
+    /// Pins the storage, bringing its bytes in; returns the new count of pins on it.
+    ///
+    /// # Errors
+    /// A bad handle, [`RegistryError::OverBudget`], [`RegistryError::Load`], [`RegistryError::Map`].
+    pub fn pin(&self, handle: WeightHandle) -> Result<u64, RegistryError> {
+        Ok(self.guard(handle)?.keep())
+    }
+
+    /// Pins until the guard is dropped.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub fn guard(&self, handle: WeightHandle) -> Result<PinGuard, RegistryError> {
+        let held = {
+            let entries = self.read();
+            let slot = entries.slot_of(self.id, handle)?;
+            let (entry, storage) = entries.snapshot(slot, handle)?;
+            PinGuard::hold(&self.streamer, &storage, entry)?
+        };
+        held.bring_in()
+    }
+
+    /// Takes back one [`pin`](Self::pin), of the oldest version that has one; returns the new count on that storage.
+    /// Zero pins do not remove the weight.
+    ///
+    /// # Errors
+    /// A bad handle, [`RegistryError::NotPinned`].
+    pub fn release(&self, handle: WeightHandle) -> Result<u64, RegistryError> {
+        let entries = self.read();
+        let root = entries.root(entries.slot_of(self.id, handle)?);
+        let entry = entries.entry(root, handle)?;
+        let Content::Own { storage, older, .. } = &entry.content else {
+            return Err(RegistryError::StaleHandle { id: handle.id() });
+        };
+        let mut older = lock(older);
+        older.retain(|version| version.manual_pins() > 0);
+        let oldest = older.first().map_or_else(|| Arc::clone(storage), Arc::clone);
+        let count = self.streamer.release(&oldest);
+        count.ok_or_else(|| RegistryError::NotPinned { name: entry.name.to_string() })
+    }
+
+    /// Pins on the storage of the newest version.
+    ///
+    /// # Errors
+    /// A bad handle.
+    pub fn pin_count(&self, handle: WeightHandle) -> Result<u64, RegistryError> {
+        let entries = self.read();
+        let (_, storage) = entries.snapshot(entries.slot_of(self.id, handle)?, handle)?;
+        Ok(storage.pins())
+    }
+
+    /// Removes an entry and returns its name.
+    ///
+    /// # Errors
+    /// A bad handle; [`RegistryError::InUse`] while aliases or adapters point at it; [`RegistryError::Pinned`] while
+    /// any version of its storage is pinned, under whatever name.
+    pub fn unregister(&self, handle: WeightHandle) -> Result<String, RegistryError> {
+        let mut entries = self.write();
+        let slot = entries.slot_of(self.id, handle)?;
+        let entry = entries.entry(slot, handle)?;
+        if !entry.dependents.is_empty() {
+            return Err(entries.in_use(slot));
+        }
+        let pins = entries.pins(slot);
+        if pins > 0 {
+            return Err(RegistryError::Pinned { name: entry.name.to_string(), pins });
+        }
+        let place = &mut entries.slots[slot as usize];
+        let Some(entry) = place.entry.take() else {
+            return Err(RegistryError::StaleHandle { id: handle.id() });
+        };
+        if let Some(next) = place.generation.checked_add(1) {
+            place.generation = next;
+            entries.free.push(slot);
+        }
+        entries.names.remove(&entry.name);
+        match &entry.content {
+            Content::Alias { root } => entries.forget_dependent(*root, slot),
+            Content::Own { storage, .. } => {
+                let retired = entries.unshare(storage, &entry.kind);
+                if let WeightKind::LoraAdapter { adapter, base, .. } = &entry.kind {
+                    let base = entries.root(base.slot);
+                    entries.forget_dependent(base, slot);
+                    if let Some(held) = entries.adapters.get_mut(adapter) {
+                        held.handles.remove(&entry.name);
+                        if held.handles.is_empty() {
+                            entries.adapters.remove(adapter);
+                        }
+                    }
+                }
+                if retired {
+                    self.streamer.retire(storage);
+                }
+            }
+        }
+        Ok(entry.name.to_string())
+    }
+
+    /// The packed copy of the newest version under `key`, built at most once however many threads ask; after it is
+    /// built the source's pages are given back. `build` reads the bytes from the guard and must not ask for the same
+    /// key. A build that fails leaves nothing, and the next caller tries again.
+    ///
+    /// # Errors
+    /// Whatever `build` returns; as [`pin`](Self::pin).
+    pub fn packed_or_insert_with<E: From<RegistryError>>(
+        &self,
+        handle: WeightHandle,
+        key: &PackedKey,
+        build: impl FnOnce(&PinGuard) -> Result<Packed, E>,
+    ) -> Result<Arc<Packed>, E> {
+        let held = {
+            let entries = self.read();
+            let slot = entries.slot_of(self.id, handle)?;
+            let (entry, storage) = entries.snapshot(slot, handle)?;
+            if let Some(packed) = storage.packed(key) {
+                return Ok(packed);
+            }
+            PinGuard::hold(&self.streamer, &storage, entry)?
+        };
+        let guard = held.bring_in()?;
+        let packed = guard.packed_or_insert_with(key, build)?;
+        guard.done_packing();
+        Ok(packed)
+    }
+
+    /// Sets the byte budget for mapped and lazy storages; `None` = no limit. Unpinned ones are dropped at once, least
+    /// recently used first, until it holds; pinned ones stay.
+    pub fn set_stream_budget(&self, budget_bytes: Option<u64>) {
+        self.streamer.set_budget(budget_bytes);
+    }
+
+    /// What streaming did so far.
+    pub fn stream_stats(&self) -> StreamStats {
+        self.streamer.stats()
+    }
+
+    /// Bytes of all storages, each once. Constant time.
+    pub fn total_bytes(&self) -> u64 {
+        self.read().totals.total_bytes
+    }
+
+    /// Bytes by kind and by place. Constant time.
+    pub fn totals(&self) -> WeightTotals {
+        let entries = self.read();
+        let lazy_in = self.streamer.lazy_in_bytes();
+        WeightTotals {
+            resident_bytes: entries.owned_bytes + lazy_in,
+            packed_bytes: self.packed_bytes(),
+            ..entries.totals
+        }
+    }
+
+    /// Bytes of packed copies that are held by storages. Constant time.
+    pub fn packed_bytes(&self) -> u64 {
+        self.packed_bytes.load(Relaxed)
+    }
+
+    /// Bytes of one adapter, each storage once.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownAdapter`].
+    pub fn lora_adapter_bytes(&self, adapter: &str) -> Result<u64, RegistryError> {
+        self.read().adapter(adapter).map(|adapter| adapter.bytes)
+    }
+
+    /// The adapters, sorted.
+    pub fn lora_adapter_names(&self) -> Vec<String> {
+        self.read().adapters.keys().map(|name| name.to_string()).collect()
+    }
+
+    /// An adapter's weights, sorted by name.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownAdapter`].
+    pub fn lora_adapter_handles(&self, adapter: &str) -> Result<Vec<WeightHandle>, RegistryError> {
+        self.read().adapter(adapter).map(|adapter| adapter.handles.values().copied().collect())
+    }
+
+    /// Number of entries, aliases included.
+    pub fn len(&self) -> usize {
+        self.read().names.len()
+    }
+
+    /// True when there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.read().names.keys().map(|name| name.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(
+        &self,
+        entries: &mut Entries,
+        name: &str,
+        shape: Shape,
+        bytes: WeightBytes,
+        kind: WeightKind,
+    ) -> Result<WeightHandle, RegistryError> {
+        let kind = entries.resolved(self.id, kind)?;
+        let slot = entries.next_slot();
+        if let WeightKind::TiedAlias { target } = &kind {
+            check_alias(entries, name, &shape, &bytes, target.slot)?;
+            let content = Content::Alias { root: target.slot };
+            return Ok(entries.put(self.id, slot, name, shape, kind, content));
+        }
+        check_size(name, &shape, &bytes)?;
+        entries.check_adapter(name, &shape, &kind, None)?;
+        let storage = entries.share(&self.streamer, &self.packed_bytes, bytes, &kind);
+        let content = Content::Own { storage, version: 0, older: Mutex::default() };
+        Ok(entries.put(self.id, slot, name, shape, kind, content))
+    }
+}
+
+struct Known {
+    handle: WeightHandle,
+    shape: Shape,
+    kind: WeightKind,
+    storage: Option<Arc<Storage>>,
+}
+
+impl Entries {
+    fn known(&self, registry: u32, name: &str) -> Option<Known> {
+        let slot = *self.names.get(name)?;
+        let entry = self.slots[slot as usize].entry.as_ref()?;
+        let storage = match &entry.content {
+            Content::Own { storage, .. } => Some(Arc::clone(storage)),
+            Content::Alias { .. } => None,
+        };
+        let handle = self.handle(registry, slot);
+        Some(Known { handle, shape: entry.shape.clone(), kind: entry.kind.clone(), storage })
+    }
+
+    fn handle(&self, registry: u32, slot: u32) -> WeightHandle {
+        WeightHandle { registry, slot, generation: self.slots[slot as usize].generation }
+    }
+
+    fn slot_of(&self, registry: u32, handle: WeightHandle) -> Result<u32, RegistryError> {
+        if handle.registry != registry {
+            return Err(RegistryError::ForeignHandle { id: handle.id() });
+        }
+        match self.slots.get(handle.slot as usize) {
+            Some(slot) if slot.generation == handle.generation && slot.entry.is_some() => Ok(handle.slot),
+            _ => Err(RegistryError::StaleHandle { id: handle.id() }),
+        }
+    }
+
+    fn entry(&self, slot: u32, handle: WeightHandle) -> Result<&Entry, RegistryError> {
+        let found = self.slots.get(slot as usize).and_then(|slot| slot.entry.as_ref());
+        found.ok_or(RegistryError::StaleHandle { id: handle.id() })
+    }
+
+    fn root(&self, slot: u32) -> u32 {
+        match self.slots.get(slot as usize).and_then(|slot| slot.entry.as_ref()) {
+            Some(Entry { content: Content::Alias { root }, .. }) => *root,
+            _ => slot,
+        }
+    }
+
+    fn name_of(&self, slot: u32) -> String {
+        let entry = self.slots.get(slot as usize).and_then(|slot| slot.entry.as_ref());
+        entry.map(|entry| entry.name.to_string()).unwrap_or_default()
+    }
+
+    fn snapshot(
+        &self,
+        slot: u32,
+        handle: WeightHandle,
+    ) -> Result<(WeightEntry, Arc<Storage>), RegistryError> {
+        let entry = self.entry(self.root(slot), handle)?;
+        let Content::Own { storage, version, .. } = &entry.content else {
+            return Err(RegistryError::StaleHandle { id: handle.id() });
+        };
+        let snapshot = WeightEntry {
+            name: Arc::clone(&entry.name),
+            shape: entry.shape.clone(),
+            kind: entry.kind.clone(),
+            version: *version,
+            view: None,
+        };
+        Ok((snapshot, Arc::clone(storage)))
+    }
+
+    /// The kind with its handle checked and pointed at the root of any alias chain.
+    fn resolved(&self, registry: u32, kind: WeightKind) -> Result<WeightKind, RegistryError> {
+        let root = |handle| {
+            let slot = self.root(self.slot_of(registry, handle)?);
+            Ok::<_, RegistryError>(self.handle(registry, slot))
+        };
+        Ok(match kind {
+            WeightKind::TiedAlias { target } => WeightKind::TiedAlias { target: root(target)? },
+            WeightKind::LoraAdapter { adapter, base, side, rank, alpha } => {
+                WeightKind::LoraAdapter { adapter, base: root(base)?, side, rank, alpha }
+            }
+            WeightKind::Base => WeightKind::Base,
+        })
+    }
+
+    fn check_adapter(
+        &self,
+        name: &str,
+        shape: &Shape,
+        kind: &WeightKind,
+        own_slot: Option<u32>,
+    ) -> Result<(), RegistryError> {
+        let WeightKind::LoraAdapter { adapter, base, side, rank, alpha } = kind else { return Ok(()) };
+        let base_entry = self.entry(base.slot, *base)?;
+        let wrong = |(expected, found)| RegistryError::Adapter {
+            adapter: adapter.to_string(),
+            name: name.to_owned(),
+            base: base_entry.name.to_string(),
+            expected,
+            found,
+        };
+        let mut other = None;
+        for &slot in &base_entry.dependents {
+            let Some(entry) = self.slots[slot as usize].entry.as_ref() else { continue };
+            let WeightKind::LoraAdapter { adapter: its, side: its_side, rank: its_rank, .. } = &entry.kind
+            else {
+                continue;
+            };
+            if its != adapter || own_slot == Some(slot) {
+                continue;
+            }
+            if its_side == side {
+                return Err(wrong((format!("one factor {side}"), format!("`{}` beside it", entry.name))));
+            }
+            if its_rank != rank {
+                return Err(wrong((
+                    format!("rank {its_rank}, as `{}` has", entry.name),
+                    format!("rank {rank}"),
+                )));
+            }
+            other = Some(&entry.shape);
+        }
+        check_factor(*side, *rank, *alpha, shape, &base_entry.shape, other).map_err(wrong)
+    }
+
+    fn adapter(&self, adapter: &str) -> Result<&Adapter, RegistryError> {
+        self.adapters.get(adapter).ok_or_else(|| RegistryError::UnknownAdapter {
+            adapter: adapter.to_owned(),
+            known: self.adapters.keys().map(|name| name.to_string()).collect(),
+        })
+    }
+
+    fn in_use(&self, slot: u32) -> RegistryError {
+        let entry = self.slots.get(slot as usize).and_then(|slot| slot.entry.as_ref());
+        let mut by: Vec<String> = entry
+            .map(|entry| entry.dependents.iter().map(|&slot| self.name_of(slot)).collect())
+            .unwrap_or_default();
+        by.sort_unstable();
+        RegistryError::InUse { name: self.name_of(slot), by }
+    }
+
+    fn pins(&self, slot: u32) -> u64 {
+        match self.slots[self.root(slot) as usize].entry.as_ref().map(|entry| &entry.content) {
+            Some(Content::Own { storage, older, .. }) => {
+                storage.pins() + lock(older).iter().map(|version| version.pins()).sum::<u64>()
+            }
+            _ => 0,
+        }
+    }
+
+    fn next_slot(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.slots.len() as u32)
+    }
+
+    fn put(
+        &mut self,
+        registry: u32,
+        slot: u32,
+        name: &str,
+        shape: Shape,
+        kind: WeightKind,
+        content: Content,
+    ) -> WeightHandle {
+        let name: Arc<str> = name.into();
+        if slot as usize == self.slots.len() {
+            self.slots.push(Slot { generation: 0, entry: None });
+        } else {
+            self.free.pop();
+        }
+        let handle = self.handle(registry, slot);
+        match &kind {
+            WeightKind::Base => {}
+            WeightKind::TiedAlias { target: WeightHandle { slot: root, .. } } => {
+                self.add_dependent(*root, slot);
+            }
+            WeightKind::LoraAdapter { adapter, base, .. } => {
+                self.add_dependent(base.slot, slot);
+                let held = self.adapters.entry(Arc::clone(adapter)).or_default();
+                held.handles.insert(Arc::clone(&name), handle);
+            }
+        }
+        self.names.insert(Arc::clone(&name), slot);
+        self.slots[slot as usize].entry =
+            Some(Entry { name, shape, kind, content, dependents: BTreeSet::new() });
+        handle
+    }
+
+    fn add_dependent(&mut self, root: u32, dependent: u32) {
+        if let Some(entry) = self.slots[root as usize].entry.as_mut() {
+            entry.dependents.insert(dependent);
+        }
+    }
+
+    fn forget_dependent(&mut self, root: u32, dependent: u32) {
+        if let Some(entry) = self.slots[root as usize].entry.as_mut() {
+            entry.dependents.remove(&dependent);
+        }
+    }
+
+    /// The storage of `bytes`, new or known, counted for one entry of `kind`.
+    fn share(
+        &mut self,
+        streamer: &Streamer,
+        packed_bytes: &Arc<AtomicU64>,
+        bytes: WeightBytes,
+        kind: &WeightKind,
+    ) -> Arc<Storage> {
+        let len = bytes.len() as u64;
+        self.next_storage += 1;
+        let id = self.next_storage;
+        let key = match bytes.key() {
+            StorageKey::Empty(_) => StorageKey::Empty(id),
+            key => key,
+        };
+        let shared = self.storages.entry(key.clone()).or_insert_with(|| {
+            self.totals.total_bytes += len;
+            match &bytes {
+                WeightBytes::Owned(_) => self.owned_bytes += len,
+                WeightBytes::Mapped(_) => self.totals.mapped_bytes += len,
+                WeightBytes::Lazy(_) => self.totals.lazy_bytes += len,
+            }
+            let storage = Arc::new(Storage::new(id, key, bytes, Arc::clone(packed_bytes)));
+            streamer.enter(&storage);
+            Shared { storage, base_entries: 0, lora_entries: 0 }
+        });
+        if let WeightKind::LoraAdapter { adapter, .. } = kind {
+            shared.lora_entries += 1;
+            self.totals.lora_bytes += if shared.lora_entries == 1 { len } else { 0 };
+            let held = self.adapters.entry(Arc::clone(adapter)).or_default();
+            let uses = held.storages.entry(shared.storage.id).or_insert(0);
+            *uses += 1;
+            held.bytes += if *uses == 1 { len } else { 0 };
+        } else {
+            shared.base_entries += 1;
+            self.totals.base_bytes += if shared.base_entries == 1 { len } else { 0 };
+        }
+        Arc::clone(&shared.storage)
+    }
+
+    /// Uncounts one entry of `kind`; true when no entry is left and the storage leaves the registry.
+    fn unshare(&mut self, storage: &Storage, kind: &WeightKind) -> bool {
+        let len = storage.len();
+        let Some(shared) = self.storages.get_mut(&storage.key) else { return false };
+        if let WeightKind::LoraAdapter { adapter, .. } = kind {
+            shared.lora_entries -= 1;
+            self.totals.lora_bytes -= if shared.lora_entries == 0 { len } else { 0 };
+            if let Some(held) = self.adapters.get_mut(adapter)
+                && let Some(uses) = held.storages.get_mut(&storage.id)
+            {
+                *uses -= 1;
+                if *uses == 0 {
+                    held.storages.remove(&storage.id);
+                    held.bytes -= len;
+                }
+            }
+        } else {
+            shared.base_entries -= 1;
+            self.totals.base_bytes -= if shared.base_entries == 0 { len } else { 0 };
+        }
+        if shared.base_entries + shared.lora_entries > 0 {
+            return false;
+        }
+        self.storages.remove(&storage.key);
+        self.totals.total_bytes -= len;
+        match &storage.source {
+            WeightBytes::Owned(_) => self.owned_bytes -= len,
+            WeightBytes::Mapped(_) => self.totals.mapped_bytes -= len,
+            WeightBytes::Lazy(_) => self.totals.lazy_bytes -= len,
+        }
+        true
+    }
+}
+
+fn check_size(name: &str, shape: &Shape, bytes: &WeightBytes) -> Result<(), RegistryError> {
+    let expected = shape.known_dims().and_then(|dims| byte_count(&dims, shape.dtype()));
+    match expected {
+        None => Err(RegistryError::Shape { name: name.to_owned(), shape: shape.clone() }),
+        Some(expected) if expected != bytes.len() => Err(RegistryError::Length {
+            name: name.to_owned(),
+            expected_bytes: expected as u64,
+            found_bytes: bytes.len() as u64,
+        }),
+        Some(_) => Ok(()),
+    }
+}
+
+fn check_alias(
+    entries: &Entries,
+    name: &str,
+    shape: &Shape,
+    bytes: &WeightBytes,
+    root: u32,
+) -> Result<(), RegistryError> {
+    let target = entries.slots[root as usize].entry.as_ref();
+    let wrong = |expected: String, found: String| RegistryError::Alias {
+        name: name.to_owned(),
+        target: entries.name_of(root),
+        expected,
+        found,
+    };
+    if !bytes.is_empty() {
+        return Err(wrong("no bytes".to_owned(), format!("{} bytes", bytes.len())));
+    }
+    match target {
+        Some(target) if target.shape != *shape => Err(wrong(target.shape.to_string(), shape.to_string())),
+        Some(_) => Ok(()),
+        None => Err(wrong("a target".to_owned(), "none".to_owned())),
+    }
+}
+
+/// Compares all that can be compared without reading bytes.
+fn check_same(
+    name: &str,
+    known: &Known,
+    shape: &Shape,
+    bytes: &WeightBytes,
+    kind: &WeightKind,
+) -> Result<(), RegistryError> {
+    if known.kind != *kind {
+        return Err(conflict(name, "kind", format!("{:?}", known.kind), format!("{kind:?}")));
+    }
+    if known.shape.dtype() != shape.dtype() {
+        return Err(conflict(name, "dtype", known.shape.dtype().to_string(), shape.dtype().to_string()));
+    }
+    if known.shape != *shape {
+        return Err(conflict(name, "shape", known.shape.to_string(), shape.to_string()));
+    }
+    match &known.storage {
+        Some(_) => check_size(name, shape, bytes),
+        None if bytes.is_empty() => Ok(()),
+        None => Err(conflict(name, "content", "no bytes".to_owned(), format!("{} bytes", bytes.len()))),
+    }
+}
+
+fn conflict(name: &str, what: &'static str, registered: String, given: String) -> RegistryError {
+    RegistryError::Conflict { name: name.to_owned(), what, registered, given }
+}
+
+fn short(digest: &[u8; 32]) -> String {
+    let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("blake3 {hex}")
+}
+
+#[cfg(test)]
+mod tests;
