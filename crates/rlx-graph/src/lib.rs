@@ -2,6 +2,7 @@
 
 pub mod attrs;
 pub mod eval;
+pub mod expand;
 mod graph;
 mod ids;
 pub mod op;
