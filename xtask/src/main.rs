@@ -1,2 +1,59 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask <task>`. Each task is one module and one row of [`TASKS`].
+
+mod build_figures;
+mod ci;
+mod config;
+mod deny;
+mod minilm;
+mod process;
+mod tidy;
+
+use std::process::ExitCode;
+
+use config::Config;
+
+struct Task {
+    name: &'static str,
+    usage: &'static str,
+    run: fn(&Config, &[String]) -> Result<(), String>,
+}
+
+const TASKS: &[Task] = &[
+    Task { name: "ci", usage: "[--quick]  every stage, or the ones that fit in three minutes", run: ci::run },
+    Task {
+        name: "test",
+        usage: "full CI, installing what it needs into .venv first",
+        run: ci::run_installing,
+    },
+    Task { name: "tidy", usage: "the house rules that no compiler checks", run: tidy::run },
+    Task {
+        name: "deny",
+        usage: "licences, sources, duplicates and native code of dependencies",
+        run: deny::run,
+    },
+    Task {
+        name: "build-figures",
+        usage: "crates, CPU seconds and binary size of a clean release build",
+        run: build_figures::run,
+    },
+];
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let name = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let Some(task) = TASKS.iter().find(|task| task.name == name) else {
+        eprintln!("error: no task named `{name}`\nusage: cargo xtask <task>");
+        for task in TASKS {
+            eprintln!("  {:14} {}", task.name, task.usage);
+        }
+        return ExitCode::from(2);
+    };
+    match Config::read().and_then(|config| (task.run)(&config, &rest)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

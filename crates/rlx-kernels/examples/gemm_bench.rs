@@ -76,21 +76,21 @@ fn packed(pool: &Pool, isa: Isa, work: &Work) -> PackedMatrix {
     matrix
 }
 
-/// Seconds per call: median of several samples, each of enough calls to be timed well.
+/// Seconds per call, fastest and median of many short samples: on a busy machine some of them run undisturbed.
 fn time(mut call: impl FnMut()) -> (f64, f64) {
     let start = Instant::now();
     call();
     let once = start.elapsed().as_secs_f64();
-    let calls = ((5e-3 / once) as usize).clamp(1, 10_000);
-    let mut samples: Vec<f64> = (0..15)
-        .map(|_| {
-            let start = Instant::now();
-            for _ in 0..calls {
-                call();
-            }
-            start.elapsed().as_secs_f64() / calls as f64
-        })
-        .collect();
+    let calls = ((2e-4 / once) as usize).clamp(1, 10_000);
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    while samples.len() < 15 || begin.elapsed().as_secs_f64() < 0.3 {
+        let start = Instant::now();
+        for _ in 0..calls {
+            call();
+        }
+        samples.push(start.elapsed().as_secs_f64() / calls as f64);
+    }
     samples.sort_by(f64::total_cmp);
     (samples[0], samples[samples.len() / 2])
 }

@@ -15,3 +15,4 @@ pub mod limits;
 pub mod math;
 pub mod pool;
 pub mod schedule;
+pub mod steps;

@@ -110,8 +110,8 @@ fn fastest(calls: usize, mut call: impl FnMut()) -> Duration {
 /// Takes some milliseconds. `None` if the machine lacks the instruction set.
 pub fn fma_flops(pool: &Pool, isa: Isa) -> Option<f64> {
     let kernel: Entry<FmaArgs> = entry::<FmaPeak>(isa).filter(|_| isa.is_available())?;
-    let rounds = if isa == Isa::Scalar { 10_000 } else { 50_000 };
-    let time = fastest(5, || {
+    let rounds = if isa == Isa::Scalar { 1_000 } else { 10_000 };
+    let time = fastest(40, || {
         pool.run(|_| {
             let mut sink = [0.0f32; LANES];
             // SAFETY: the sink has 16 values and the instruction set is available.

@@ -45,6 +45,20 @@ pub enum StepError {
         /// The contradiction.
         reason: String,
     },
+    /// Operands whose sizes do not fit each other.
+    #[error("{step}: operand sizes do not fit each other")]
+    Shape {
+        /// The step.
+        step: String,
+    },
+    /// A value the step cannot work with.
+    #[error("{step}: {reason}")]
+    Value {
+        /// The step.
+        step: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The cancel token was set.
     #[error("the run was cancelled")]
     Cancelled,
@@ -73,7 +87,8 @@ pub trait Step: Send + Sync + fmt::Debug {
         0
     }
 
-    /// Executes this worker's share. Every worker of the team calls it, and passes the same barriers inside.
+    /// Executes this worker's share. Every worker of the team calls it and passes the same barriers inside; a step with barriers
+    /// inside reports an error before the first, and then every worker reports it.
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError>;
 
     /// For downcasting.

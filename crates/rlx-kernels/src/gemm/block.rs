@@ -225,25 +225,42 @@ unsafe fn run_words<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, 
     unsafe {
         while left >= unroll {
             let stride = opaque(stride);
-            for word in 0..unroll {
-                for part in 0..W::INPUTS {
-                    step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, part);
-                }
-                fetch::<S, PANELS, VECS>(s, at, word * word_bytes + ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 1, ahead);
+            if unroll > 2 {
+                step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 2, ahead);
+                step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 3, ahead);
             }
             advance::<PANELS>(at, unroll * W::INPUTS, unroll * word_bytes);
             left -= unroll;
         }
         while left > 0 {
             let stride = opaque(stride);
-            for part in 0..W::INPUTS {
-                step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, part);
-            }
-            fetch::<S, PANELS, VECS>(s, at, ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, ahead);
             advance::<PANELS>(at, W::INPUTS, word_bytes);
             left -= 1;
         }
     }
+}
+
+/// All k of packed row `word`, and the prefetch of the row `ahead` bytes after it.
+#[inline(always)]
+unsafe fn step_and_fetch<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const VECS: usize>(
+    s: S,
+    acc: &mut [[[S::V; VECS]; PANELS]; ROWS],
+    at: &Operands<PANELS>,
+    stride: usize,
+    word: usize,
+    ahead: usize,
+) {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 0);
+        if W::INPUTS == 2 {
+            step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 1);
+        }
+    }
+    fetch::<S, PANELS, VECS>(s, at, word * VECS * LANES * 4 + ahead);
 }
 
 /// One k: value `part` of packed row `word` from where the operands are.

@@ -1,8 +1,7 @@
 //! Linear layers on packed weights: `out = residual + act(x . W^T + bias)`, from one row (GEMV) to many (GEMM).
 //!
 //! An output element is one f32 accumulator, updated by fused multiply-add for k = 0, 1, 2, ..., so its bits depend
-//! neither on the number of rows, nor on tiles, threads or the instruction set (activations other than `None` and
-//! `Relu` apart, whose bits are per instruction set).
+//! neither on the number of rows, nor on tiles, threads or the instruction set.
 
 mod activation;
 mod block;

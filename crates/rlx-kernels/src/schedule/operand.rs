@@ -42,7 +42,7 @@ impl RawRegion {
 }
 
 impl Operand {
-    pub(super) fn element_bytes(&self) -> usize {
+    pub(crate) fn element_bytes(&self) -> usize {
         self.dtype.element_bytes().unwrap_or(1)
     }
 

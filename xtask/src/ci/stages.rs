@@ -1,0 +1,60 @@
+//! The stages of CI. A new one is a row here and a line in `xtask/stage-minutes.txt`.
+
+use std::process::Command;
+
+use super::Run;
+use crate::{deny, process, tidy};
+
+pub struct Stage {
+    pub name: &'static str,
+    /// Part of `--quick`.
+    pub quick: bool,
+    pub run: fn(&Run) -> Result<(), String>,
+}
+
+pub const STAGES: &[Stage] = &[
+    Stage { name: "fmt", quick: true, run: fmt },
+    Stage { name: "tidy", quick: true, run: |run| tidy::run(run.config, &[]) },
+    Stage { name: "deny", quick: false, run: |run| deny::run(run.config, &[]) },
+    Stage { name: "clippy", quick: true, run: clippy },
+    Stage { name: "tests", quick: true, run: tests },
+    Stage { name: "doctests", quick: false, run: doctests },
+    Stage { name: "docs", quick: false, run: docs },
+];
+
+fn fmt(run: &Run) -> Result<(), String> {
+    process::run(&mut cargo(run, &["fmt", "--all", "--check"]))
+}
+
+fn clippy(run: &Run) -> Result<(), String> {
+    let args = ["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"];
+    process::run(&mut cargo(run, &args))
+}
+
+/// Every test binary and example; `--quick` keeps unit tests, where the goldens of passes live.
+fn tests(run: &Run) -> Result<(), String> {
+    let targets: &[&str] =
+        if run.quick { &["--lib", "--bins"] } else { &["--lib", "--bins", "--tests", "--examples"] };
+    let args = ["test", "--workspace", "--locked", "--no-fail-fast"];
+    process::run(cargo(run, &args).args(targets))
+}
+
+fn doctests(run: &Run) -> Result<(), String> {
+    process::run(&mut cargo(run, &["test", "--workspace", "--locked", "--doc"]))
+}
+
+fn docs(run: &Run) -> Result<(), String> {
+    let mut command = cargo(run, &["doc", "--workspace", "--lib", "--no-deps", "--locked"]);
+    process::run(command.env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+fn cargo(run: &Run, args: &[&str]) -> Command {
+    let mut command = process::command("cargo", args, &run.config.root);
+    if let Some(folder) = &run.minilm_dir {
+        command.env("RLX_TEST_MINILM_DIR", folder);
+    }
+    if run.config.in_ci {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
+    command
+}
