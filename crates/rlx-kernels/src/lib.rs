@@ -9,8 +9,8 @@
 )]
 
 pub mod aligned;
-pub mod gemm;
 pub mod attention;
+pub mod gemm;
 pub mod isa;
 pub mod limits;
 pub mod math;
