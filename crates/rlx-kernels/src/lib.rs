@@ -9,8 +9,16 @@
 )]
 
 pub mod attention;
+pub mod cast;
+pub mod copy;
+pub mod elementwise;
+pub mod gather;
 pub mod isa;
 pub mod math;
+pub mod moe;
 pub mod norm;
+pub mod pool;
+pub mod rank;
+pub mod reduce;
 pub mod rope;
 pub mod softmax;
