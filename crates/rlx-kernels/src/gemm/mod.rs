@@ -289,7 +289,7 @@ struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);
 /// Rows of a stride near a multiple of a page fall into the same few sets of the first-level cache.
 fn conflicts(stride: usize, k: usize) -> bool {
     let offset = stride * size_of::<f32>() % 4096;
-    k > 64 && (offset == 2048 || !(64..=4096 - 64).contains(&offset))
+    k > 64 && !(64..=4096 - 64).contains(&offset)
 }
 
 /// Stride of rows copied to scratch: an odd number of cache lines.
