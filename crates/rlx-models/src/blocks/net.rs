@@ -150,7 +150,7 @@ impl<'a> Net<'a> {
 
     /// Columns `start .. end` of `x [rows, width]`.
     pub fn columns(&mut self, x: ValueId, start: usize, end: usize) -> Result<ValueId> {
-        let op = Slice { axis: 1, start: Dim::Known(start), len: Dim::Known(end - start), step: 1 };
+        let op = Slice { axis: None, start: Dim::Known(start), len: Dim::Known(end - start), step: 1 };
         Ok(self.graph.add_one(op, &[x])?)
     }
 
