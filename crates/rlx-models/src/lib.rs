@@ -6,6 +6,7 @@ pub mod embed;
 mod error;
 pub mod generate;
 pub mod kv;
+pub mod runtime;
 pub mod sampling;
 pub mod template;
 pub mod tokenizer;

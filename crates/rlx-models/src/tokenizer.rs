@@ -21,7 +21,11 @@ pub struct TextTokenizer {
 impl std::fmt::Debug for TextTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { path, vocab, lower_case, max_tokens, .. } = self;
-        write!(f, "TextTokenizer({}, {vocab} ids, lower case {lower_case}, cut at {max_tokens:?})", path.display())
+        write!(
+            f,
+            "TextTokenizer({}, {vocab} ids, lower case {lower_case}, cut at {max_tokens:?})",
+            path.display()
+        )
     }
 }
 
@@ -55,7 +59,8 @@ impl TextTokenizer {
     pub fn for_sentences(mut self, max_tokens: usize, lower_case: bool) -> Result<Self> {
         let special = self.encode("", true)?.len();
         if max_tokens <= special {
-            let reason = format!("a length of {max_tokens} tokens has no room for text beside {special} special ones");
+            let reason =
+                format!("a length of {max_tokens} tokens has no room for text beside {special} special ones");
             return Err(ModelError::Tokenizer { path: self.path, reason });
         }
         let params = TruncationParams {
@@ -80,7 +85,8 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let lower = if self.lower_case { text.to_lowercase() } else { String::new() };
         let text = if self.lower_case { lower.as_str() } else { text };
-        let encoding = self.inner.encode_fast(text, special).map_err(|error| self.broken(error.to_string()))?;
+        let encoding =
+            self.inner.encode_fast(text, special).map_err(|error| self.broken(error.to_string()))?;
         let ids = encoding.get_ids().to_vec();
         match ids.iter().find(|&&id| id as usize >= self.vocab) {
             Some(&id) => Err(ModelError::TokenId { id, vocab: self.vocab }),

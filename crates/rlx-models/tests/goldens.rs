@@ -17,7 +17,8 @@ const LIMITS: DecoderLimits = DecoderLimits { max_rows: 128, blocks: 4, table: 4
 /// Folders of golden checkpoints, by name.
 pub fn folders() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rlx-conformance/data/models");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut folders: Vec<PathBuf> =
+        std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.retain(|path| path.join("golden.json").is_file());
     folders.sort();
     assert!(folders.len() >= 14, "golden checkpoints are missing: {folders:?}");
@@ -77,7 +78,8 @@ fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
 
 /// The logits of every row of a prompt, run in one step.
 fn logits_of(runtime: &mut InterpretedDecoder, model: &Decoder, prompt: &[u32]) -> Vec<f32> {
-    let (mut pool, mut table, mut inputs) = (BlockPool::new(LIMITS.blocks), BlockTable::new(), StepInputs::default());
+    let (mut pool, mut table, mut inputs) =
+        (BlockPool::new(LIMITS.blocks), BlockTable::new(), StepInputs::default());
     pool.reserve(&mut table, prompt.len()).unwrap();
     inputs.clear(blocks_for(prompt.len()));
     let length = prompt.len();
@@ -100,8 +102,10 @@ fn check_decoder(name: &str, model: &Decoder, weights: &dyn WeightLoader, golden
     assert!(worst <= tolerance, "{name}: logits differ by {worst} of their range, allowed {tolerance}");
     for (prompt, expected) in golden.ids("prompts").iter().zip(golden.ids("greedy")) {
         let options = GenerateOptions::greedy(expected.len(), Vec::new());
-        let found: Vec<u32> =
-            generate(&mut runtime, &model.info, prompt, options).unwrap().map(|token| token.unwrap()).collect();
+        let found: Vec<u32> = generate(&mut runtime, &model.info, prompt, options)
+            .unwrap()
+            .map(|token| token.unwrap())
+            .collect();
         assert_eq!(found, expected, "{name}: greedy tokens after a prompt of {}", prompt.len());
     }
 }

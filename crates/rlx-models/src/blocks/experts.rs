@@ -1,7 +1,7 @@
 //! Mixture of experts: a router, experts with gated feed-forwards.
 
-use crate::blocks::net::Net;
 use crate::blocks::llama::FeedForward;
+use crate::blocks::net::Net;
 use crate::error::Result;
 use rlx::import::hf::ConfigReader;
 use rlx_graph::ValueId;

@@ -45,7 +45,8 @@ pub fn build(
         let normed = frame.net.rms_norm(x, &format!("layers.{layer}.input_layernorm"), sizes.norm())?;
         let attended = attention(&mut frame, spec, layer, normed, angles)?;
         x = frame.net.add(x, attended)?;
-        let normed = frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
+        let normed =
+            frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
         let fed = feed_forward(&mut frame.net, layer, normed)?;
         x = frame.net.add(x, fed)?;
     }

@@ -139,7 +139,11 @@ impl Rope {
                 inverse(&powers(base * libm::pow(grown, dim / (dim - 2.0)), self.rotary_dim))
             }
             Frequencies::Long { short, long, original } => {
-                if length > *original { long.clone() } else { short.clone() }
+                if length > *original {
+                    long.clone()
+                } else {
+                    short.clone()
+                }
             }
         }
     }
@@ -163,7 +167,9 @@ impl Rope {
     /// The length that the scaling was made for, where it is more than the model's own.
     pub fn stretched(&self) -> Option<usize> {
         match &self.frequencies {
-            Frequencies::Dynamic { factor, original, .. } => Some((*original as f64 * factor.max(1.0)) as usize),
+            Frequencies::Dynamic { factor, original, .. } => {
+                Some((*original as f64 * factor.max(1.0)) as usize)
+            }
             _ => None,
         }
     }
