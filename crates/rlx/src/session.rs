@@ -5,7 +5,7 @@ mod context;
 mod error;
 mod value;
 
-pub use compiled::{CompiledGraph, CompileReport, State, StepReport};
+pub use compiled::{CompileReport, CompiledGraph, State, StepReport};
 pub use context::RunContext;
 pub use error::SessionError;
 pub use value::TensorArg;
@@ -66,7 +66,11 @@ impl Session {
     ///
     /// # Errors
     /// [`SessionError::Weights`] lists every param whose value is missing (if required) or of another shape or dtype.
-    pub fn compile_with(&self, graph: &Graph, options: &CompileOptions) -> Result<CompiledGraph, SessionError> {
+    pub fn compile_with(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph, SessionError> {
         let started = Instant::now();
         let (legal, passes) = compile_passes(graph, self.backend.target(), &options.passes)?;
         let template = Arc::new(Template::build(&legal, self.backend.plan_target())?);

@@ -248,7 +248,11 @@ impl CompiledGraph {
         self.context(&self.specialize(symbols)?)
     }
 
-    fn bind_inputs(&self, state: &State, inputs: &[(&str, TensorArg<'_>)]) -> Result<DimBinding, SessionError> {
+    fn bind_inputs(
+        &self,
+        state: &State,
+        inputs: &[(&str, TensorArg<'_>)],
+    ) -> Result<DimBinding, SessionError> {
         let mut binding = DimBinding::new();
         for (entry, dims) in self.template.states().iter().zip(&state.dims) {
             bind(&mut binding, &entry.shape, dims)?;

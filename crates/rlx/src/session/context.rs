@@ -40,7 +40,8 @@ impl RunContext {
     pub(super) fn new(program: Arc<dyn Program>, lir: &Lir) -> Result<Self, SessionError> {
         let template = Arc::clone(lir.template());
         let inner = program.context(lir)?;
-        let rules = |entries: &[InterfaceEntry]| entries.iter().map(|e| rules_of(template.sizes(), e)).collect();
+        let rules =
+            |entries: &[InterfaceEntry]| entries.iter().map(|e| rules_of(template.sizes(), e)).collect();
         let (input_rules, state_rules) = (rules(template.inputs()), rules(template.states()));
         let symbols = Vec::with_capacity(template.sizes().symbols().len());
         let sizes = Vec::with_capacity(template.sizes().len());
@@ -67,7 +68,9 @@ impl RunContext {
     pub(super) fn covers(&self, symbols: &DimBinding) -> bool {
         self.binding.len() == symbols.len()
             && symbols.iter().all(|(symbol, value)| {
-                self.binding.value(symbol).is_some_and(|cap| value <= cap && cap <= value.saturating_mul(4).max(64))
+                self.binding
+                    .value(symbol)
+                    .is_some_and(|cap| value <= cap && cap <= value.saturating_mul(4).max(64))
             })
     }
 
@@ -157,7 +160,9 @@ impl RunContext {
         }
         if state.buffers.len() != self.template.states().len() {
             let (want, have) = (self.template.states().len(), state.buffers.len());
-            return Err(SessionError::State { reason: format!("the graph has {want} states, {have} were given") });
+            return Err(SessionError::State {
+                reason: format!("the graph has {want} states, {have} were given"),
+            });
         }
         self.symbols.clear();
         self.symbols.resize(self.template.sizes().symbols().len(), UNBOUND);
@@ -173,7 +178,9 @@ impl RunContext {
                 return Err(SessionError::DType { name: entry.name.clone(), expected, found });
             }
             match value.dims {
-                Some(dims) => bind_extents(&mut self.symbols, &self.template, entry, &self.input_rules[index], dims)?,
+                Some(dims) => {
+                    bind_extents(&mut self.symbols, &self.template, entry, &self.input_rules[index], dims)?
+                }
                 None => self.bind_length(index, value.bytes.len())?,
             }
             given.push(value.bytes);
@@ -213,7 +220,8 @@ impl RunContext {
         for ((entry, rules), bytes) in rules.zip(given) {
             let dims = inputs.iter().find(|(name, _)| *name == entry.name).and_then(|(_, v)| v.dims);
             check_sizes(&self.sizes, entry, rules, dims)?;
-            let extents: SmallVec<[usize; 8]> = entry.place.dims.iter().map(|d| self.sizes[d.index()]).collect();
+            let extents: SmallVec<[usize; 8]> =
+                entry.place.dims.iter().map(|d| self.sizes[d.index()]).collect();
             let need = byte_count(&extents, entry.shape.dtype());
             if need != Some(bytes.len()) {
                 let expected = format!("{} = {extents:?}", entry.shape);
@@ -240,7 +248,12 @@ fn rules_of(sizes: &SizeTable, entry: &InterfaceEntry) -> Vec<Rule> {
     .collect()
 }
 
-fn bind_symbol(symbols: &mut [usize], template: &Template, at: usize, value: usize) -> Result<(), SessionError> {
+fn bind_symbol(
+    symbols: &mut [usize],
+    template: &Template,
+    at: usize,
+    value: usize,
+) -> Result<(), SessionError> {
     match symbols[at] {
         UNBOUND => symbols[at] = value,
         first if first != value => {
