@@ -5,5 +5,5 @@ pub mod import;
 pub mod plan;
 pub mod session;
 pub mod weights;
+
 pub use session::{CompileOptions, CompiledGraph, Session, SessionError, State, TensorArg};
-pub mod weights;
