@@ -11,7 +11,7 @@ use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::slice::Slice;
 use rlx_graph::{Graph, ValueId};
-use rlx_tensor::{DType, Shape, Tensor};
+use rlx_tensor::{DType, Dim, Shape, Tensor};
 use std::collections::BTreeSet;
 
 /// A graph, the checkpoint its params come from, and the names used so far.
@@ -150,7 +150,7 @@ impl<'a> Net<'a> {
 
     /// Columns `start .. end` of `x [rows, width]`.
     pub fn columns(&mut self, x: ValueId, start: usize, end: usize) -> Result<ValueId> {
-        let op = Slice::range(1, 2, start, end - start);
+        let op = Slice { axis: None, start: Dim::Known(start), len: Dim::Known(end - start), step: 1 };
         Ok(self.graph.add_one(op, &[x])?)
     }
 

@@ -1,0 +1,4 @@
+//! Golden checkpoints through the public path, run by the reference interpreter.
+
+mod goldens;
+mod interpreter;
