@@ -81,7 +81,12 @@ pub fn embed_tokens<R: EncoderRuntime + ?Sized>(
         }
         if tokens.len() > longest || limits.max_batch == 0 {
             let advice = "shorten the text, or let the tokenizer cut it";
-            return Err(ModelError::Context { prompt_tokens: tokens.len(), new_tokens: 0, limit: longest, advice });
+            return Err(ModelError::Context {
+                prompt_tokens: tokens.len(),
+                new_tokens: 0,
+                limit: longest,
+                advice,
+            });
         }
     }
     let mut embeddings = Vec::with_capacity(sequences.len());

@@ -59,7 +59,9 @@ pub enum ModelError {
         found: DType,
     },
     /// The checkpoint has a tensor that belongs to a layer in use, and the config does not ask for it.
-    #[error("tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model")]
+    #[error(
+        "tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model"
+    )]
     UnusedTensor {
         /// The tensor.
         name: String,

@@ -17,7 +17,8 @@ pub const MAX_STEPS: u64 = 20_000_000;
 pub const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 
 const NAME: &str = "chat";
-const TOKENS: &[&str] = &["bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"];
+const TOKENS: &[&str] =
+    &["bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"];
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +88,10 @@ impl ChatTemplate {
     /// [`ModelError::Template`]: the template refuses the messages, fails, runs too long or writes too much.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let entry = |m: &Message| {
-            Value::from_iter([("role", Value::from(m.role.clone())), ("content", Value::from(m.content.clone()))])
+            Value::from_iter([
+                ("role", Value::from(m.role.clone())),
+                ("content", Value::from(m.content.clone())),
+            ])
         };
         let mut context: BTreeMap<&str, Value> =
             self.tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.clone()))).collect();
@@ -150,7 +154,11 @@ fn special_tokens(config: &ConfigReader) -> Result<BTreeMap<String, String>> {
             Some(Json::String(text)) => text,
             Some(object @ Json::Object(_)) => match object.field("content") {
                 Some(Json::String(text)) => text.clone(),
-                _ => return Err(config.wrong(name, "a string, or an object with `content`", object.brief(80)).into()),
+                _ => {
+                    return Err(config
+                        .wrong(name, "a string, or an object with `content`", object.brief(80))
+                        .into());
+                }
             },
             _ => continue,
         };
@@ -166,8 +174,11 @@ fn default_template(config: &ConfigReader) -> Result<Option<String>> {
         Some(found) => found,
     };
     if let Json::Array(entries) = &found {
-        let named = |entry: &&Json| matches!(entry.field("name"), Some(Json::String(name)) if name == "default");
-        if let Some(Json::String(source)) = entries.iter().find(named).and_then(|entry| entry.field("template")) {
+        let named =
+            |entry: &&Json| matches!(entry.field("name"), Some(Json::String(name)) if name == "default");
+        if let Some(Json::String(source)) =
+            entries.iter().find(named).and_then(|entry| entry.field("template"))
+        {
             return Ok(Some(source.clone()));
         }
     }
@@ -317,14 +328,21 @@ mod tests {
     #[test]
     fn a_refusal_and_a_fault_name_their_line() {
         let refusal = render("line\n{{ raise_exception('roles must alternate') }}").unwrap_err();
-        assert_eq!(refusal.to_string(), "m/tokenizer_config.json: chat template, line 2: roles must alternate");
+        assert_eq!(
+            refusal.to_string(),
+            "m/tokenizer_config.json: chat template, line 2: roles must alternate"
+        );
         assert!(matches!(render("a\nb\n{% if %}").unwrap_err(), ModelError::Template { line: 3, .. }));
-        assert!(matches!(render("{{ unknown_function() }}").unwrap_err(), ModelError::Template { line: 1, .. }));
+        assert!(matches!(
+            render("{{ unknown_function() }}").unwrap_err(),
+            ModelError::Template { line: 1, .. }
+        ));
     }
 
     #[test]
     fn an_endless_template_and_an_endless_text_end() {
-        let loops = "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
+        let loops =
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
         let error = render(loops).unwrap_err().to_string();
         assert!(error.contains("steps"), "{error}");
         let writes = "{% for a in range(9999) %}{{ 'x' * 99999 }}{% endfor %}";
