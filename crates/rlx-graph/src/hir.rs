@@ -442,3 +442,6 @@ impl<'g> HirMut<'g> {
         if self.graph.shape(x).dtype() == to { Ok(x) } else { self.graph.add_one(Cast { to }, &[x]) }
     }
 }
+
+#[cfg(test)]
+mod tests;

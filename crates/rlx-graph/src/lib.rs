@@ -9,6 +9,8 @@ mod ids;
 pub mod interpret;
 pub mod op;
 pub mod ops;
+pub mod passes;
+pub mod rewrite;
 pub mod text;
 pub mod verify;
 

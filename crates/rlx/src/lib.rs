@@ -1,5 +1,9 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
 
+pub mod backend;
 pub mod import;
 pub mod plan;
+pub mod session;
 pub mod weights;
+
+pub use session::{CompileOptions, CompiledGraph, Session, SessionError, State, TensorArg};

@@ -100,8 +100,9 @@ impl<'g> Placer<'g> {
             self.share(result, Place { dims, ..from });
             return Ok(true);
         }
-        let columns = node.op.def().props().columns;
-        let Some(start) = columns.filter(|_| self.strided_ok[result.index()]) else { return Ok(false) };
+        let Some(start) = node.op.def().props().columns.filter(|_| self.strided_ok[result.index()]) else {
+            return Ok(false);
+        };
         let width = self.graph.shape(operand).last().and_then(|d| d.known());
         let Some(width) = width else { return Ok(false) };
         let dims = self.dims(&self.graph.shape(result).clone())?;
