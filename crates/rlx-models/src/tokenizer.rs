@@ -1,5 +1,6 @@
 //! Text to token ids and back, as `tokenizer.json` says.
 
+use crate::arch::{DecoderInfo, EncoderInfo};
 use crate::error::{ModelError, Result};
 use rlx::import::hf::{ConfigReader, HfFolder, OneOrMany};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -50,6 +51,34 @@ impl TextTokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?;
         Ok(Self { inner, path: path.to_path_buf(), vocab, lower_case: false, max_tokens: None })
+    }
+
+    /// The tokenizer of a decoder's folder.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::open`], and for a folder without `tokenizer.json`.
+    pub fn for_decoder(folder: &HfFolder, info: &DecoderInfo) -> Result<Self> {
+        Self::open(&folder.tokenizer()?, info.vocab)
+    }
+
+    /// The tokenizer of an encoder's folder. Texts are cut at `max_seq_length` of sentence-transformers, else at `model_max_length` of
+    /// `tokenizer_config.json`, and never past the model's positions.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::open`] and [`TextTokenizer::for_sentences`], and for broken config files.
+    pub fn for_encoder(folder: &HfFolder, info: &EncoderInfo) -> Result<Self> {
+        let sentence = folder.sentence_transformer()?;
+        let asked = sentence.as_ref().and_then(|s| s.max_seq_length);
+        let written = match folder.tokenizer_config()? {
+            // Written as 1e30 where there is no limit.
+            Some(config) => {
+                config.optional::<f64>("model_max_length")?.map(|length| length.max(0.0) as usize)
+            }
+            None => None,
+        };
+        let max_tokens = asked.or(written).unwrap_or(usize::MAX).min(info.max_tokens);
+        let lower_case = sentence.is_some_and(|s| s.do_lower_case);
+        Self::open(&folder.tokenizer()?, info.vocab)?.for_sentences(max_tokens, lower_case)
     }
 
     /// The same tokenizer for sentences: cut to `max_tokens`, special tokens included and kept; lower-cased first if asked.

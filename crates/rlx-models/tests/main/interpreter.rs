@@ -2,8 +2,9 @@
 
 use rlx::weights::WeightLoader;
 use rlx_graph::Graph;
+use rlx_models::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
 use rlx_models::generate::{DecoderLimits, DecoderRuntime, RunError, StepInputs};
-use rlx_models::{Decoder, DecoderInfo};
+use rlx_models::{Decoder, DecoderInfo, Encoder};
 use rlx_tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -14,6 +15,14 @@ pub struct InterpretedDecoder {
     params: BTreeMap<String, Tensor>,
     states: BTreeMap<String, Tensor>,
     limits: DecoderLimits,
+    pub last_logits: Vec<f32>,
+}
+
+/// Runs an encoder's graph node by node.
+pub struct InterpretedEncoder {
+    graph: Graph,
+    params: BTreeMap<String, Tensor>,
+    pub limits: EncoderLimits,
 }
 
 /// Every param of a graph as a tensor.
@@ -37,7 +46,7 @@ impl InterpretedDecoder {
             states.insert(format!("layers.{layer}.v_cache"), v);
         }
         let params = load_params(&model.graph, weights);
-        Self { graph: model.graph.clone(), info, params, states, limits }
+        Self { graph: model.graph.clone(), info, params, states, limits, last_logits: Vec::new() }
     }
 
     /// Logits of the wanted rows.
@@ -67,7 +76,39 @@ impl DecoderRuntime for InterpretedDecoder {
     }
 
     fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> Result<(), RunError> {
-        logits.copy_from_slice(&self.run(inputs)?);
+        self.last_logits = self.run(inputs)?;
+        logits.copy_from_slice(&self.last_logits);
+        Ok(())
+    }
+}
+
+impl InterpretedEncoder {
+    pub fn new(model: &Encoder, weights: &dyn WeightLoader) -> Self {
+        let limits = EncoderLimits { max_rows: 1024, max_batch: 64 };
+        Self { graph: model.graph.clone(), params: load_params(&model.graph, weights), limits }
+    }
+
+    /// Every output by name.
+    pub fn run_all(&self, inputs: &EncoderInputs) -> Result<BTreeMap<String, Vec<f32>>, RunError> {
+        let list = |values: &[i32]| Tensor::from_slice(&[values.len()], values);
+        let tensors = [
+            ("input_ids", list(&inputs.input_ids)?),
+            ("positions", list(&inputs.positions)?),
+            ("seq_starts", list(&inputs.seq_starts)?),
+        ];
+        let params = |name: &str| self.params.get(name).cloned();
+        let outputs = rlx_graph::interpret(&self.graph, &tensors, &params, &mut BTreeMap::new())?;
+        outputs.into_iter().map(|(name, tensor)| Ok((name, tensor.as_slice::<f32>()?.to_vec()))).collect()
+    }
+}
+
+impl EncoderRuntime for InterpretedEncoder {
+    fn limits(&self) -> EncoderLimits {
+        self.limits
+    }
+
+    fn run(&mut self, inputs: &EncoderInputs, embeddings: &mut [f32]) -> Result<(), RunError> {
+        embeddings.copy_from_slice(&self.run_all(inputs)?["embedding"]);
         Ok(())
     }
 }

@@ -1,15 +1,15 @@
 //! Every folder of golden checkpoints: logits, greedy tokens, embeddings. A new folder is tested because it is there.
 
-use crate::interpreter::{InterpretedDecoder, load_params};
+use crate::interpreter::{InterpretedDecoder, InterpretedEncoder};
 use rlx::import::hf::{HfCacheDirs, HfFolder};
 use rlx::import::safetensors::SafetensorsLoader;
 use rlx::weights::{BytesWeightLoader, WeightLoader};
+use rlx_models::embed::{EncoderInputs, EncoderLimits, embed_tokens};
 use rlx_models::generate::{DecoderLimits, GenerateOptions, SequenceStep, StepInputs, generate};
 use rlx_models::kv::{BlockPool, BlockTable, blocks_for};
 use rlx_models::{BuildOptions, Built, Decoder, Encoder, build_folder};
 use rlx_tensor::Tensor;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const LIMITS: DecoderLimits = DecoderLimits { max_rows: 128, blocks: 4, table: 4 };
@@ -56,8 +56,12 @@ pub fn ids_of(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
+pub fn open_folder(folder: &Path) -> HfFolder {
+    HfFolder::open(folder.to_str().unwrap(), &HfCacheDirs::default()).unwrap()
+}
+
 pub fn open(folder: &Path) -> (Built, SafetensorsLoader) {
-    let hf = HfFolder::open(folder.to_str().unwrap(), &HfCacheDirs::default()).unwrap();
+    let hf = open_folder(folder);
     let weights = hf.weights().unwrap();
     let built = build_folder(&hf, &weights, &BuildOptions::default());
     (built.unwrap_or_else(|error| panic!("{}: {error}", name_of(folder))), weights)
@@ -111,30 +115,28 @@ fn check_decoder(name: &str, model: &Decoder, weights: &dyn WeightLoader, golden
 }
 
 fn check_encoder(name: &str, model: &Encoder, weights: &dyn WeightLoader, golden: &Golden) {
-    let params = load_params(&model.graph, weights);
-    let (dims, embeddings) = golden.tensor("embeddings");
+    let mut runtime = InterpretedEncoder::new(model, weights);
+    let (dims, expected) = golden.tensor("embeddings");
     let texts = golden.json["texts"].as_array().unwrap();
+    let sequences: Vec<Vec<u32>> = texts.iter().map(|text| ids_of(&text["ids"])).collect();
     let mut rows = Vec::new();
-    let (mut ids, mut positions, mut starts) = (Vec::new(), Vec::new(), vec![0i32]);
-    for (i, text) in texts.iter().enumerate() {
-        let sequence = ids_of(&text["ids"]);
-        let first = model.info.first_position;
-        positions.extend((first..first + sequence.len()).map(|p| p as i32));
-        ids.extend(sequence.iter().map(|&id| id as i32));
-        starts.push(ids.len() as i32);
-        rows.extend(golden.tensor(&format!("hidden_{i}")).1);
-    }
-    let list = |values: &[i32]| Tensor::from_slice(&[values.len()], values).unwrap();
-    let inputs = [("input_ids", list(&ids)), ("positions", list(&positions)), ("seq_starts", list(&starts))];
-    let params = |name: &str| params.get(name).cloned();
-    let outputs = rlx_graph::interpret(&model.graph, &inputs, &params, &mut BTreeMap::new()).unwrap();
-    let of = |name: &str| outputs.iter().find(|(n, _)| n == name).map(|(_, t)| t).unwrap();
-    let hidden = largest_difference(of("last_hidden_state").as_slice::<f32>().unwrap(), &rows);
-    let pooled = largest_difference(of("embedding").as_slice::<f32>().unwrap(), &embeddings);
+    (0..texts.len()).for_each(|i| rows.extend(golden.tensor(&format!("hidden_{i}")).1));
+    let mut inputs = EncoderInputs::default();
+    inputs.clear();
+    sequences.iter().for_each(|tokens| inputs.push(&model.info, tokens));
+    let found = runtime.run_all(&inputs).unwrap();
+    let hidden = largest_difference(&found["last_hidden_state"], &rows);
+    let pooled = largest_difference(&found["embedding"], &expected);
     println!("{name}: largest difference {hidden:.1e} in rows, {pooled:.1e} in embeddings");
-    assert_eq!(of("embedding").dims(), dims);
-    assert_eq!(model.info.embedding_dim, dims[1]);
+    assert_eq!((texts.len(), model.info.embedding_dim), (dims[0], dims[1]));
     assert!(hidden <= 1e-5 && pooled <= 2e-6, "{name}: rows {hidden}, embeddings {pooled}");
+    for limits in
+        [EncoderLimits { max_rows: 60, max_batch: 3 }, EncoderLimits { max_rows: 48, max_batch: 100 }]
+    {
+        runtime.limits = limits;
+        let packed = embed_tokens(&mut runtime, &model.info, &sequences).unwrap().concat();
+        assert_eq!(packed, found["embedding"], "{name}: the batch a text runs in changes its embedding");
+    }
 }
 
 #[test]
@@ -148,5 +150,23 @@ fn every_checkpoint_gives_the_answers_of_transformers() {
             Built::Encoder(model) => check_encoder(&name, model, &weights, &golden),
             other => panic!("{name}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn prompts_read_in_chunks_give_the_same_bits() {
+    for name in ["llama", "mistral", "gemma3", "phi3-longrope", "llama-dynamic", "gpt2"] {
+        let folder = folders().into_iter().find(|folder| name_of(folder) == name).unwrap();
+        let (Built::Decoder(model), weights) = open(&folder) else { panic!("{name} is a decoder") };
+        let prompt = Golden::open(&folder).ids("prompts").pop().unwrap();
+        let logits_in_chunks_of = |max_rows| {
+            let mut runtime = InterpretedDecoder::new(&model, &weights, DecoderLimits { max_rows, ..LIMITS });
+            let options = GenerateOptions::greedy(2, Vec::new());
+            generate(&mut runtime, &model.info, &prompt, options)
+                .unwrap()
+                .for_each(|token| assert!(token.is_ok()));
+            runtime.last_logits
+        };
+        assert_eq!(logits_in_chunks_of(128), logits_in_chunks_of(7), "{name}");
     }
 }
