@@ -1,5 +1,8 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
 
+pub mod config;
+pub mod devices;
 pub mod import;
-pub mod weights;
+pub mod memory;
 pub mod plan;
+pub mod weights;
