@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 pub mod hf;
 pub mod json;
+pub mod npz;
 pub mod safetensors;
 
 use crate::weights::LoadError;

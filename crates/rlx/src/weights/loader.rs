@@ -9,6 +9,7 @@ use rlx_tensor::storage::mapped::MapError;
 use rlx_tensor::{DType, Element, Shape, byte_count};
 
 use super::bytes::{SharedBytes, WeightBytes};
+use crate::import::npz::parse_npz;
 use crate::import::safetensors::parse_header;
 
 /// Why weights cannot be loaded. Offsets are in bytes from the start of the file.
@@ -358,6 +359,19 @@ impl BytesWeightLoader {
         Self::from_typed(header.tensors.into_iter().map(|tensor| {
             let bytes = file.slice(tensor.offset, tensor.bytes).unwrap_or_else(|| Vec::new().into());
             (tensor.name, tensor.dims, tensor.dtype, bytes)
+        }))
+    }
+
+    /// A whole `.npz` archive in memory, checked like a mapped one.
+    ///
+    /// # Errors
+    /// [`LoadError`] as for a mapped archive; the file is named `(memory)`.
+    pub fn from_npz(file: impl Into<SharedBytes>) -> Result<Self, LoadError> {
+        let file = file.into();
+        let arrays = parse_npz(in_memory(), file.as_slice())?;
+        Self::from_typed(arrays.into_iter().map(|array| {
+            let bytes = file.slice(array.offset, array.bytes).unwrap_or_else(|| Vec::new().into());
+            (array.name, array.dims, array.dtype, bytes)
         }))
     }
 }

@@ -3,6 +3,7 @@
 pub mod config;
 mod generation;
 mod hub;
+mod peft;
 mod sentence;
 
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 pub use config::{ConfigReader, FromConfig, OneOrMany};
 pub use generation::GenerationConfig;
 pub use hub::{HfCacheDirs, HubName, ResolvedModel, resolve_model};
+pub use peft::PeftAdapter;
 pub use sentence::{
     PoolingConfig, PoolingMode, SentenceModule, SentenceModuleKind, SentencePrompts, SentenceTransformer,
 };
