@@ -112,6 +112,16 @@ field!(f64, "a float", Float, |v: &f64| Some(*v), |v: &f64| *v);
 field!(String, "text", Str, |v: &String| Some(v.clone()), |v: &String| v.clone());
 field!(DType, "a dtype", DType, |v: &DType| Some(*v), |v: &DType| *v);
 field!(Vec<Dim>, "a list of dims", Dims, |v: &Vec<Dim>| Some(v.clone()), |v: &Vec<Dim>| v.clone());
+field!(
+    Dim,
+    "a dim",
+    Dims,
+    |v: &Vec<Dim>| match v.as_slice() {
+        [only] => Some(only.clone()),
+        _ => None,
+    },
+    |v: &Dim| vec![v.clone()]
+);
 field!(Vec<i64>, "a list of integers", Ints, |v: &Vec<i64>| Some(v.clone()), |v: &Vec<i64>| v.clone());
 field!(Vec<f64>, "a list of floats", Floats, |v: &Vec<f64>| Some(v.clone()), |v: &Vec<f64>| v.clone());
 field!(

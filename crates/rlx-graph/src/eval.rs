@@ -2,7 +2,8 @@
 
 use crate::op::EvalError;
 use half::{bf16, f16};
-use rlx_tensor::{DType, Tensor};
+use rlx_tensor::{DType, Dim, Tensor};
+use std::ops::Range;
 
 /// Applies a cast from each element type to the matching conversion.
 macro_rules! read_as {
@@ -149,4 +150,46 @@ pub fn broadcast_strides(out: &[usize], dims: &[usize]) -> Vec<usize> {
             _ => 0,
         })
         .collect()
+}
+
+/// Dims that must hold no symbols any more.
+pub fn known_dims(dims: &[Dim]) -> Result<Vec<usize>, EvalError> {
+    let known: Option<Vec<usize>> = dims.iter().map(Dim::known).collect();
+    known
+        .ok_or_else(|| EvalError::Value { operand: 0, reason: format!("dims {dims:?} hold unbound symbols") })
+}
+
+/// A tensor of `dims` whose element at each position is the element of `x` at the linear index given for it.
+pub fn gather_elements(
+    x: &Tensor,
+    dims: &[usize],
+    index: impl Fn(&[usize]) -> usize,
+) -> Result<Tensor, EvalError> {
+    let Some(element) = x.dtype().element_bytes() else {
+        return Err(EvalError::Unsupported { op: "moving elements", dtype: x.dtype() });
+    };
+    let mut result = Tensor::zeros(dims, x.dtype())?;
+    let mut counter = vec![0usize; dims.len()];
+    for target in result.bytes_mut().chunks_mut(element) {
+        target.copy_from_slice(&x.bytes()[index(&counter) * element..][..element]);
+        for axis in (0..dims.len()).rev() {
+            counter[axis] += 1;
+            if counter[axis] < dims[axis] {
+                break;
+            }
+            counter[axis] = 0;
+        }
+    }
+    Ok(result)
+}
+
+/// The rows of each sequence: `starts [batch + 1]`, first 0, ascending, last `rows`; the operand is named in the error.
+pub fn sequence_ranges(starts: &Tensor, rows: usize, operand: usize) -> Result<Vec<Range<usize>>, EvalError> {
+    let starts = to_i64(starts)?;
+    let ascending = starts.windows(2).all(|w| w[0] <= w[1]);
+    if !ascending || starts.first() != Some(&0) || starts.last() != i64::try_from(rows).ok().as_ref() {
+        let reason = format!("sequence starts {starts:?} must ascend from 0 to {rows}");
+        return Err(EvalError::Value { operand, reason });
+    }
+    Ok(starts.windows(2).map(|w| w[0] as usize..w[1] as usize).collect())
 }

@@ -3,9 +3,10 @@
 use crate::attrs::{AttrError, AttrValue, Attrs};
 use crate::graph::{Graph, GraphError};
 use crate::ids::ValueId;
-use rlx_tensor::{DType, Dim, DimOrder, Shape, Tensor, TensorError};
+use rlx_tensor::{DType, Dim, DimOrder, Shape, Symbol, Tensor, TensorError};
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 /// Attributes and text name of an op, derived by `op_struct!`.
 pub trait OpAttrs: Sized {
@@ -48,6 +49,12 @@ pub trait OpDef: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The op with the symbols in its attributes replaced, for an op from outside whose attributes hold dims.
+    fn with_dims(&self, replace: &dyn Fn(&Symbol) -> Option<Dim>) -> Option<Arc<dyn OpDef>> {
+        let _ = replace;
+        None
+    }
+
     /// For downcasting.
     fn as_any(&self) -> &dyn Any;
 }
@@ -65,8 +72,8 @@ pub struct Props {
     pub writes: Vec<usize>,
     /// The output is operand 0's bytes under another shape.
     pub view: bool,
-    /// The output is operand 0's columns from this one on: its rows are rows of operand 0, cut.
-    pub columns: Option<usize>,
+    /// The output is operand 0's elements seen through other strides or another offset: no arithmetic, a copy at most.
+    pub strided_view: bool,
     /// Operands whose buffer output 0 may take over when they die here and have the same size.
     pub in_place: Vec<usize>,
     /// The result is not a function of the operands alone; never folded, merged or dropped.
@@ -119,6 +126,21 @@ impl InferCx {
                 Ok(())
             }
         }
+    }
+
+    /// Requires two lists of dims to be equal, rank included.
+    pub fn require_same(
+        &mut self,
+        what: &'static str,
+        operand: usize,
+        found: &[Dim],
+        expected: &[Dim],
+    ) -> Result<(), InferError> {
+        if found.len() != expected.len() {
+            let expected = expected.len().to_string();
+            return Err(InferError::Rank { operand, expected, found: found.len() });
+        }
+        found.iter().zip(expected).try_for_each(|(a, b)| self.require_equal(what, a, b))
     }
 
     /// The equalities to check at run time.
@@ -214,6 +236,43 @@ impl InferError {
             found if found == expected => Ok(()),
             found => Err(InferError::Rank { operand, expected: expected.to_string(), found }),
         }
+    }
+
+    /// The last dim of an operand, which must have one.
+    pub fn last<'s>(inputs: &[&'s Shape], operand: usize) -> Result<&'s Dim, InferError> {
+        inputs[operand].last().ok_or(InferError::Rank { operand, expected: "at least 1".into(), found: 0 })
+    }
+
+    /// Checks that an operand is of a floating-point dtype.
+    pub fn float(inputs: &[&Shape], operand: usize) -> Result<(), InferError> {
+        match inputs[operand].dtype() {
+            found if found.is_float() => Ok(()),
+            found => Err(InferError::DType { operand, expected: "a float".into(), found }),
+        }
+    }
+
+    /// Checks that an operand holds indices.
+    pub fn index(inputs: &[&Shape], operand: usize) -> Result<(), InferError> {
+        match inputs[operand].dtype() {
+            DType::I32 | DType::I64 => Ok(()),
+            found => Err(InferError::DType { operand, expected: "i32 or i64".into(), found }),
+        }
+    }
+
+    /// Checks that an attribute names an axis of a rank.
+    pub fn axis(axis: usize, rank: usize) -> Result<(), InferError> {
+        if axis < rank {
+            return Ok(());
+        }
+        Err(InferError::Attribute { name: "axis", reason: format!("{axis} is outside rank {rank}") })
+    }
+
+    /// Checks that an attribute that counts something is not zero.
+    pub fn positive(name: &'static str, value: usize) -> Result<(), InferError> {
+        if value > 0 {
+            return Ok(());
+        }
+        Err(InferError::Attribute { name, reason: "must be at least 1".into() })
     }
 
     /// Checks the dtype of an operand.

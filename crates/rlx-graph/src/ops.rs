@@ -2,17 +2,38 @@
 
 use crate::attrs::{AttrError, AttrValue};
 use crate::op::{OpAttrs, OpDef};
+use rlx_tensor::{Dim, Symbol};
 use std::sync::Arc;
 
 pub mod activation;
+pub mod attention;
 pub mod binary;
+pub mod broadcast;
 pub mod cast;
 pub mod concat;
+pub mod cumsum;
+pub mod embedding;
+pub mod fused_elementwise;
+pub mod gated;
+pub mod gather;
+pub mod iota;
+pub mod l2_normalize;
+pub mod layer_norm;
 pub mod linear;
 pub mod matmul;
+pub mod moe;
+pub mod pad;
+pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod rms_norm;
+pub mod rope;
+pub mod rope_angles;
+pub mod select;
+pub mod slice;
+pub mod softmax;
+pub mod topk;
+pub mod transpose;
 pub mod unary;
 
 macro_rules! op_list {
@@ -67,12 +88,57 @@ op_list! {
     reshape::Reshape,
     linear::Linear,
     rms_norm::RmsNorm,
+    layer_norm::LayerNorm,
+    l2_normalize::L2Normalize,
+    softmax::Softmax,
+    embedding::Embedding,
+    gated::Gated,
+    rope_angles::RopeAngles,
+    rope::Rope,
+    attention::Attention,
+    moe::Moe,
+    pool::Pool,
+    gather::Gather,
+    transpose::Transpose,
+    broadcast::Broadcast,
+    slice::Slice,
+    pad::Pad,
+    select::Select,
+    topk::TopK,
+    iota::Iota,
+    cumsum::CumSum,
+    fused_elementwise::FusedElementwise,
 }
 
 impl Op {
     /// The op as a concrete type.
     pub fn downcast<T: OpDef>(&self) -> Option<&T> {
         self.def().as_any().downcast_ref()
+    }
+
+    /// The op with the symbols in its attributes replaced.
+    #[must_use]
+    pub fn bind_dims(&self, replace: &dyn Fn(&Symbol) -> Option<Dim>) -> Op {
+        let def = self.def();
+        if let Op::Custom(_) = self {
+            return def.with_dims(replace).map_or_else(|| self.clone(), Op::Custom);
+        }
+        let mut changed = false;
+        let mut attrs: Vec<(String, AttrValue)> = Vec::new();
+        for (name, value) in def.attrs() {
+            let value = match value {
+                AttrValue::Dims(dims) => {
+                    changed = true;
+                    AttrValue::Dims(dims.iter().map(|d| d.substitute(replace)).collect())
+                }
+                other => other,
+            };
+            attrs.push((name.to_owned(), value));
+        }
+        match changed.then(|| Op::from_text(def.name(), &attrs)) {
+            Some(Some(Ok(op))) => op,
+            _ => self.clone(),
+        }
     }
 }
 

@@ -9,10 +9,14 @@
 )]
 
 pub mod aligned;
+pub mod attention;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
 pub mod math;
+pub mod norm;
 pub mod pool;
+pub mod rope;
 pub mod schedule;
+pub mod softmax;
 pub mod steps;

@@ -4,5 +4,7 @@ pub mod config;
 pub mod devices;
 pub mod import;
 pub mod memory;
+pub mod backend;
+pub mod import;
 pub mod plan;
 pub mod weights;

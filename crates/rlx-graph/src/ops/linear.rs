@@ -66,7 +66,7 @@ impl OpDef for Linear {
     op_boilerplate!();
 
     fn infer(&self, cx: &mut InferCx, inputs: &[&Shape]) -> Result<Vec<Shape>, InferError> {
-        if self.parts == 0 || (self.gated && self.parts != 2) {
+        if self.parts == 0 || self.parts > 1 << 16 || (self.gated && self.parts != 2) {
             let reason = format!("{} does not fit gated={}", self.parts, self.gated);
             return Err(InferError::Attribute { name: "parts", reason });
         }

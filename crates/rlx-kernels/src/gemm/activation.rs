@@ -25,17 +25,36 @@ pub enum Activation {
     QuickGelu,
 }
 
-/// Applies an activation to 16 values.
+/// An activation chosen at compile time, so that the loop over a tile holds only its own code.
+pub(super) trait Activate: 'static {
+    fn apply<S: Simd>(s: S, v: S::V) -> S::V;
+}
+
+macro_rules! activations {
+    ($($name:ident = $f:expr;)*) => {$(
+        pub(super) struct $name;
+
+        impl Activate for $name {
+            #[inline(always)]
+            fn apply<S: Simd>(s: S, v: S::V) -> S::V {
+                $f(s, v)
+            }
+        }
+    )*};
+}
+
 #[inline(always)]
-pub(super) fn activate<S: Simd>(s: S, activation: Activation, v: S::V) -> S::V {
-    match activation {
-        Activation::None => v,
-        Activation::Relu => math::relu(s, v),
-        Activation::Gelu => math::gelu_erf(s, v),
-        Activation::GeluTanh => math::gelu_tanh(s, v),
-        Activation::Silu => math::silu(s, v),
-        Activation::Tanh => math::tanh(s, v),
-        Activation::Sigmoid => math::sigmoid(s, v),
-        Activation::QuickGelu => math::gelu_quick(s, v),
-    }
+fn identity<S: Simd>(_s: S, v: S::V) -> S::V {
+    v
+}
+
+activations! {
+    None = identity;
+    Relu = math::relu;
+    Gelu = math::gelu_erf;
+    GeluTanh = math::gelu_tanh;
+    Silu = math::silu;
+    Tanh = math::tanh;
+    Sigmoid = math::sigmoid;
+    QuickGelu = math::gelu_quick;
 }

@@ -183,13 +183,15 @@ unsafe fn accumulate<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize,
     }
     let words = args.k / W::INPUTS;
     // While more than AHEAD rows are left, the prefetch stays in the panel; the last rows fetch the next panels' first.
-    let near = words.saturating_sub(AHEAD);
+    let near = if PANELS == 1 { 0 } else { words.saturating_sub(AHEAD) };
     let stride = args.ldx;
     // SAFETY: the caller guarantees ROWS rows of k values and PANELS panels of `k / INPUTS` rows, rounded up; the
     // pointers advance by as many words and inputs as have been read.
     unsafe {
         let ahead = AHEAD * word_bytes;
-        run_words::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &mut at, stride, near, ahead);
+        if PANELS > 1 {
+            run_words::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &mut at, stride, near, ahead);
+        }
         let ahead = (PANELS - 1) * args.panel_bytes + ahead;
         run_words::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &mut at, stride, words - near, ahead);
         if !args.k.is_multiple_of(W::INPUTS) {
@@ -219,7 +221,7 @@ unsafe fn run_words<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, 
     ahead: usize,
 ) {
     let word_bytes = VECS * LANES * 4;
-    let unroll = 4 / W::INPUTS;
+    let unroll = 2;
     let mut left = words;
     // SAFETY: the caller guarantees `words` more packed rows and `words * INPUTS` more values of each row.
     unsafe {
@@ -227,10 +229,6 @@ unsafe fn run_words<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, 
             let stride = opaque(stride);
             step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, ahead);
             step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 1, ahead);
-            if unroll > 2 {
-                step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 2, ahead);
-                step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 3, ahead);
-            }
             advance::<PANELS>(at, unroll * W::INPUTS, unroll * word_bytes);
             left -= unroll;
         }

@@ -1,6 +1,6 @@
 //! From raw accumulators to outputs: bias, activation, gate and residual, in that order.
 
-use super::activation::{Activation, activate};
+use super::activation::{Activate, Activation, Gelu, GeluTanh, None, QuickGelu, Relu, Sigmoid, Silu, Tanh};
 use crate::isa::{Kernel, LANES, Simd};
 
 /// One panel's outputs for a block of rows: `out = residual + act(acc + bias)`, or, gated,
@@ -36,38 +36,89 @@ impl Kernel for Epilogue {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, args: &EpilogueArgs, _tile: usize) {
-        let mut column = 0;
-        while column < args.columns {
-            let lanes = LANES.min(args.columns - column);
-            // SAFETY: the caller guarantees `columns` values in every operand, of which these are `lanes`.
-            unsafe {
-                let bias = load_or_zero(s, args.bias, column, lanes);
-                let up_bias = load_or_zero(s, args.up_bias, column, lanes);
-                for row in 0..args.rows {
-                    let acc = args.acc.add(row * args.acc_stride + column);
-                    let mut value =
-                        activate(s, args.activation, with_bias(s, args.bias, load(s, acc, lanes), bias));
-                    if args.up != 0 {
-                        let up = with_bias(s, args.up_bias, load(s, acc.add(args.up), lanes), up_bias);
-                        value = s.mul(value, up);
-                    }
-                    if !args.residual.is_null() {
-                        let residual = args.residual.add(row * args.residual_stride + column);
-                        value = s.add(load(s, residual, lanes), value);
-                    }
-                    let out = args.out.add(row * args.out_stride + column);
-                    if lanes == LANES { s.store(out, value) } else { s.store_part(out, lanes, value) }
-                }
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match args.activation {
+                Activation::None => finish::<S, None>(s, args),
+                Activation::Relu => finish::<S, Relu>(s, args),
+                Activation::Gelu => finish::<S, Gelu>(s, args),
+                Activation::GeluTanh => finish::<S, GeluTanh>(s, args),
+                Activation::Silu => finish::<S, Silu>(s, args),
+                Activation::Tanh => finish::<S, Tanh>(s, args),
+                Activation::Sigmoid => finish::<S, Sigmoid>(s, args),
+                Activation::QuickGelu => finish::<S, QuickGelu>(s, args),
             }
-            column += LANES;
         }
     }
 }
 
-/// Adding a bias of zero would turn an accumulator of -0 into +0, so a bias that is absent is not added.
 #[inline(always)]
-fn with_bias<S: Simd>(s: S, bias: *const f32, acc: S::V, loaded: S::V) -> S::V {
-    if bias.is_null() { acc } else { s.add(acc, loaded) }
+unsafe fn finish<S: Simd, A: Activate>(s: S, args: &EpilogueArgs) {
+    let mut column = 0;
+    while column < args.columns {
+        let lanes = LANES.min(args.columns - column);
+        // SAFETY: the caller guarantees `columns` values in every operand, of which these are `lanes`.
+        unsafe {
+            let bias = load_or_neutral(s, args.bias, column, lanes);
+            if lanes == LANES && args.up == 0 {
+                finish_whole::<S, A>(s, args, column, bias);
+            } else {
+                finish_any::<S, A>(s, args, column, lanes, bias);
+            }
+        }
+        column += LANES;
+    }
+}
+
+/// 16 columns without a gate.
+#[inline(always)]
+unsafe fn finish_whole<S: Simd, A: Activate>(s: S, args: &EpilogueArgs, column: usize, bias: S::V) {
+    let (mut acc, mut out) = (args.acc.wrapping_add(column), args.out.wrapping_add(column));
+    // SAFETY: the caller guarantees 16 more columns of `rows` rows.
+    unsafe {
+        if args.residual.is_null() {
+            for _ in 0..args.rows {
+                s.store(out, A::apply(s, s.add(s.load(acc), bias)));
+                (acc, out) = (acc.wrapping_add(args.acc_stride), out.wrapping_add(args.out_stride));
+            }
+        } else {
+            let mut residual = args.residual.wrapping_add(column);
+            for _ in 0..args.rows {
+                let value = A::apply(s, s.add(s.load(acc), bias));
+                s.store(out, s.add(s.load(residual), value));
+                (acc, out) = (acc.wrapping_add(args.acc_stride), out.wrapping_add(args.out_stride));
+                residual = residual.wrapping_add(args.residual_stride);
+            }
+        }
+    }
+}
+
+/// Up to 16 columns of any layer.
+#[inline(always)]
+unsafe fn finish_any<S: Simd, A: Activate>(
+    s: S,
+    args: &EpilogueArgs,
+    column: usize,
+    lanes: usize,
+    bias: S::V,
+) {
+    // SAFETY: the caller guarantees `lanes` more columns of `rows` rows.
+    unsafe {
+        let up_bias = load_or_neutral(s, args.up_bias, column, lanes);
+        for row in 0..args.rows {
+            let acc = args.acc.add(row * args.acc_stride + column);
+            let mut value = A::apply(s, s.add(load(s, acc, lanes), bias));
+            if args.up != 0 {
+                value = s.mul(value, s.add(load(s, acc.add(args.up), lanes), up_bias));
+            }
+            if !args.residual.is_null() {
+                let residual = args.residual.add(row * args.residual_stride + column);
+                value = s.add(load(s, residual, lanes), value);
+            }
+            let out = args.out.add(row * args.out_stride + column);
+            if lanes == LANES { s.store(out, value) } else { s.store_part(out, lanes, value) }
+        }
+    }
 }
 
 #[inline(always)]
@@ -76,8 +127,9 @@ unsafe fn load<S: Simd>(s: S, p: *const f32, lanes: usize) -> S::V {
     unsafe { if lanes == LANES { s.load(p) } else { s.load_part(p, lanes) } }
 }
 
+/// An absent bias is -0, which leaves every value as it is, -0 included.
 #[inline(always)]
-unsafe fn load_or_zero<S: Simd>(s: S, p: *const f32, column: usize, lanes: usize) -> S::V {
+unsafe fn load_or_neutral<S: Simd>(s: S, p: *const f32, column: usize, lanes: usize) -> S::V {
     // SAFETY: the caller guarantees `column + lanes` values unless the pointer is null.
-    unsafe { if p.is_null() { s.zero() } else { load(s, p.add(column), lanes) } }
+    unsafe { if p.is_null() { s.splat(-0.0) } else { load(s, p.add(column), lanes) } }
 }

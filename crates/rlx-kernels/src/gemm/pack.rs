@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::aligned::AlignedBuf;
-use crate::isa::Isa;
+use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
 use crate::pool::{Pool, Team};
 
 /// The element type of a packed weight.
@@ -240,6 +240,7 @@ pub fn size_of_packed(n: usize, k: usize, dtype: WeightType, isa: Isa) -> Result
 pub struct PackJob<'a> {
     parts: &'a [WeightPart<'a>],
     layout: PackedLayout,
+    isa: Isa,
 }
 
 impl<'a> PackJob<'a> {
@@ -265,7 +266,7 @@ impl<'a> PackJob<'a> {
         }
         let same = parts.iter().all(|part| part.dtype == first.dtype);
         let dtype = if same { first.dtype } else { WeightType::F32 };
-        Ok(PackJob { parts, layout: PackedLayout::new(dtype, n, first.k, gated, isa)? })
+        Ok(PackJob { parts, layout: PackedLayout::new(dtype, n, first.k, gated, isa)?, isa })
     }
 
     /// The layout of the result.
@@ -297,7 +298,7 @@ impl<'a> PackJob<'a> {
         let sources = &sources[..self.layout.panel_columns];
         let dtype = self.layout.dtype;
         if self.parts.iter().all(|part| part.dtype == dtype && part.order == WeightOrder::RowMajor) {
-            transpose_words(sources, self.layout.k * dtype.bytes(), out);
+            transpose_words(self.isa, sources, self.layout.k * dtype.bytes(), out);
         } else {
             copy_elements(sources, self.layout, out);
         }
@@ -344,34 +345,23 @@ impl Source<'_> {
 /// Writes `out[word][lane]` from rows of 32-bit words: one f32, or two 16-bit values of consecutive k.
 ///
 /// The words are `row_bytes / 4`, rounded up; the missing half of the last is zero.
-fn transpose_words(sources: &[Option<Source<'_>>], row_bytes: usize, out: &mut [u8]) {
-    const BLOCK: usize = 16;
+fn transpose_words(isa: Isa, sources: &[Option<Source<'_>>], row_bytes: usize, out: &mut [u8]) {
     let lanes = sources.len();
-    let row_of = |source: &Source<'_>| {
-        let part: &[u8] = source.part.bytes;
-        part[source.row * row_bytes..(source.row + 1) * row_bytes].as_ptr()
-    };
-    let mut rows = [std::ptr::null::<u8>(); 32];
-    for (row, source) in rows.iter_mut().zip(sources) {
-        *row = source.as_ref().map_or(std::ptr::null(), row_of);
-    }
     let words = row_bytes / 4;
-    let mut word = 0;
-    while word < words {
-        let count = BLOCK.min(words - word);
-        for (lane, &row) in rows.iter().take(lanes).enumerate() {
-            let out = &mut out[(word * lanes + lane) * 4..];
-            for step in 0..count {
-                let value = if row.is_null() {
-                    [0; 4]
-                } else {
-                    // SAFETY: the row has `row_bytes` bytes and `word + step < row_bytes / 4`.
-                    unsafe { row.add((word + step) * 4).cast::<[u8; 4]>().read() }
-                };
-                out[step * lanes * 4..step * lanes * 4 + 4].copy_from_slice(&value);
+    for first in (0..lanes).step_by(LANES) {
+        let mut rows = [std::ptr::null(); LANES];
+        for (row, source) in rows.iter_mut().zip(&sources[first..]) {
+            if let Some(source) = source {
+                *row =
+                    source.part.bytes[source.row * row_bytes..(source.row + 1) * row_bytes].as_ptr().cast();
             }
         }
-        word += count;
+        assert!(out.len() >= row_bytes.div_ceil(4) * lanes * 4 && first + LANES <= lanes);
+        let args = TransposeArgs { rows, words, out: out[first * 4..].as_mut_ptr().cast(), stride: lanes };
+        let kernel = entry::<Transpose>(isa).filter(|_| isa.is_available()).unwrap_or(SCALAR_TRANSPOSE);
+        // SAFETY: each row that is not null has `words` words; the last word is stored at lane `first + 15` of packed
+        // row `words - 1`, within `out`.
+        unsafe { kernel(&args, 0) };
     }
     if !row_bytes.is_multiple_of(4) {
         for (lane, source) in sources.iter().enumerate() {
@@ -381,6 +371,52 @@ fn transpose_words(sources: &[Option<Source<'_>>], row_bytes: usize, out: &mut [
                 value[..2].copy_from_slice(&source.part.bytes[end - 2..end]);
             }
             out[(words * lanes + lane) * 4..(words * lanes + lane) * 4 + 4].copy_from_slice(&value);
+        }
+    }
+}
+
+const SCALAR_TRANSPOSE: Entry<TransposeArgs> = match entry::<Transpose>(Isa::Scalar) {
+    Some(kernel) => kernel,
+    None => panic!("every build has the scalar instance"),
+};
+
+struct TransposeArgs {
+    /// Rows of `words` words, at any alignment; null stands for zeros.
+    rows: [*const f32; LANES],
+    words: usize,
+    /// `words` rows of 16 words, `stride` words apart.
+    out: *mut f32,
+    stride: usize,
+}
+
+struct Transpose;
+
+impl Kernel for Transpose {
+    type Args = TransposeArgs;
+    const OP: &'static str = "linear_pack";
+    const DTYPES: &'static str = "words";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, args: &TransposeArgs, _tile: usize) {
+        let mut word = 0;
+        while word < args.words {
+            let count = LANES.min(args.words - word);
+            let mut tile = [s.zero(); LANES];
+            // SAFETY: the caller guarantees `words` words in every row and in `out`.
+            unsafe {
+                for (row, start) in tile.iter_mut().zip(args.rows) {
+                    if !start.is_null() {
+                        let p = start.wrapping_byte_add(word * 4);
+                        *row = if count == LANES { s.load(p) } else { s.load_part(p, count) };
+                        s.prefetch(p.wrapping_byte_add(512).cast());
+                    }
+                }
+                let columns = s.transpose(tile);
+                for (index, column) in columns.into_iter().enumerate().take(count) {
+                    s.store(args.out.wrapping_add((word + index) * args.stride), column);
+                }
+            }
+            word += count;
         }
     }
 }

@@ -140,12 +140,14 @@ pub trait Kernel: 'static {
 /// machine has the instance's instruction set ([`Isa::is_available`]).
 pub type Entry<A> = unsafe fn(&A, usize);
 
+#[inline(never)]
 unsafe fn run_scalar<K: Kernel>(args: &K::Args, tile: usize) {
     // SAFETY: the caller guarantees the contract of `Kernel::run`.
     unsafe { K::run(Scalar::default(), args, tile) }
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn run_avx2<K: Kernel>(args: &K::Args, tile: usize) {
     // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
@@ -153,6 +155,7 @@ unsafe fn run_avx2<K: Kernel>(args: &K::Args, tile: usize) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
 unsafe fn run_avx512<K: Kernel>(args: &K::Args, tile: usize) {
     // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
@@ -160,6 +163,7 @@ unsafe fn run_avx512<K: Kernel>(args: &K::Args, tile: usize) {
 }
 
 #[cfg(target_arch = "aarch64")]
+#[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn run_neon<K: Kernel>(args: &K::Args, tile: usize) {
     // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.

@@ -1,5 +1,5 @@
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::{Isa, LANES, Simd};
+use super::{Isa, Kernel, LANES, Simd};
 
 /// The token of [`Isa::Scalar`]: plain Rust on arrays.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +60,12 @@ impl Simd for Scalar {
     type M = M;
 
     const ISA: Isa = Isa::Scalar;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize) {
+        // SAFETY: the token proves the features; the caller guarantees the kernel's contract.
+        unsafe { super::run_scalar::<K>(args, tile) }
+    }
 
     lanewise! {
         add(a: V, b: V) -> V = zip(|x, y| x + y);

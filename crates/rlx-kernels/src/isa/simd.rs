@@ -1,4 +1,4 @@
-use super::Isa;
+use super::{Isa, Kernel};
 
 /// Lanes of [`Simd::V`], on every instruction set.
 pub const LANES: usize = 16;
@@ -18,6 +18,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The instruction set this token proves.
     const ISA: Isa;
+
+    /// Calls `K`'s instance of this instruction set as a function of its own: the way to keep a large body out of line.
+    ///
+    /// # Safety
+    /// The contract of [`Kernel::run`].
+    unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize);
 
     /// All lanes zero.
     fn zero(self) -> Self::V;

@@ -1,0 +1,11 @@
+//! Rewriting: patterns are values, rules return patches, and only the driver changes a draft.
+
+mod draft;
+pub(crate) mod driver;
+pub mod pat;
+mod patch;
+
+pub use draft::{BuildError, Draft, DraftNode};
+pub use driver::{Fired, FusionReport, Refused, RewriteError, Rule, Tally, rewrite};
+pub use pat::{Match, Pattern};
+pub use patch::{Operand, Patch};

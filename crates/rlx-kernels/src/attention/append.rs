@@ -1,0 +1,128 @@
+use super::{BLOCK, CacheDtype};
+use crate::isa::half::{f32_to_bf16, f32_to_f16};
+use crate::isa::{Kernel, Simd};
+
+/// Arguments of the cache append: row `i` of sequence `b` is stored at position `past[b] + i`, rounded to the cache's
+/// type. Tile `r` is row `r`.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendArgs {
+    /// Key rows of `kv_heads * head_dim`.
+    pub k: *const f32,
+    /// Elements between key rows.
+    pub k_stride: usize,
+    /// Value rows of `kv_heads * value_dim`.
+    pub v: *const f32,
+    /// Elements between value rows.
+    pub v_stride: usize,
+    /// `batch + 1` ascending row numbers, the first one 0.
+    pub seq_starts: *const i32,
+    /// Sequences.
+    pub batch: usize,
+    /// Per sequence, positions before this run's first row; null for none.
+    pub past: *const i32,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a key head.
+    pub head_dim: usize,
+    /// Elements of a value head.
+    pub value_dim: usize,
+    /// `[block][kv_head][head_dim][BLOCK]`.
+    pub k_cache: *mut u8,
+    /// `[block][kv_head][BLOCK][value_dim]`.
+    pub v_cache: *mut u8,
+    /// Element type of the cache.
+    pub dtype: CacheDtype,
+    /// Block numbers, `[batch][table_width]`.
+    pub block_table: *const i32,
+    /// Blocks per sequence in the table.
+    pub table_width: usize,
+}
+
+impl AppendArgs {
+    /// Tiles of the append: one per row.
+    ///
+    /// # Safety
+    /// `seq_starts` is valid for `batch + 1` reads.
+    pub unsafe fn tiles(&self) -> usize {
+        // SAFETY: the caller guarantees the read.
+        unsafe { *self.seq_starts.add(self.batch) as usize }
+    }
+}
+
+trait Stored: Copy {
+    fn store(x: f32) -> Self;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn store(x: f32) -> f32 {
+        x
+    }
+}
+
+#[derive(Clone, Copy)]
+struct F16(#[expect(dead_code, reason = "written to the cache as bits")] u16);
+
+impl Stored for F16 {
+    #[inline(always)]
+    fn store(x: f32) -> F16 {
+        F16(f32_to_f16(x))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Bf16(#[expect(dead_code, reason = "written to the cache as bits")] u16);
+
+impl Stored for Bf16 {
+    #[inline(always)]
+    fn store(x: f32) -> Bf16 {
+        Bf16(f32_to_bf16(x))
+    }
+}
+
+pub(super) struct AppendF32;
+
+impl Kernel for AppendF32 {
+    type Args = AppendArgs;
+    const OP: &'static str = "kv_append";
+    const DTYPES: &'static str = "f32";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(_s: S, args: &AppendArgs, tile: usize) {
+        // SAFETY: the caller guarantees the rows, the table and the blocks it names.
+        unsafe {
+            let mut b = 0;
+            while *args.seq_starts.add(b + 1) as usize <= tile {
+                b += 1;
+            }
+            let past = if args.past.is_null() { 0 } else { *args.past.add(b) as usize };
+            let position = past + tile - *args.seq_starts.add(b) as usize;
+            let block = *args.block_table.add(b * args.table_width + position / BLOCK) as usize;
+            match args.dtype {
+                CacheDtype::F32 => append_row::<f32>(args, tile, block, position % BLOCK),
+                CacheDtype::F16 => append_row::<F16>(args, tile, block, position % BLOCK),
+                CacheDtype::Bf16 => append_row::<Bf16>(args, tile, block, position % BLOCK),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn append_row<T: Stored>(args: &AppendArgs, row: usize, block: usize, slot: usize) {
+    // SAFETY: the caller guarantees the row and the block.
+    unsafe {
+        let k = args.k.add(row * args.k_stride);
+        let k_cache = args.k_cache.cast::<T>().add(block * args.kv_heads * args.head_dim * BLOCK + slot);
+        for i in 0..args.kv_heads * args.head_dim {
+            k_cache.add(i * BLOCK).write(T::store(*k.add(i)));
+        }
+        let v = args.v.add(row * args.v_stride);
+        let v_cache = args.v_cache.cast::<T>().add(block * args.kv_heads * BLOCK * args.value_dim);
+        for head in 0..args.kv_heads {
+            let target = v_cache.add((head * BLOCK + slot) * args.value_dim);
+            for i in 0..args.value_dim {
+                target.add(i).write(T::store(*v.add(head * args.value_dim + i)));
+            }
+        }
+    }
+}

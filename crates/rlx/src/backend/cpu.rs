@@ -1,0 +1,217 @@
+//! The CPU backend: steps bound to kernels of the chosen instruction set, on a thread pool of its own.
+
+mod lower;
+mod ops;
+
+use super::{Backend, BackendError, Context, Io, KernelChoice, Program};
+use crate::plan::{BufferKind, Lir, PlanError, PlanTarget, Template};
+use crate::weights::WeightRegistry;
+use lower::LowerCx;
+use rlx_graph::passes::Target;
+use rlx_graph::{Op, OpDef};
+use rlx_kernels::isa::Isa;
+use rlx_kernels::pool::Pool;
+use rlx_kernels::schedule::{Frame, Schedule};
+use rlx_tensor::{Shape, SizeTable};
+use std::sync::Arc;
+
+/// How the CPU runs a matmul's operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Precision {
+    /// Operands and accumulation in f32; narrower weights are widened in registers.
+    #[default]
+    F32,
+}
+
+impl Precision {
+    /// The name in settings and keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+        }
+    }
+}
+
+/// The CPU: an instruction set and a pool of threads.
+pub struct CpuBackend {
+    isa: Isa,
+    pool: Arc<Pool>,
+    precision: Precision,
+}
+
+impl CpuBackend {
+    /// A backend on an instruction set this machine has, with a pool of its own.
+    pub fn new(isa: Isa, threads: usize) -> Self {
+        Self::with_pool(isa, Arc::new(Pool::new(threads)))
+    }
+
+    /// A backend that shares a pool.
+    pub fn with_pool(isa: Isa, pool: Arc<Pool>) -> Self {
+        Self { isa, pool, precision: Precision::F32 }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
+struct CpuTarget;
+
+impl Target for CpuTarget {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn runs(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
+        match ops::find(op.name()) {
+            Some(kernel) => kernel.supports(op, inputs, outputs),
+            None => !op.props().composite,
+        }
+    }
+}
+
+impl PlanTarget for CpuTarget {
+    fn accepts_strided(&self, op: &Op, operand: usize) -> bool {
+        match ops::find(op.def().name()) {
+            Some(kernel) => kernel.accepts_strided(op, operand),
+            None => true,
+        }
+    }
+
+    fn accepts_in_place(&self, op: &Op, operand: Option<usize>) -> bool {
+        let kernel = ops::find(op.def().name());
+        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand)))
+    }
+}
+
+impl Backend for CpuBackend {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+
+    fn target(&self) -> &dyn Target {
+        &CpuTarget
+    }
+
+    fn plan_target(&self) -> &dyn PlanTarget {
+        &CpuTarget
+    }
+
+    fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
+        lower::packed_bytes(template, self.isa)
+    }
+
+    fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
+        let workers = self.pool.threads();
+        let (mut each, mut shared) = (0, 0);
+        for step in lir.template().steps() {
+            let Some(op) = ops::find(step.op.def().name()) else { continue };
+            let (e, s) =
+                op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
+            (each, shared) = (each.max(e), shared.max(s));
+        }
+        Ok(each * self.pool.threads() + shared)
+    }
+
+    fn load(
+        &self,
+        template: &Arc<Template>,
+        weights: &WeightRegistry,
+    ) -> Result<Arc<dyn Program>, BackendError> {
+        let mut cx = LowerCx::new(template, weights, self);
+        let mut kernels = Vec::with_capacity(template.steps().len());
+        for step in template.steps() {
+            let native = cx.lower(step)?;
+            kernels.push(native);
+        }
+        let schedule = Arc::new(cx.finish());
+        let kernels = schedule.steps().iter().zip(kernels);
+        let kernels = kernels.map(|(s, native)| KernelChoice { kernel: s.name(), native }).collect();
+        Ok(Arc::new(CpuProgram {
+            template: Arc::clone(template),
+            schedule,
+            pool: Arc::clone(&self.pool),
+            kernels,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct CpuProgram {
+    template: Arc<Template>,
+    schedule: Arc<Schedule>,
+    pool: Arc<Pool>,
+    kernels: Vec<KernelChoice>,
+}
+
+impl Program for CpuProgram {
+    fn context(&self, lir: &Lir) -> Result<Box<dyn Context>, BackendError> {
+        let placed: Vec<_> = lir.placed().map(|(buffer, range)| (buffer.index(), range)).collect();
+        let frame = Frame::new(
+            Arc::clone(&self.schedule),
+            self.template.buffers().len(),
+            lir.arena_bytes(),
+            &placed,
+            lir.capacities(),
+            self.pool.threads(),
+        )?;
+        let mut regions = Regions::default();
+        for (region, buffer) in self.template.buffers().iter().enumerate() {
+            match buffer.kind {
+                BufferKind::Input(_) => regions.inputs.push(region),
+                BufferKind::Output(_) => regions.outputs.push(region),
+                BufferKind::State(_) => regions.states.push(region),
+                _ => {}
+            }
+        }
+        let sizes = self.template.sizes().clone();
+        Ok(Box::new(CpuContext { frame, regions, sizes, pool: Arc::clone(&self.pool) }))
+    }
+
+    fn kernels(&self) -> Vec<KernelChoice> {
+        self.kernels.clone()
+    }
+}
+
+/// Region numbers of the caller's buffers, by position.
+#[derive(Debug, Default)]
+struct Regions {
+    inputs: Vec<usize>,
+    outputs: Vec<usize>,
+    states: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct CpuContext {
+    frame: Frame,
+    regions: Regions,
+    sizes: SizeTable,
+    pool: Arc<Pool>,
+}
+
+impl Context for CpuContext {
+    fn run(&mut self, io: Io<'_, '_>) -> Result<(), BackendError> {
+        self.sizes.eval(io.symbols, self.frame.sizes_mut()).map_err(PlanError::from)?;
+        let mut launch = self.frame.launch();
+        for (&region, bytes) in self.regions.inputs.iter().zip(io.inputs) {
+            launch.read(region, bytes);
+        }
+        for (&region, bytes) in self.regions.outputs.iter().zip(io.outputs.iter_mut()) {
+            launch.write(region, bytes);
+        }
+        for (&region, state) in self.regions.states.iter().zip(io.states.iter_mut()) {
+            launch.write(region, state.as_mut_slice());
+        }
+        Ok(launch.run(&self.pool, io.control)?)
+    }
+
+    fn bytes(&self) -> (usize, usize) {
+        self.frame.bytes()
+    }
+}

@@ -1,0 +1,52 @@
+//! Layer norm.
+
+use super::CpuOp;
+use crate::backend::BackendError;
+use crate::backend::cpu::lower::LowerCx;
+use crate::plan::StepSpec;
+use rlx_graph::Op;
+use rlx_graph::op::OpAttrs;
+use rlx_graph::ops::layer_norm::LayerNorm;
+use rlx_kernels::schedule::Step;
+use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep};
+
+/// `layer_norm`.
+pub(in super::super) struct CpuLayerNorm;
+
+impl CpuOp for CpuLayerNorm {
+    fn name(&self) -> &'static str {
+        LayerNorm::NAME
+    }
+
+    fn accepts_strided(&self, op: &Op, operand: usize) -> bool {
+        op.downcast::<LayerNorm>().is_some_and(|n| operand == 0 || n.residual_at() == Some(operand))
+    }
+
+    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
+        op.downcast::<LayerNorm>().is_some_and(|n| operand == 0 && !n.residual)
+    }
+
+    fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
+        let Some(op) = step.op.downcast::<LayerNorm>() else { return Ok(None) };
+        let Some(weight) = cx.vector(&step.inputs[1])? else { return Ok(None) };
+        let bias = match op.bias {
+            true => match cx.vector(&step.inputs[2])? {
+                Some(bias) => Some(bias),
+                None => return Ok(None),
+            },
+            false => None,
+        };
+        let form = NormForm {
+            kind: NormKind::Layer,
+            eps: op.eps as f32,
+            groups: 1,
+            weight: Some(weight),
+            weight_offset: 0.0,
+            bias,
+        };
+        let residual =
+            op.residual_at().map(|at| (cx.operand(&step.inputs[at]), cx.operand(&step.outputs[1])));
+        let (x, y) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
+        Ok(NormStep::new(cx.isa(), form, x, residual, y).map(|s| Box::new(s) as Box<dyn Step>))
+    }
+}

@@ -1,0 +1,103 @@
+//! Linear layers over packed weights.
+
+use super::CpuOp;
+use crate::backend::BackendError;
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, ShapeCx};
+use crate::plan::StepSpec;
+use rlx_graph::op::OpAttrs;
+use rlx_graph::ops::activation::ActivationKind;
+use rlx_graph::ops::linear::Linear;
+use rlx_graph::{Op, OpDef};
+use rlx_kernels::gemm::{Activation, LinearKernel};
+use rlx_kernels::schedule::Step;
+use rlx_kernels::steps::linear::LinearStep;
+use rlx_tensor::Shape;
+use std::sync::Arc;
+
+/// `linear`.
+pub(in super::super) struct CpuLinear;
+
+/// The kernels' name of an activation; `None` if the epilogue does not have it.
+pub(in super::super) fn activation(kind: ActivationKind) -> Option<Activation> {
+    Some(match kind {
+        ActivationKind::Identity => Activation::None,
+        ActivationKind::Relu => Activation::Relu,
+        ActivationKind::Gelu => Activation::Gelu,
+        ActivationKind::GeluTanh => Activation::GeluTanh,
+        ActivationKind::QuickGelu => Activation::QuickGelu,
+        ActivationKind::Silu => Activation::Silu,
+        ActivationKind::Tanh => Activation::Tanh,
+        ActivationKind::Sigmoid => Activation::Sigmoid,
+        _ => return None,
+    })
+}
+
+/// The weights of a linear step.
+pub(in super::super) fn matrix_of(step: &StepSpec) -> Option<MatrixSpec<'_>> {
+    let op = step.op.downcast::<Linear>()?;
+    let weights = step.inputs.get(1..=op.parts)?;
+    Some(MatrixSpec { weights, transposed: op.transposed, gated: op.gated })
+}
+
+impl CpuOp for CpuLinear {
+    fn name(&self) -> &'static str {
+        Linear::NAME
+    }
+
+    fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], _outputs: &[&Shape]) -> bool {
+        let Some(op) = op.as_any().downcast_ref::<Linear>() else { return false };
+        let weights = inputs.iter().skip(1).take(op.parts);
+        let known = |s: &&&Shape| s.known_dims().is_some();
+        activation(op.activation).is_some() && weights.clone().filter(known).count() == op.parts
+    }
+
+    fn accepts_strided(&self, op: &Op, operand: usize) -> bool {
+        op.downcast::<Linear>().is_some_and(|l| operand == 0 || (l.residual && operand == l.arity() - 1))
+    }
+
+    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
+        op.downcast::<Linear>().is_some_and(|l| l.residual && operand == l.arity() - 1)
+    }
+
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+        let Some(spec) = matrix_of(step) else { return Vec::new() };
+        let Some(layout) = cx.matrix_layout(&spec) else { return Vec::new() };
+        let names: Vec<&str> = spec.weights.iter().filter_map(|w| cx.param(w)).collect();
+        vec![(format!("{} gated={}", names.join("+"), spec.gated), layout.bytes())]
+    }
+
+    fn scratch(
+        &self,
+        cx: &ShapeCx<'_>,
+        step: &StepSpec,
+        _sizes: &[usize],
+        _workers: usize,
+    ) -> Result<(usize, usize), BackendError> {
+        let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
+        let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout));
+        Ok((kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>()), 0))
+    }
+
+    fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
+        let (Some(op), Some(spec)) = (step.op.downcast::<Linear>(), matrix_of(step)) else { return Ok(None) };
+        let Some(act) = activation(op.activation) else { return Ok(None) };
+        let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
+        let kernel = LinearKernel::select(cx.isa(), matrix.layout());
+        let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
+        let bias = match op.bias {
+            true => {
+                let mut joined = Vec::with_capacity(matrix.layout().n());
+                for place in &step.inputs[op.bias_at()..op.bias_at() + op.parts] {
+                    let Some(values) = cx.vector(place)? else { return Ok(None) };
+                    joined.extend_from_slice(&values);
+                }
+                Some(Arc::from(joined))
+            }
+            false => None,
+        };
+        let residual = op.residual.then(|| cx.operand(&step.inputs[op.arity() - 1]));
+        let (x, out) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
+        let step = LinearStep::new(kernel, matrix, bias, act, x, residual, out);
+        Ok(Some(Box::new(step.map_err(|e| cx.unsupported(e.to_string()))?)))
+    }
+}
