@@ -72,7 +72,8 @@ impl Expand<'_> {
         start: impl Into<Dim>,
         len: impl Into<Dim>,
     ) -> Result<ValueId, GraphError> {
-        self.graph.add_one(Slice { axis, start: start.into(), len: len.into(), step: 1 }, &[x])
+        let rank = self.graph.shape(x).rank();
+        self.graph.add_one(Slice::range(axis, rank, start, len), &[x])
     }
 
     /// `condition ? a : b`

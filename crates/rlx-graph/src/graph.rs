@@ -376,3 +376,32 @@ impl fmt::Display for Node {
         write!(f, "{}{:?}", self.op.def().name(), self.inputs)
     }
 }
+
+/// Ways to break a graph that the builder does not allow, for the verifier's tests.
+#[cfg(test)]
+impl Graph {
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.index()]
+    }
+
+    pub(crate) fn value_mut(&mut self, id: ValueId) -> &mut Value {
+        &mut self.values[id.index()]
+    }
+
+    pub(crate) fn outputs_mut(&mut self) -> &mut Vec<(String, ValueId)> {
+        &mut self.outputs
+    }
+
+    pub(crate) fn checks_mut(&mut self) -> &mut Vec<DimCheck> {
+        &mut self.checks
+    }
+
+    pub(crate) fn swap_nodes(&mut self, a: NodeId, b: NodeId) {
+        self.nodes.swap(a.index(), b.index());
+        for id in [a, b] {
+            for (index, value) in self.nodes[id.index()].outputs.clone().into_iter().enumerate() {
+                self.values[value.index()].source = Source::Node { node: id, index };
+            }
+        }
+    }
+}

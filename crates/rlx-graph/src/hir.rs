@@ -414,7 +414,8 @@ impl<'g> HirMut<'g> {
     /// Elements `start .. start + len` along an axis.
     #[track_caller]
     pub fn slice(&mut self, x: ValueId, axis: usize, start: impl Into<Dim>, len: impl Into<Dim>) -> Built {
-        self.graph.add_one(Slice { axis, start: start.into(), len: len.into(), step: 1 }, &[x])
+        let rank = self.graph.shape(x).rank();
+        self.graph.add_one(Slice::range(axis, rank, start, len), &[x])
     }
 
     /// Values joined along an axis.
@@ -441,3 +442,6 @@ impl<'g> HirMut<'g> {
         if self.graph.shape(x).dtype() == to { Ok(x) } else { self.graph.add_one(Cast { to }, &[x]) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -461,3 +461,6 @@ fn evaluate(
     }
     Ok(results)
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,6 +74,8 @@ pub struct Props {
     pub view: bool,
     /// The output is operand 0's elements seen through other strides or another offset: no arithmetic, a copy at most.
     pub strided_view: bool,
+    /// The output is operand 0's columns from this one on: its rows are rows of operand 0, cut.
+    pub columns: Option<usize>,
     /// Operands whose buffer output 0 may take over when they die here and have the same size.
     pub in_place: Vec<usize>,
     /// The result is not a function of the operands alone; never folded, merged or dropped.

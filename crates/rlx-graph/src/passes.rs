@@ -18,9 +18,6 @@ pub mod fuse_norm_residual;
 pub mod fuse_shared_input;
 mod legalise;
 mod pipeline;
-#[cfg(test)]
-mod testing;
-mod words;
 
 pub use legalise::{Decomposed, Dispatch, OpSet, Target};
 pub use pipeline::{PASSES, Pass, PassReport, PassStat, compile_passes, run_pass};

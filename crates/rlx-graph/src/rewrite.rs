@@ -4,6 +4,9 @@ mod draft;
 pub(crate) mod driver;
 pub mod pat;
 mod patch;
+#[cfg(test)]
+pub(crate) mod testing;
+pub(crate) mod words;
 
 pub use draft::{BuildError, Draft, DraftNode};
 pub use driver::{Fired, FusionReport, Refused, RewriteError, Rule, Tally, rewrite};

@@ -250,3 +250,6 @@ fn inline(tensor: &Tensor) -> Option<String> {
     let again = parse::numbers(tensor.dims(), tensor.dtype(), &words)?;
     again.bits_eq(tensor).then_some(text)
 }
+
+#[cfg(test)]
+mod tests;

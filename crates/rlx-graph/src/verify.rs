@@ -308,3 +308,6 @@ fn verify_sizes(graph: &Graph) -> Result<(), VerifyError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,12 +10,20 @@
 
 pub mod aligned;
 pub mod attention;
+pub mod cast;
+pub mod copy;
+pub mod elementwise;
+pub mod gather;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
 pub mod math;
+pub mod moe;
 pub mod norm;
 pub mod pool;
+pub mod pooling;
+pub mod rank;
+pub mod reduce;
 pub mod rope;
 pub mod schedule;
 pub mod softmax;

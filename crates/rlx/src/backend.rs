@@ -69,11 +69,11 @@ pub struct Io<'i, 'b> {
     /// A value for each of the size table's symbols.
     pub symbols: &'i [usize],
     /// Each input's bytes.
-    pub inputs: &'i [&'b [u8]],
+    pub inputs: &'i [&'i [u8]],
     /// Each output's bytes.
     pub outputs: &'i mut [&'b mut [u8]],
     /// Each state's buffer.
-    pub states: &'b mut [AlignedBytes],
+    pub states: &'i mut [AlignedBytes],
     /// Limits and observers.
     pub control: RunControl<'i>,
 }

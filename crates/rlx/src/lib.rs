@@ -7,4 +7,7 @@ pub mod memory;
 pub mod backend;
 pub mod import;
 pub mod plan;
+pub mod session;
 pub mod weights;
+
+pub use session::{CompileOptions, CompiledGraph, Session, SessionError, State, TensorArg};

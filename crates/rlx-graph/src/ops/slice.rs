@@ -8,8 +8,8 @@ use rlx_tensor::{Dim, Shape, Tensor};
 op_struct! {
     /// Elements `start, start + step, ..` along `axis`, `len` of them.
     pub struct Slice = "slice" {
-        /// The axis.
-        axis: usize,
+        /// The axis; the last one if none is given.
+        axis: Option<usize>,
         /// First element; symbols refer to the graph's symbols.
         start: Dim,
         /// Number of elements.
@@ -20,6 +20,16 @@ op_struct! {
 }
 
 impl Slice {
+    /// `start .. start + len` along an axis of an operand of this rank.
+    pub fn range(axis: usize, rank: usize, start: impl Into<Dim>, len: impl Into<Dim>) -> Self {
+        let axis = (axis + 1 != rank).then_some(axis);
+        Self { axis, start: start.into(), len: len.into(), step: 1 }
+    }
+
+    fn axis_of(&self, rank: usize) -> usize {
+        self.axis.unwrap_or(rank.saturating_sub(1))
+    }
+
     /// The extent the operand's axis must have at least.
     fn reach(&self) -> Dim {
         match self.len.known() {
@@ -34,33 +44,36 @@ impl OpDef for Slice {
 
     fn infer(&self, cx: &mut InferCx, inputs: &[&Shape]) -> Result<Vec<Shape>, InferError> {
         InferError::arity(1, inputs)?;
-        InferError::axis(self.axis, inputs[0].rank())?;
+        let axis = self.axis_of(inputs[0].rank());
+        InferError::axis(axis, inputs[0].rank())?;
         InferError::positive("step", self.step)?;
         if inputs[0].dtype().element_bytes().is_none() {
             let (expected, found) = ("a dtype of whole bytes".into(), inputs[0].dtype());
             return Err(InferError::DType { operand: 0, expected, found });
         }
-        let extent = &inputs[0].dims()[self.axis];
+        let extent = &inputs[0].dims()[axis];
         cx.require_equal("slice end and extent", &self.reach().maximum(extent), extent)?;
         let mut dims = inputs[0].dims().to_vec();
-        dims[self.axis] = self.len.clone();
+        dims[axis] = self.len.clone();
         Ok(vec![Shape::from_dims(dims, inputs[0].dtype())])
     }
 
     fn reference(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
+        let axis = self.axis_of(inputs[0].dims().len());
         let own = strides(inputs[0].dims());
         let window = crate::eval::known_dims(&[self.start.clone(), self.len.clone()])?;
         let mut dims = inputs[0].dims().to_vec();
-        dims[self.axis] = window[1];
+        dims[axis] = window[1];
         let mut steps = own.clone();
-        steps[self.axis] *= self.step;
-        let offset = window[0] * own[self.axis];
+        steps[axis] *= self.step;
+        let offset = window[0] * own[axis];
         let at = |at: &[usize]| offset + at.iter().zip(&steps).map(|(c, s)| c * s).sum::<usize>();
         Ok(vec![gather_elements(inputs[0], &dims, at)?])
     }
 
     fn props(&self) -> Props {
-        Props { strided_view: true, ..Props::default() }
+        let columns = self.start.known().filter(|_| self.axis.is_none() && self.step == 1);
+        Props { strided_view: true, columns, ..Props::default() }
     }
 
     fn cost(&self, _inputs: &[&Shape], outputs: &[&Shape]) -> Cost {

@@ -11,9 +11,9 @@ use crate::ops::reshape::Reshape;
 use crate::ops::slice::Slice;
 use crate::ops::transpose::Transpose;
 use crate::ops::unary::{Unary, UnaryOp};
-use crate::passes::words::{activation, binary, is_float, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, constant, op, scalar};
+use crate::rewrite::words::{activation, binary, is_float, unary};
 use crate::rewrite::{Draft, Match, Patch, Rule};
 use rlx_tensor::{DType, Tensor};
 
@@ -206,7 +206,7 @@ fn views() -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn neutral_elements_and_inverse_pairs_go() {
@@ -223,7 +223,14 @@ mod tests {
   %9 : f32[rows, 4] = activation(%8) {kind=identity}
   return "y": %9
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          const %1 : f32[] = [0.25]
+          %2 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]
@@ -240,7 +247,14 @@ mod tests {
   %8 : f32[24*rows] = cast(%7) {to=f32}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 6, 4]
+          %1 : f32[4, rows, 6] = transpose(@x) {perm=[2, 0, 1]}
+          %2 : f32[24*rows] = reshape(%1) {dims=dims[24*rows]}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]
@@ -252,7 +266,14 @@ mod tests {
   %3 : f32[rows, rows] = matmul(@x, %2) {transpose_a=false, transpose_b=false}
   return "y": %3
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @z : f32[rows, 4]
+          %2 : f32[rows, rows] = matmul(@x, @z) {transpose_a=false, transpose_b=true}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]

@@ -83,7 +83,7 @@ fn hash(def: &dyn OpDef, inputs: &[ValueId]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn equal_nodes_become_one() {
@@ -98,7 +98,16 @@ mod tests {
   %7 : f32[rows, 4] = binary(%5, %6) {kind=sub}
   return "y": %7
 }"#;
-        insta::assert_snapshot!(after(&["cse"], before), @"");
+        insta::assert_snapshot!(after(&["cse"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          const %1 : f32[] = [2.0]
+          %2 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+          %3 : f32[rows, 4] = unary(%2) {kind=exp}
+          %4 : f32[rows, 4] = binary(%3, %3) {kind=sub}
+          return "y": %4
+        }
+        "#);
     }
 
     #[test]

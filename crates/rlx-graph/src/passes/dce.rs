@@ -27,7 +27,7 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn unused_nodes_and_params_go_and_inputs_stay() {
@@ -41,7 +41,15 @@ mod tests {
   %6 : f32[rows, 4] = unary(%5) {kind=exp}
   return "y": %4
 }"#;
-        insta::assert_snapshot!(after(&["dce"], before), @"");
+        insta::assert_snapshot!(after(&["dce"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @unused : f32[rows]
+          param @w : f32[4]
+          %3 : f32[rows, 4] = binary(@x, @w) {kind=mul}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn fold(draft: &Draft, id: NodeId, limit: usize) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn constants_meet() {
@@ -53,7 +53,14 @@ mod tests {
   %5 : f32[rows, 4] = binary(@x, %4) {kind=mul}
   return "y": %5
 }"#;
-        insta::assert_snapshot!(after(&["fold_constants"], before), @"");
+        insta::assert_snapshot!(after(&["fold_constants"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          const %1 : f32[4] = [3.0, 6.0, 9.0, 12.0]
+          %2 : f32[rows, 4] = binary(@x, %1) {kind=mul}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]

@@ -6,9 +6,9 @@
 use crate::ops::activation::{Activation, ActivationKind};
 use crate::ops::binary::BinaryOp::{Add, Div, Max, Mul, Pow};
 use crate::ops::unary::UnaryOp;
-use crate::passes::words::{activation, binary, is_float, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, one_of, scalar};
+use crate::rewrite::words::{activation, binary, is_float, unary};
 use crate::rewrite::{Draft, Patch, Pattern, Rule};
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
@@ -95,7 +95,7 @@ fn tanh() -> Pattern {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn gelu_as_exported() {
@@ -111,7 +111,13 @@ mod tests {
   %8 : f32[rows, 4] = binary(%7, %3) {kind=mul}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          %1 : f32[rows, 4] = activation(@x) {kind=gelu}
+          return "y": %1
+        }
+        "#);
     }
 
     #[test]
@@ -206,7 +212,15 @@ mod tests {
   %8 : f32[rows, 4] = binary(%7, %2) {kind=max}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["fuse_activation"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_activation"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          %1 : f32[rows, 4] = activation(@x) {kind=silu}
+          %2 : f32[rows, 4] = activation(%1) {kind=quick_gelu}
+          %3 : f32[rows, 4] = activation(%2) {kind=relu}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

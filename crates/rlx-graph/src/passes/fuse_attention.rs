@@ -15,10 +15,10 @@ use crate::ops::reduce::{Reduce, ReduceOp};
 use crate::ops::reshape::Reshape;
 use crate::ops::softmax::Softmax;
 use crate::ops::transpose::Transpose;
-use crate::passes::words::{binary, is_f32};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::driver::apply;
 use crate::rewrite::pat::{bind, constant, one_of, op};
+use crate::rewrite::words::{binary, is_f32};
 use crate::rewrite::{Draft, Match, Operand, Patch, Pattern};
 use rlx_tensor::{DType, Dim, Shape};
 
@@ -197,7 +197,7 @@ fn mask_fits(draft: &Draft, mask: ValueId, [batch, heads, seq]: [&Dim; 3]) -> bo
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn attention_as_exported() {
@@ -222,7 +222,23 @@ mod tests {
   %17 : f32[batch, seq, 8] = reshape(%16) {dims=dims[batch, seq, 8]}
   return "y": %17
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise", "fuse_attention", "canonicalise"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise", "fuse_attention", "canonicalise"], before), @r#"
+        graph "g" {
+          input @q : f32[batch, seq, 8]
+          input @k : f32[batch, seq, 8]
+          input @v : f32[batch, seq, 8]
+          input @m : f32[batch, 1, 1, seq]
+          %4 : f32[batch*seq, 8] = reshape(@q) {dims=dims[batch*seq, 8]}
+          %5 : f32[batch*seq, 8] = reshape(@k) {dims=dims[batch*seq, 8]}
+          %6 : f32[batch*seq, 8] = reshape(@v) {dims=dims[batch*seq, 8]}
+          %7 : i32[1 + batch, seq] = iota() {dims=dims[1 + batch, seq], axis=0, dtype=i32}
+          %8 : i32[1 + batch] = reduce(%7) {kind=sum, axes=[1], keep_dims=false}
+          %9 : f32[batch, 1, seq, seq] = broadcast(@m) {dims=dims[batch, 1, seq, seq]}
+          %10 : f32[batch*seq, 8] = attention(%4, %5, %6, %8, %9) {heads=2, kv_heads=2, head_dim=4, scale=0.5, causal=false, window=none, softcap=none, mask=true, cache=false}
+          %11 : f32[batch, seq, 8] = reshape(%10) {dims=dims[batch, seq, 8]}
+          return "y": %11
+        }
+        "#);
     }
 
     #[test]

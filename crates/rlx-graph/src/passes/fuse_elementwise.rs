@@ -142,7 +142,7 @@ fn spell(draft: &Draft, chain: &[NodeId]) -> Option<(FusedElementwise, Vec<Value
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn a_chain_becomes_a_program() {
@@ -159,7 +159,15 @@ mod tests {
   %9 : f32[rows, 4] = select(%8, %7, @z) {}
   return "y": %9
 }"#;
-        insta::assert_snapshot!(after(&["fuse_elementwise"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_elementwise"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @z : f32[rows, 4]
+          param @w : f32[4]
+          %3 : f32[rows, 4] = fused_elementwise(@x, @w, @z) {program="t0=mul i0 i1; t1=exp t0; t2=add t1 0.5; t3=silu t2; t4=mul t3 i2; t5=greater t4 i0; t6=select t5 t4 i2"}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 use crate::ops::activation::Activation;
 use crate::ops::binary::BinaryOp;
 use crate::ops::gated::Gated;
-use crate::passes::words::binary;
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, op};
+use crate::rewrite::words::binary;
 use crate::rewrite::{Draft, Patch, Rule};
 
 pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassError> {
@@ -28,7 +28,7 @@ pub fn rules() -> Vec<Rule> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn activated_times_value() {
@@ -39,7 +39,14 @@ mod tests {
   %3 : f32[rows, 4] = binary(@z, %2) {kind=mul}
   return "y": %3
 }"#;
-        insta::assert_snapshot!(after(&["fuse_gated"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_gated"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @z : f32[rows, 4]
+          %2 : f32[rows, 4] = gated(@x, @z) {activation=silu}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]

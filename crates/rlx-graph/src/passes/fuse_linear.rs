@@ -8,9 +8,9 @@ use crate::ops::activation::{Activation, ActivationKind};
 use crate::ops::binary::BinaryOp;
 use crate::ops::linear::Linear;
 use crate::ops::matmul::MatMul;
-use crate::passes::words::{binary, is_f32, is_row_of, narrow};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, op};
+use crate::rewrite::words::{binary, is_f32, is_row_of, narrow};
 use crate::rewrite::{Draft, Match, Patch, Pattern, Rule};
 
 pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassError> {
@@ -91,7 +91,7 @@ fn extended(draft: &Draft, m: &Match, operand: ValueId, change: impl Fn(Linear) 
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn a_product_takes_bias_activation_and_residual() {
@@ -106,7 +106,15 @@ mod tests {
   %7 : f32[rows, 4] = binary(@x, %6) {kind=add}
   return "y": %7
 }"#;
-        insta::assert_snapshot!(after(&["fuse_linear"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_linear"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f16[4, 4]
+          param @b : f32[4]
+          %3 : f32[rows, 4] = linear(@x, @w, @b, @x) {parts=1, transposed=false, bias=true, activation=gelu, gated=false, residual=true}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use crate::ops::layer_norm::LayerNorm;
 use crate::ops::reduce::{Reduce, ReduceOp};
 use crate::ops::rms_norm::RmsNorm;
 use crate::ops::unary::UnaryOp::{Reciprocal, Rsqrt, Sqrt};
-use crate::passes::words::{binary, is_f32, is_row_of, narrow, unary};
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::{bind, constant, one_of, op, scalar};
+use crate::rewrite::words::{binary, is_f32, is_row_of, narrow, unary};
 use crate::rewrite::{Draft, Match, Patch, Pattern, Rule};
 
 pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassError> {
@@ -27,15 +27,6 @@ pub fn rules() -> Vec<Rule> {
     let rms = || over_root(|| bind("x"), squares);
     vec![
         Rule::new(
-            "rms_norm_unit_offset",
-            "x / sqrt(mean(x^2) + eps) * (w + 1)",
-            binary(Mul, rms(), binary(Add, bind("w"), scalar(1.0))),
-            |draft, m| rms_norm(draft, m, true),
-        ),
-        Rule::new("rms_norm", "x / sqrt(mean(x^2) + eps) * w", binary(Mul, rms(), bind("w")), |draft, m| {
-            rms_norm(draft, m, false)
-        }),
-        Rule::new(
             "layer_norm",
             "(x - mean x) / sqrt(mean((x - mean x)^2) + eps) * w",
             binary(Mul, over_root(centred, deviation), bind("w")),
@@ -46,6 +37,15 @@ pub fn rules() -> Vec<Rule> {
                 Some(Patch::with_op(m.result(draft)?, op, &[x, w]))
             },
         ),
+        Rule::new(
+            "rms_norm_unit_offset",
+            "x / sqrt(mean(x^2) + eps) * (w + 1)",
+            binary(Mul, rms(), binary(Add, bind("w"), scalar(1.0))),
+            |draft, m| rms_norm(draft, m, true),
+        ),
+        Rule::new("rms_norm", "x / sqrt(mean(x^2) + eps) * w", binary(Mul, rms(), bind("w")), |draft, m| {
+            rms_norm(draft, m, false)
+        }),
         Rule::new(
             "layer_norm_bias",
             "norm(x) * w + b",
@@ -101,7 +101,7 @@ fn rms_norm(draft: &Draft, m: &Match, unit_offset: bool) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn layer_norm_as_exported() {
@@ -123,7 +123,15 @@ mod tests {
   %14 : f32[rows, 4] = binary(%13, @b) {kind=add}
   return "y": %14
 }"#;
-        insta::assert_snapshot!(after(&["canonicalise", "fuse_norm"], before), @"");
+        insta::assert_snapshot!(after(&["canonicalise", "fuse_norm"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f32[4]
+          param @b : f32[4]
+          %3 : f32[rows, 4] = layer_norm(@x, @w, @b) {eps=0.009999999776482582, bias=true, residual=false}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]
@@ -143,7 +151,14 @@ mod tests {
   %11 : f32[rows, 4] = binary(%10, %8) {kind=mul}
   return "y": %11
 }"#;
-        insta::assert_snapshot!(after(&["fuse_norm"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_norm"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f16[4]
+          %2 : f32[rows, 4] = rms_norm(@x, @w) {eps=0.009999999776482582, unit_offset=true, groups=1, residual=false}
+          return "y": %2
+        }
+        "#);
     }
 
     #[test]

@@ -59,7 +59,7 @@ fn with_sum(draft: &Draft, m: &Match, norm: Op) -> Option<Patch> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn sums_before_norms() {
@@ -75,7 +75,18 @@ mod tests {
   %8 : f32[rows, 4] = binary(%6, %7) {kind=mul}
   return "y": %8
 }"#;
-        insta::assert_snapshot!(after(&["fuse_norm_residual"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_norm_residual"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          input @r : f32[rows, 4]
+          param @w : f32[4]
+          param @b : f32[4]
+          %4 : f32[rows, 4], %5 : f32[rows, 4] = layer_norm(@x, @w, @b, @r) {eps=0.01, bias=true, residual=true}
+          %6 : f32[rows, 4], %7 : f32[rows, 4] = rms_norm(%5, @w, %4) {eps=0.01, unit_offset=false, groups=1, residual=true}
+          %8 : f32[rows, 4] = binary(%7, %6) {kind=mul}
+          return "y": %8
+        }
+        "#);
     }
 
     #[test]

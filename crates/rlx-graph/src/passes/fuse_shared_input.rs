@@ -9,9 +9,9 @@ use crate::ops::binary::BinaryOp;
 use crate::ops::gated::Gated;
 use crate::ops::linear::Linear;
 use crate::ops::slice::Slice;
-use crate::passes::words::binary;
 use crate::passes::{PassCx, PassError};
 use crate::rewrite::pat::op;
+use crate::rewrite::words::binary;
 use crate::rewrite::{Draft, DraftNode, Match, Operand, Patch, Pattern, Rule};
 use rlx_tensor::Dim;
 
@@ -99,8 +99,8 @@ pub fn rules() -> Vec<Rule> {
             for layer in &layers {
                 let shape = draft.shape(layer.outputs()[0]);
                 let len = shape.last()?.clone();
-                let axis = shape.rank() - 1;
-                let slice = Slice { axis, start: start.clone(), len: len.clone(), step: 1 };
+                let rank = shape.rank();
+                let slice = Slice::range(rank - 1, rank, start.clone(), len.clone());
                 start = &start + &len;
                 let part = patch.add(slice, &[whole]);
                 patch.replace(layer.outputs()[0], part);
@@ -130,7 +130,7 @@ fn siblings(draft: &Draft, id: NodeId, like: &Linear) -> Vec<NodeId> {
 
 #[cfg(test)]
 mod tests {
-    use crate::passes::testing::{after, fired};
+    use crate::rewrite::testing::{after, fired};
 
     #[test]
     fn queries_keys_and_values() {
@@ -144,7 +144,19 @@ mod tests {
   %6 : f32[rows, 2] = linear(@x, @v) {parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}
   return "q": %4, "k": %5, "v": %6
 }"#;
-        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @q : f32[6, 4]
+          param @k : f32[2, 4]
+          param @v : f32[2, 4]
+          %4 : f32[rows, 10] = linear(@x, @q, @k, @v) {parts=3, transposed=false, bias=false, activation=identity, gated=false, residual=false}
+          %5 : f32[rows, 6] = slice(%4) {axis=none, start=dims[0], len=dims[6], step=1}
+          %6 : f32[rows, 2] = slice(%4) {axis=none, start=dims[6], len=dims[2], step=1}
+          %7 : f32[rows, 2] = slice(%4) {axis=none, start=dims[8], len=dims[2], step=1}
+          return "q": %5, "k": %6, "v": %7
+        }
+        "#);
     }
 
     #[test]
@@ -158,7 +170,15 @@ mod tests {
   %5 : f32[rows, 6] = gated(%3, %4) {activation=silu}
   return "y": %5
 }"#;
-        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @"");
+        insta::assert_snapshot!(after(&["fuse_shared_input"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @g : f32[6, 4]
+          param @u : f32[6, 4]
+          %3 : f32[rows, 6] = linear(@x, @g, @u) {parts=2, transposed=false, bias=false, activation=silu, gated=true, residual=false}
+          return "y": %3
+        }
+        "#);
     }
 
     #[test]

@@ -134,3 +134,75 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Graph;
+    use crate::passes::{PassOptions, run_pass};
+    use crate::rewrite::testing::assert_same_numbers;
+
+    const NORM: &str = r#"graph "g" {
+  input @x : f32[rows, 4]
+  param @w : f32[4]
+  %2 : f32[rows, 4] = rms_norm(@x, @w) {eps=0.5, unit_offset=false, groups=1, residual=false}
+  %3 : f32[rows, 4] = gated(%2, @x) {activation=silu}
+  return "y": %3
+}"#;
+
+    #[test]
+    fn composites_are_decomposed_until_the_target_runs_them() {
+        let before: Graph = NORM.parse().unwrap();
+        let target = OpSet::new("small", &["binary", "unary", "reduce", "reshape"]);
+        let (graph, report) = run_pass("legalise", &before, &target, &PassOptions::default()).unwrap();
+        assert_same_numbers(&before, &graph);
+        insta::assert_snapshot!(graph, @r#"
+        graph "g" {
+          input @x : f32[rows, 4]
+          param @w : f32[4]
+          %2 : f32[rows, 1, 4] = reshape(@x) {dims=dims[rows, 1, 4]}
+          %3 : f32[rows, 1, 4] = binary(%2, %2) {kind=mul}
+          %4 : f32[rows, 1, 1] = reduce(%3) {kind=mean, axes=[2], keep_dims=true}
+          const %5 : f32[] = [0.5]
+          %6 : f32[rows, 1, 1] = binary(%4, %5) {kind=add}
+          %7 : f32[rows, 1, 1] = unary(%6) {kind=rsqrt}
+          %8 : f32[rows, 1, 4] = binary(%2, %7) {kind=mul}
+          %9 : f32[rows, 1, 4] = binary(%8, @w) {kind=mul}
+          %10 : f32[rows, 4] = reshape(%9) {dims=dims[rows, 4]}
+          %11 : f32[rows, 4] = unary(%10) {kind=sigmoid}
+          %12 : f32[rows, 4] = binary(%10, %11) {kind=mul}
+          %13 : f32[rows, 4] = binary(%12, @x) {kind=mul}
+          return "y": %13
+        }
+        "#);
+        let decomposed: Vec<&str> = report.dispatch.decomposed.iter().map(|d| d.op).collect();
+        assert_eq!(decomposed, ["rms_norm", "gated", "activation"]);
+        assert_eq!(
+            report.dispatch.native.keys().copied().collect::<Vec<_>>(),
+            ["binary", "reduce", "reshape", "unary"]
+        );
+    }
+
+    #[test]
+    fn a_limit_decides_form_by_form() {
+        let before: Graph = NORM.parse().unwrap();
+        let narrow = |op: &dyn OpDef, inputs: &[&Shape], _: &[&Shape]| {
+            op.name() != "gated" || *inputs[0].last().unwrap() == 8
+        };
+        let target = OpSet::every_op("narrow").only_if(narrow);
+        let (graph, _) = run_pass("legalise", &before, &target, &PassOptions::default()).unwrap();
+        assert_same_numbers(&before, &graph);
+        let ops: Vec<&str> = graph.nodes().map(|(_, n)| n.op.def().name()).collect();
+        assert_eq!(ops, ["rms_norm", "activation", "binary"]);
+    }
+
+    #[test]
+    fn an_op_that_is_neither_native_nor_composite_is_an_error_with_op_and_line() {
+        let before: Graph = NORM.parse().unwrap();
+        let target = OpSet::new("tiny", &["binary", "unary", "reshape"]);
+        let error = run_pass("legalise", &before, &target, &PassOptions::default()).unwrap_err();
+        let PassError::NotRunnable { op, target, location, .. } = &error else { panic!("{error}") };
+        assert_eq!((*op, target.as_str()), ("reduce", "tiny"));
+        assert!(location.contains(".rs:"), "{location}");
+    }
+}

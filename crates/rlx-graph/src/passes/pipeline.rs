@@ -7,6 +7,7 @@ use crate::passes::{
     fuse_norm_residual, fuse_shared_input, legalise,
 };
 use crate::rewrite::{Draft, FusionReport};
+use crate::verify::Stage;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -137,5 +138,9 @@ fn run_list<'p>(
 
 fn verify(draft: &Draft, pass: &'static str) -> Result<(), PassError> {
     let broken = |reason: String| PassError::Verify { pass, reason };
-    draft.build().map(drop).map_err(|e| broken(e.to_string()))
+    let graph = draft.build().map_err(|e| broken(e.to_string()))?;
+    crate::verify::verify(&graph, Stage::Hir).map_err(|e| broken(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,6 +81,8 @@ pub struct FusionReport {
     pub fired: Vec<Fired>,
     /// Patches that were not applied.
     pub refused: Vec<Refused>,
+    /// How often a rule's pattern was tried on a node: the measure of the work done.
+    pub tried: usize,
 }
 
 impl FusionReport {
@@ -140,6 +142,7 @@ pub fn rewrite(draft: &mut Draft, rules: &[Rule], report: &mut FusionReport) -> 
         }
         let Some(candidates) = by_root.get(draft.node(id).op().def().name()) else { continue };
         for rule in candidates.iter().map(|&i| &rules[i]) {
+            report.tried += 1;
             let Some(found) = rule.pattern.matches(draft, id) else { continue };
             let Some(patch) = (rule.build)(draft, &found) else { continue };
             let Some(touched) = apply(draft, rule.name, id, &patch, report) else { continue };
@@ -253,4 +256,72 @@ fn make(
         replacements.push(new);
     }
     Ok(Made { nodes, replacements })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Graph;
+    use crate::ops::unary::{Unary, UnaryOp};
+    use crate::rewrite::pat;
+    use rlx_tensor::{DType, Shape};
+
+    fn swap(name: &'static str, from: UnaryOp, to: UnaryOp) -> Rule {
+        let pattern = pat::op::<Unary>().attr(move |u: &Unary| u.kind == from).with([pat::bind("x")]);
+        Rule::new(name, "not equal; for this test only", pattern, move |draft, m| {
+            Some(Patch::with_op(m.result(draft)?, Unary { kind: to }, &[m.value("x")?]))
+        })
+    }
+
+    fn sines(count: usize) -> (Graph, u32) {
+        let mut graph = Graph::new("sines");
+        let mut value = graph.input("x", Shape::new(&["rows"], DType::F32)).unwrap();
+        let line = line!() + 2;
+        for _ in 0..count {
+            value = graph.add_one(Unary { kind: UnaryOp::Sin }, &[value]).unwrap();
+        }
+        graph.label(value, "last");
+        graph.set_outputs(&[("y", value)]).unwrap();
+        (graph, line)
+    }
+
+    #[test]
+    fn a_patch_keeps_line_and_label_and_is_traced() {
+        let (graph, line) = sines(2);
+        let (mut draft, mut report) = (Draft::new(&graph), FusionReport::default());
+        let rules = [swap("to_cosine", UnaryOp::Sin, UnaryOp::Cos)];
+        assert_eq!(rewrite(&mut draft, &rules, &mut report), Ok(2));
+        let after = draft.build().unwrap();
+        let (_, last) = after.nodes().next_back().unwrap();
+        assert_eq!(last.op, Unary { kind: UnaryOp::Cos }.into());
+        assert_eq!(last.location.line(), line);
+        assert_eq!(after.value(last.outputs[0]).name.as_deref(), Some("last"));
+        let fired = &report.fired[1];
+        assert_eq!((fired.rule, fired.label.as_deref()), ("to_cosine", Some("last")));
+        assert_eq!((fired.removed.as_slice(), fired.added.as_slice()), (&["unary"][..], &["unary"][..]));
+        assert_eq!(report.tally(), [Tally { rule: "to_cosine", times: 2 }]);
+    }
+
+    #[test]
+    fn rules_that_undo_each_other_are_stopped_and_named() {
+        let (graph, _) = sines(1);
+        let (mut draft, mut report) = (Draft::new(&graph), FusionReport::default());
+        let rules = [swap("there", UnaryOp::Sin, UnaryOp::Cos), swap("back", UnaryOp::Cos, UnaryOp::Sin)];
+        let error = rewrite(&mut draft, &rules, &mut report).unwrap_err();
+        assert!(matches!(error, RewriteError::NoFixedPoint { rule: "there" | "back", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_patch_that_changes_a_shape_is_refused_and_leaves_nothing_behind() {
+        let (graph, _) = sines(1);
+        let (mut draft, mut report) = (Draft::new(&graph), FusionReport::default());
+        let pattern = pat::op::<Unary>().with([pat::bind("x")]);
+        let wrong = Rule::new("wrong", "not equal; for this test only", pattern, |draft, m| {
+            let to = crate::ops::cast::Cast { to: DType::F16 };
+            Some(Patch::with_op(m.result(draft)?, to, &[m.value("x")?]))
+        });
+        assert_eq!(rewrite(&mut draft, &[wrong], &mut report), Ok(0));
+        assert_eq!(report.refused[0].reason, "f32[rows] would become f16[rows]");
+        assert_eq!(draft.build().unwrap().to_string(), graph.to_string());
+    }
 }

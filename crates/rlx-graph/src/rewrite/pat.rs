@@ -219,3 +219,50 @@ impl Match {
         draft.node(self.root).outputs().first().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Graph;
+    use crate::ops::binary::{Binary, BinaryOp};
+    use crate::ops::unary::{Unary, UnaryOp};
+
+    const PRODUCT: &str = r#"graph "g" {
+  input @x : f32[rows]
+  %1 : f32[rows] = unary(@x) {kind=exp}
+  %2 : f32[rows] = binary(%1, @x) {kind=mul}
+  %3 : f32[rows] = binary(%1, @x) {kind=sub}
+  return "y": %2, "z": %3
+}"#;
+
+    fn matches(pattern: &Pattern) -> Vec<BinaryOp> {
+        let graph: Graph = PRODUCT.parse().unwrap();
+        let draft = Draft::new(&graph);
+        let found = draft.nodes().filter_map(|(id, _)| pattern.matches(&draft, id));
+        found.filter_map(|m| Some(m.node(&draft).op().downcast::<Binary>()?.kind)).collect()
+    }
+
+    fn exp() -> Pattern {
+        op::<Unary>().attr(|u: &Unary| u.kind == UnaryOp::Exp).with([bind("x")])
+    }
+
+    #[test]
+    fn commutative_operands_match_in_either_order_and_others_do_not() {
+        assert_eq!(matches(&op::<Binary>().with([exp(), bind("x")])), [BinaryOp::Mul, BinaryOp::Sub]);
+        assert_eq!(matches(&op::<Binary>().with([bind("x"), exp()])), [BinaryOp::Mul]);
+    }
+
+    #[test]
+    fn a_name_that_occurs_twice_is_one_value() {
+        assert!(matches(&op::<Binary>().with([bind("x"), bind("x")])).is_empty());
+    }
+
+    #[test]
+    fn single_use_counts_named_outputs() {
+        assert!(matches(&op::<Binary>().with([exp().single_use(), any()])).is_empty());
+        assert_eq!(
+            matches(&op::<Binary>().with([any(), any()]).single_use()),
+            [BinaryOp::Mul, BinaryOp::Sub]
+        );
+    }
+}

@@ -19,6 +19,21 @@ fn map<T: Copy, R: Copy + Default>(a: Lanes<T>, f: impl Fn(T) -> R) -> Lanes<R> 
     Lanes(out)
 }
 
+// Out of line, because these become sixteen library calls where the target has no instruction.
+#[inline(never)]
+fn map_call<R: Copy + Default>(a: Lanes<f32>, f: impl Fn(f32) -> R) -> Lanes<R> {
+    map(a, f)
+}
+
+#[inline(never)]
+fn fused(a: Lanes<f32>, b: Lanes<f32>, c: Lanes<f32>) -> Lanes<f32> {
+    let mut out = c.0;
+    for i in 0..LANES {
+        out[i] = a.0[i].mul_add(b.0[i], out[i]);
+    }
+    Lanes(out)
+}
+
 #[inline(always)]
 fn zip<T: Copy, R: Copy + Default>(a: Lanes<T>, b: Lanes<T>, f: impl Fn(T, T) -> R) -> Lanes<R> {
     let mut out = [R::default(); LANES];
@@ -75,10 +90,10 @@ impl Simd for Scalar {
         min(a: V, b: V) -> V = zip(|x, y| if x < y { x } else { y });
         max(a: V, b: V) -> V = zip(|x, y| if x > y { x } else { y });
         sqrt(a: V) -> V = map(f32::sqrt);
-        round(a: V) -> V = map(f32::round_ties_even);
-        floor(a: V) -> V = map(f32::floor);
-        ceil(a: V) -> V = map(f32::ceil);
-        trunc(a: V) -> V = map(f32::trunc);
+        round(a: V) -> V = map_call(f32::round_ties_even);
+        floor(a: V) -> V = map_call(f32::floor);
+        ceil(a: V) -> V = map_call(f32::ceil);
+        trunc(a: V) -> V = map_call(f32::trunc);
         lt(a: V, b: V) -> M = zip(|x, y| x < y);
         le(a: V, b: V) -> M = zip(|x, y| x <= y);
         eq(a: V, b: V) -> M = zip(|x, y| x == y);
@@ -92,7 +107,7 @@ impl Simd for Scalar {
         ixor(a: I, b: I) -> I = zip(|x, y| x ^ y);
         igt(a: I, b: I) -> M = zip(|x, y| x > y);
         ieq(a: I, b: I) -> M = zip(|x, y| x == y);
-        to_int(a: V) -> I = map(|x: f32| x.round_ties_even() as i32);
+        to_int(a: V) -> I = map_call(|x: f32| x.round_ties_even() as i32);
         to_float(a: I) -> V = map(|x: i32| x as f32);
         bits(a: V) -> I = map(|x: f32| x.to_bits() as i32);
         with_bits(a: I) -> V = map(|x: i32| f32::from_bits(x as u32));
@@ -134,19 +149,11 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
-        let mut out = c.0;
-        for i in 0..LANES {
-            out[i] = a.0[i].mul_add(b.0[i], out[i]);
-        }
-        Lanes(out)
+        fused(a, b, c)
     }
     #[inline(always)]
     fn fnma(self, a: V, b: V, c: V) -> V {
-        let mut out = c.0;
-        for i in 0..LANES {
-            out[i] = (-a.0[i]).mul_add(b.0[i], out[i]);
-        }
-        Lanes(out)
+        fused(map(a, |x: f32| -x), b, c)
     }
     #[inline(always)]
     fn select(self, m: M, a: V, b: V) -> V {

@@ -3,7 +3,6 @@
 use super::places::{Buffer, BufferId, BufferKind, Place};
 use super::template::{PlanError, PlanTarget};
 use rlx_graph::op::shape_bytes;
-use rlx_graph::ops::slice::Slice;
 use rlx_graph::{Graph, NodeId, Source, ValueId};
 use rlx_tensor::{Shape, SizeId, SizeTable};
 
@@ -101,7 +100,7 @@ impl<'g> Placer<'g> {
             self.share(result, Place { dims, ..from });
             return Ok(true);
         }
-        let Some(start) = self.columns_from(id).filter(|_| self.strided_ok[result.index()]) else {
+        let Some(start) = node.op.def().props().columns.filter(|_| self.strided_ok[result.index()]) else {
             return Ok(false);
         };
         let width = self.graph.shape(operand).last().and_then(|d| d.known());
@@ -110,14 +109,6 @@ impl<'g> Placer<'g> {
         let stride = Some(from.stride.unwrap_or(width));
         self.share(result, Place { offset: from.offset + start, stride, dims, ..from });
         Ok(true)
-    }
-
-    /// The first column, where the node cuts columns out of its operand's rows.
-    fn columns_from(&self, id: NodeId) -> Option<usize> {
-        let node = self.graph.node(id);
-        let slice = node.op.downcast::<Slice>().filter(|s| s.step == 1)?;
-        let rank = self.graph.shape(node.inputs[0]).rank();
-        (slice.axis + 1 == rank).then(|| slice.start.known()).flatten()
     }
 
     fn is_output(&self, value: ValueId) -> bool {

@@ -1,0 +1,178 @@
+//! What can go wrong between a model folder and its answer.
+
+use rlx::import::ImportError;
+use rlx::weights::LoadError;
+use rlx_graph::GraphError;
+use rlx_tensor::{DType, TensorError};
+use std::path::PathBuf;
+
+/// Why a model cannot be built, or a request cannot be served.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file of the model folder cannot be used.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A weight file cannot be used.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The config describes a graph that does not fit together.
+    #[error("the config describes no valid graph: {0}")]
+    Graph(#[from] GraphError),
+    /// A table of the graph has no valid size.
+    #[error(transparent)]
+    Table(#[from] TensorError),
+    /// No architecture of this name.
+    #[error("{}: model_type `{found}` is not supported; supported: {}", path.display(), known.join(", "))]
+    UnknownModelType {
+        /// The config file.
+        path: PathBuf,
+        /// The `model_type` found.
+        found: String,
+        /// Every supported `model_type`.
+        known: Vec<&'static str>,
+    },
+    /// The checkpoint lacks a tensor that the config calls for.
+    #[error("tensor `{name}` of shape {expected:?} is missing from the checkpoint")]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+        /// Its extents by the config.
+        expected: Vec<usize>,
+    },
+    /// A tensor's extents are not what the config says.
+    #[error("tensor `{name}`: the config says {expected:?}, the checkpoint has {found:?}")]
+    TensorShape {
+        /// The tensor.
+        name: String,
+        /// Extents by the config.
+        expected: Vec<usize>,
+        /// Extents in the checkpoint.
+        found: Vec<usize>,
+    },
+    /// A tensor's dtype cannot serve as a weight.
+    #[error("tensor `{name}` is {found}, expected f32, f16 or bf16")]
+    TensorDType {
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        found: DType,
+    },
+    /// The checkpoint has a tensor that belongs to a layer in use, and the config does not ask for it.
+    #[error("tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model")]
+    UnusedTensor {
+        /// The tensor.
+        name: String,
+    },
+    /// The model is of a kind that cannot do this.
+    #[error("a `{model_type}` model cannot {task}; {advice}")]
+    WrongKind {
+        /// The model's type.
+        model_type: String,
+        /// What was asked.
+        task: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
+    /// The tokenizer file is broken or cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tokenizer has ids that the model has no embedding for.
+    #[error(
+        "{}: token {token:?} has id {id}, but the model's vocabulary has {vocab} entries; the tokenizer is of another model",
+        path.display()
+    )]
+    Vocabulary {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// The token with the highest id.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// The chat template is broken, or fails on these messages.
+    #[error("{}: chat template, line {line}: {reason}", path.display())]
+    Template {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// Line of the template, from 1; 0 where it is not known.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The folder has no chat template.
+    #[error("{}: no chat template in this model folder; give a plain prompt instead", path.display())]
+    NoTemplate {
+        /// The file where it would be.
+        path: PathBuf,
+    },
+    /// A sampling setting is out of range.
+    #[error("{setting} = {found}: expected {expected}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// What is allowed.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+    /// The model's logits cannot be sampled from.
+    #[error("the logit of token {token} is {found}; the weights or the input are broken")]
+    Logits {
+        /// The token.
+        token: usize,
+        /// The value: NaN or plus infinity.
+        found: f32,
+    },
+    /// Nothing to continue.
+    #[error("the prompt has no tokens; give some text")]
+    EmptyPrompt,
+    /// A token id outside the model's vocabulary.
+    #[error("token id {id} is outside the model's vocabulary of {vocab} entries")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab: usize,
+    },
+    /// The request does not fit the context.
+    #[error("{prompt_tokens} prompt tokens and {new_tokens} new ones need a context of {needed}, the limit is {limit}; {advice}",
+            needed = prompt_tokens.saturating_add(*new_tokens))]
+    Context {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// New tokens asked for.
+        new_tokens: usize,
+        /// The most positions there are.
+        limit: usize,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// No free cache blocks.
+    #[error("the KV cache has {free} free blocks of {block} positions, {needed} are needed", block = crate::kv::BLOCK_POSITIONS)]
+    CacheFull {
+        /// Blocks needed.
+        needed: usize,
+        /// Blocks free.
+        free: usize,
+    },
+    /// The caller cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The caller's deadline passed.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The runtime failed to run a step.
+    #[error("running the model: {0}")]
+    Run(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A result with [`ModelError`].
+pub type Result<T> = std::result::Result<T, ModelError>;

@@ -1,0 +1,89 @@
+//! Compile a graph for a device and run it.
+
+mod compiled;
+mod context;
+mod error;
+mod value;
+
+pub use compiled::{CompileReport, CompiledGraph, State, StepReport};
+pub use context::RunContext;
+pub use error::SessionError;
+pub use value::TensorArg;
+
+use crate::backend::Backend;
+use crate::plan::Template;
+use crate::weights::WeightRegistry;
+use rlx_graph::Graph;
+use rlx_graph::passes::{PassOptions, compile_passes};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A device with the weights its executables share.
+#[derive(Clone)]
+pub struct Session {
+    backend: Arc<dyn Backend>,
+    weights: Arc<WeightRegistry>,
+}
+
+/// What may be chosen when a graph is compiled.
+#[derive(Debug, Clone, Default)]
+pub struct CompileOptions {
+    /// Passes to skip, folding limit, verification.
+    pub passes: PassOptions,
+    /// Every param must be in the session's registry when the graph is compiled; else it may be set later.
+    pub weights_required: bool,
+}
+
+impl Session {
+    /// A session on a backend, with a registry of its own.
+    pub fn with_backend(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, weights: Arc::new(WeightRegistry::new()) }
+    }
+
+    /// The same device with another registry; params bind from it by name.
+    #[must_use]
+    pub fn with_weights(mut self, weights: Arc<WeightRegistry>) -> Self {
+        self.weights = weights;
+        self
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// The registry that params bind from.
+    pub fn weights(&self) -> &Arc<WeightRegistry> {
+        &self.weights
+    }
+
+    /// Compiles a graph with default options.
+    pub fn compile(&self, graph: &Graph) -> Result<CompiledGraph, SessionError> {
+        self.compile_with(graph, &CompileOptions::default())
+    }
+
+    /// Optimises the graph, makes it legal for the device, plans it and checks its params against the registry.
+    ///
+    /// # Errors
+    /// [`SessionError::Weights`] lists every param whose value is missing (if required) or of another shape or dtype.
+    pub fn compile_with(
+        &self,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph, SessionError> {
+        let started = Instant::now();
+        let (legal, passes) = compile_passes(graph, self.backend.target(), &options.passes)?;
+        let template = Arc::new(Template::build(&legal, self.backend.plan_target())?);
+        let compile_micros = started.elapsed().as_micros() as u64;
+        let compiled = CompiledGraph::new(
+            Arc::clone(&self.backend),
+            Arc::clone(&self.weights),
+            template,
+            legal,
+            passes,
+            compile_micros,
+        );
+        compiled.check_weights(options.weights_required)?;
+        Ok(compiled)
+    }
+}

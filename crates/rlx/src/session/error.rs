@@ -1,0 +1,86 @@
+//! What can go wrong between a graph and its results.
+
+use crate::backend::BackendError;
+use crate::plan::PlanError;
+use crate::weights::RegistryError;
+use rlx_graph::passes::PassError;
+use rlx_tensor::{DType, DimError};
+
+/// Why a graph cannot be compiled or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// A pass failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// The graph cannot be planned, or not for these sizes.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The device cannot load or run it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The registry refused.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Params that have no value, or one of another shape or dtype: all of them.
+    #[error("{} of the graph's params cannot be bound:{}", .problems.len(), lines(.problems))]
+    Weights {
+        /// One line a param.
+        problems: Vec<String>,
+    },
+    /// A name that is no input, output or param of the graph.
+    #[error("the graph has no {kind} {name:?}{}", hint(.nearest))]
+    UnknownName {
+        /// Input, output or param.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The most similar valid name.
+        nearest: Option<String>,
+    },
+    /// An input or output that the run needs was not given.
+    #[error("{kind} {name:?} was not given")]
+    Missing {
+        /// Input or output.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A tensor of another dtype.
+    #[error("{name:?} must be {expected}, found {found}")]
+    DType {
+        /// The input, output or param.
+        name: String,
+        /// The graph's dtype.
+        expected: DType,
+        /// The dtype given.
+        found: DType,
+    },
+    /// A tensor of another shape or length.
+    #[error("{name:?} must be {expected}, found {found}")]
+    Shape {
+        /// The input, output or param.
+        name: String,
+        /// The graph's shape, or the bytes it needs.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The extents of the inputs contradict each other, or leave a symbol without a value.
+    #[error(transparent)]
+    Dim(#[from] DimError),
+    /// The state is of another graph, or smaller than the run needs.
+    #[error("state: {reason}")]
+    State {
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+fn lines(problems: &[String]) -> String {
+    problems.iter().map(|p| format!("\n  {p}")).collect()
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or(String::new(), |name| format!("; did you mean {name:?}?"))
+}
