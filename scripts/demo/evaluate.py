@@ -40,7 +40,7 @@ PROMPTS = [
     ("Once upon a time, Dmitri and his neighbor Wanda went to the river. Dmitri went fishing", "Dmitri", "Wanda"),
     ("One foggy evening, Chioma and her cat Shadow went to the lighthouse.", "Chioma", "Shadow"),
 ]
-SAMPLES = ["Once upon a time, Mia and her dog Rex", "One day, Yuki was at the beach", "The dragon"]
+SAMPLES = ["Once upon a time, Mia and her dog Rex", "One day, Yuki was at the beach", "It was a snowy day, and Bruno"]
 
 
 @torch.no_grad()
