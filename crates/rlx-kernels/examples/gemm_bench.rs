@@ -46,7 +46,7 @@ fn works() -> Vec<Work> {
         work("qwen", 896, 4864, QWEN),
         work("qwen", 151_936, 896, &[1]),
         Work { dtype: WeightType::Bf16, ..work("qwen-bf16", 151_936, 896, &[1]) },
-        work("deep", 384, 1536, &[512, 128, 16]),
+        work("depth", 1152, 96, &[504, 14]),
         work("depth", 1152, 192, &[504, 14]),
         work("depth", 1152, 288, &[504]),
         work("depth", 1152, 384, &[504]),

@@ -39,7 +39,12 @@ impl SamplingOptions {
             ("temperature", self.temperature, self.temperature >= 0.0, "a finite number of at least 0"),
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0, up to 1"),
             ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "a finite number above 0"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                self.repetition_penalty > 0.0,
+                "a finite number above 0",
+            ),
         ];
         match checks.into_iter().find(|(_, value, ok, _)| !ok || !value.is_finite()) {
             None => Ok(()),
@@ -217,7 +222,10 @@ mod tests {
     #[test]
     fn philox_gives_the_published_vectors() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
         let expected = [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1];
         assert_eq!(philox(pi, [0xa409_3822, 0x299f_31d0]), expected);

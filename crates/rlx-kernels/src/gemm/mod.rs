@@ -174,48 +174,28 @@ impl LinearKernel {
         LinearGrid { m, chunks, row_blocks, panels, panel_blocks, panel_step }
     }
 
-    /// f32 values of scratch each worker needs, 64-byte aligned for speed.
+    /// f32 values of scratch each worker needs: none for f32 precision, whose instances read `x` in place.
     pub fn scratch_len(&self) -> usize {
-        self.chosen.max_rows * scratch_stride(self.layout.k())
+        0
     }
 
     /// Computes one tile of the output.
     ///
     /// # Safety
-    /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `scratch` is valid for
+    /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `_scratch` is valid for
     /// [`LinearKernel::scratch_len`] values and this worker's alone; `out` overlaps no other operand except an
     /// identical `residual`; no other thread accesses this tile's outputs. `grid` is of [`LinearKernel::grid`] with
     /// `args.m` and `tile < grid.tiles()`.
-    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, scratch: *mut f32) {
+    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, _scratch: *mut f32) {
         let panels = grid.panels_of(tile);
         for chunk in grid.chunks_of(tile) {
-            let rows = grid.rows_of(chunk);
-            let (mut x, mut x_stride) = (args.x.wrapping_add(rows.start * args.x_stride), args.x_stride);
-            if rows.len() > 4 && conflicts(x_stride, self.layout.k()) {
-                x_stride = scratch_stride(self.layout.k());
-                // SAFETY: the rows are in `x`, and the scratch has `max_rows` rows of this stride.
-                unsafe {
-                    for row in 0..rows.len() {
-                        let from = x.add(row * args.x_stride);
-                        std::ptr::copy_nonoverlapping(from, scratch.add(row * x_stride), self.layout.k());
-                    }
-                }
-                x = scratch;
-            }
             // SAFETY: the rows and panels are in the operands; passed on.
-            unsafe { self.run_chunk(args, rows, panels.clone(), x, x_stride) };
+            unsafe { self.run_chunk(args, grid.rows_of(chunk), panels.clone()) };
         }
     }
 
-    /// Computes some rows (at most `max_rows`) of some panels; `x` is at the first of the rows.
-    unsafe fn run_chunk(
-        &self,
-        args: &LinearArgs,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        x: *const f32,
-        x_stride: usize,
-    ) {
+    /// Computes some rows (at most `max_rows`) of some panels.
+    unsafe fn run_chunk(&self, args: &LinearArgs, rows: Range<usize>, panels: Range<usize>) {
         let layout = &self.layout;
         let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
         let acc = acc.0.as_mut_ptr().cast::<f32>();
@@ -228,8 +208,8 @@ impl LinearKernel {
                 return;
             };
             let block = BlockArgs {
-                x,
-                ldx: x_stride,
+                x: args.x.wrapping_add(rows.start * args.x_stride),
+                ldx: args.x_stride,
                 w: args.w.wrapping_add(panel * layout.panel_bytes()),
                 panel_bytes: layout.panel_bytes(),
                 k: layout.k(),
@@ -285,17 +265,6 @@ impl LinearKernel {
 
 #[repr(align(64))]
 struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);
-
-/// Rows of a stride near a multiple of a page fall into the same few sets of the first-level cache.
-fn conflicts(stride: usize, k: usize) -> bool {
-    let offset = stride * size_of::<f32>() % 4096;
-    k > 64 && !(64..=4096 - 64).contains(&offset)
-}
-
-/// Stride of rows copied to scratch: an odd number of cache lines.
-fn scratch_stride(k: usize) -> usize {
-    (k.div_ceil(16) | 1) * 16
-}
 
 /// Runs a linear layer with all workers of a team, who pass the same arguments; the outputs are complete after the
 /// next [`Team::barrier`], which the caller passes.

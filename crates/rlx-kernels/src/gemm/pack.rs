@@ -348,7 +348,8 @@ impl Source<'_> {
 fn transpose_words(isa: Isa, sources: &[Option<Source<'_>>], row_bytes: usize, out: &mut [u8]) {
     let lanes = sources.len();
     let words = row_bytes / 4;
-    for first in (0..lanes).step_by(LANES) {
+    let groups = if words == 0 { 0 } else { lanes };
+    for first in (0..groups).step_by(LANES) {
         let mut rows = [std::ptr::null(); LANES];
         for (row, source) in rows.iter_mut().zip(&sources[first..]) {
             if let Some(source) = source {

@@ -34,7 +34,14 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
 fn read(cx: &BuildCx<'_>) -> Result<Gpt2> {
     let cfg = cx.cfg;
     cfg.ignore(IRRELEVANT);
-    cfg.ignore(&["attn_pdrop", "embd_pdrop", "gradient_checkpointing", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop"]);
+    cfg.ignore(&[
+        "attn_pdrop",
+        "embd_pdrop",
+        "gradient_checkpointing",
+        "n_ctx",
+        "reorder_and_upcast_attn",
+        "resid_pdrop",
+    ]);
     cfg.ignore(&["summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"]);
     cfg.ignore(&["summary_use_proj"]);
     let width = cfg.required_in("n_embd", 1..=1 << 20)?;

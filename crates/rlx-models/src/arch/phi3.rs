@@ -24,7 +24,8 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
         let normed = frame.net.rms_norm(x, &format!("layers.{layer}.input_layernorm"), sizes.norm())?;
         let attended = attention(&mut frame, sizes, window, layer, normed, angles)?;
         x = frame.net.add(x, attended)?;
-        let normed = frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
+        let normed =
+            frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
         let fed = feed_forward(&mut frame, &feed, layer, normed)?;
         x = frame.net.add(x, fed)?;
     }

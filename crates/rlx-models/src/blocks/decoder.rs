@@ -98,7 +98,9 @@ impl DecoderSizes {
             heads,
             kv_heads,
             head_dim,
-            max_positions: cfg.optional_in("max_position_embeddings", 1..=1 << 30)?.unwrap_or(defaults.max_positions),
+            max_positions: cfg
+                .optional_in("max_position_embeddings", 1..=1 << 30)?
+                .unwrap_or(defaults.max_positions),
             eps: cfg.optional_in("rms_norm_eps", 0.0..=1.0)?.unwrap_or(defaults.eps),
             tied: cfg.or("tie_word_embeddings", defaults.tied)?,
         })
@@ -184,7 +186,8 @@ impl<'a> Frame<'a> {
     ) -> Result<Self> {
         let mut net = Net::new(name, cx.weights, prefixes, embedding)?;
         let symbol = Dim::symbol;
-        let mut input = |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));
+        let mut input =
+            |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));
         let ids = input("input_ids", vec![symbol("rows")])?;
         let positions = input("positions", vec![symbol("rows")])?;
         let seq_starts = input("seq_starts", vec![symbol("batch") + Dim::Known(1)])?;
@@ -195,7 +198,8 @@ impl<'a> Frame<'a> {
         for layer in 0..sizes.layers {
             let mut state = |name: &str, inner: [usize; 2]| {
                 let dims = vec![symbol("blocks"), sizes.kv_heads.into(), inner[0].into(), inner[1].into()];
-                net.graph.state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, cx.options.cache_dtype))
+                net.graph
+                    .state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, cx.options.cache_dtype))
             };
             let k = state("k_cache", [sizes.head_dim, BLOCK_POSITIONS])?;
             let v = state("v_cache", [BLOCK_POSITIONS, sizes.head_dim])?;
@@ -223,7 +227,13 @@ impl<'a> Frame<'a> {
     }
 
     /// Rotates `heads` heads of each row.
-    pub fn rotate(&mut self, x: ValueId, angles: ValueId, heads: usize, sizes: &DecoderSizes) -> Result<ValueId> {
+    pub fn rotate(
+        &mut self,
+        x: ValueId,
+        angles: ValueId,
+        heads: usize,
+        sizes: &DecoderSizes,
+    ) -> Result<ValueId> {
         let angle_dim = self.net.graph.shape(angles).last().and_then(Dim::known);
         let rotary_dim = angle_dim.unwrap_or(sizes.head_dim);
         let op = RopeOp { heads, head_dim: sizes.head_dim, rotary_dim, style: RopeStyle::Neox };

@@ -1,0 +1,5 @@
+//! Devices: their names, and which of them may be used.
+
+mod id;
+
+pub use id::{Device, DeviceId, UnknownDevice};

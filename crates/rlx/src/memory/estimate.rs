@@ -1,0 +1,198 @@
+//! The peak of a model's memory in parts, and whether it fits.
+
+use crate::plan::{BufferId, BufferKind, Lir};
+use std::fmt;
+
+/// What a part of the memory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum MemoryPart {
+    /// Weights as stored that stay in memory while running.
+    Weights,
+    /// Weights in the layout of the kernels.
+    Packed,
+    /// The arena.
+    Activation,
+    /// State, such as a KV cache.
+    State,
+    /// Scratch memory of kernels outside the arena.
+    Workspace,
+    /// Inputs.
+    Inputs,
+    /// Outputs.
+    Outputs,
+    /// Adapters.
+    Adapters,
+    /// Everything beside tensors: tokenizer, stacks of the threads, slack of the allocator.
+    Host,
+}
+
+impl MemoryPart {
+    /// The name in reports and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MemoryPart::Weights => "weights",
+            MemoryPart::Packed => "packed",
+            MemoryPart::Activation => "activation",
+            MemoryPart::State => "state",
+            MemoryPart::Workspace => "workspace",
+            MemoryPart::Inputs => "inputs",
+            MemoryPart::Outputs => "outputs",
+            MemoryPart::Adapters => "adapters",
+            MemoryPart::Host => "host",
+        }
+    }
+}
+
+/// The peak of a model's memory, known before a weight is read. All figures are bytes at the capacities.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The arena.
+    pub activation_bytes: u64,
+    /// Weights as stored that stay in memory while running; each storage once.
+    pub weight_bytes: u64,
+    /// Weights in the layout of the kernels.
+    pub packed_bytes: u64,
+    /// Inputs.
+    pub input_bytes: u64,
+    /// Outputs.
+    pub output_bytes: u64,
+    /// State, such as a KV cache.
+    pub state_bytes: u64,
+    /// Scratch memory of kernels outside the arena.
+    pub workspace_bytes: u64,
+    /// Adapters.
+    pub adapter_bytes: u64,
+    /// Everything beside tensors.
+    pub host_bytes: u64,
+    /// How much of the weights and adapters are pages of mapped files, which the system can drop and read again.
+    pub mapped_bytes: u64,
+}
+
+impl MemoryEstimate {
+    /// The parts a plan alone decides: arena, weights as stored (all of them anonymous), inputs, outputs and state.
+    ///
+    /// The rest is zero: packed weights, workspace, adapters and host depend on what runs the plan.
+    pub fn of_plan(lir: &Lir) -> MemoryEstimate {
+        let mut estimate =
+            MemoryEstimate { activation_bytes: lir.arena_bytes() as u64, ..Default::default() };
+        for (index, buffer) in lir.template().buffers().iter().enumerate() {
+            let bytes = lir.buffer_bytes(BufferId::from_index(index)) as u64;
+            let part = match buffer.kind {
+                BufferKind::Arena => continue,
+                BufferKind::Input(_) => &mut estimate.input_bytes,
+                BufferKind::Output(_) => &mut estimate.output_bytes,
+                BufferKind::State(_) => &mut estimate.state_bytes,
+                BufferKind::Param(_) | BufferKind::Const(_) => &mut estimate.weight_bytes,
+            };
+            *part = part.saturating_add(bytes);
+        }
+        estimate
+    }
+
+    /// Every part with its bytes, in the order of reports.
+    pub fn parts(&self) -> [(MemoryPart, u64); 9] {
+        [
+            (MemoryPart::Weights, self.weight_bytes),
+            (MemoryPart::Packed, self.packed_bytes),
+            (MemoryPart::Activation, self.activation_bytes),
+            (MemoryPart::State, self.state_bytes),
+            (MemoryPart::Workspace, self.workspace_bytes),
+            (MemoryPart::Inputs, self.input_bytes),
+            (MemoryPart::Outputs, self.output_bytes),
+            (MemoryPart::Adapters, self.adapter_bytes),
+            (MemoryPart::Host, self.host_bytes),
+        ]
+    }
+
+    /// The sum of the parts, saturating.
+    pub fn peak_bytes(&self) -> u64 {
+        self.parts().into_iter().fold(0, |sum, (_, bytes)| sum.saturating_add(bytes))
+    }
+
+    /// The part of the peak that the system cannot take back: all but mapped pages.
+    pub fn anonymous_bytes(&self) -> u64 {
+        self.peak_bytes().saturating_sub(self.mapped_bytes)
+    }
+
+    /// Whether the peak is at most `budget_bytes`.
+    pub fn fits_in(&self, budget_bytes: u64) -> Result<(), MemoryDeficit> {
+        if self.peak_bytes() <= budget_bytes {
+            return Ok(());
+        }
+        Err(MemoryDeficit { budget_bytes, peak_bytes: self.peak_bytes(), estimate: *self })
+    }
+}
+
+/// A peak that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct MemoryDeficit {
+    /// What may be used.
+    pub budget_bytes: u64,
+    /// What is needed.
+    pub peak_bytes: u64,
+    /// The parts of the need.
+    pub estimate: MemoryEstimate,
+}
+
+impl MemoryDeficit {
+    /// How much is lacking.
+    pub fn shortfall_bytes(&self) -> u64 {
+        self.peak_bytes.saturating_sub(self.budget_bytes)
+    }
+}
+
+impl fmt::Display for MemoryDeficit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
+        write!(
+            f,
+            "needs {:.1} MiB, {:.1} MiB more than the budget of {:.1} MiB (",
+            mib(self.peak_bytes),
+            mib(self.shortfall_bytes()),
+            mib(self.budget_bytes)
+        )?;
+        let parts = self.estimate.parts().into_iter().filter(|(_, bytes)| *bytes > 0);
+        for (at, (part, bytes)) in parts.enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{} {:.1}", part.name(), mib(bytes))?;
+        }
+        f.write_str(" MiB)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn estimate() -> MemoryEstimate {
+        MemoryEstimate {
+            weight_bytes: 3 << 20,
+            packed_bytes: 5 << 19,
+            state_bytes: 1 << 19,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_peak_equal_to_the_budget_fits() {
+        assert_eq!(estimate().peak_bytes(), 6 << 20);
+        assert_eq!(estimate().fits_in(6 << 20), Ok(()));
+        let deficit = estimate().fits_in((6 << 20) - (1 << 19)).expect_err("half a MiB is lacking");
+        assert_eq!(deficit.shortfall_bytes(), 1 << 19);
+        assert_eq!(
+            deficit.to_string(),
+            "needs 6.0 MiB, 0.5 MiB more than the budget of 5.5 MiB (weights 3.0, packed 2.5, state 0.5 MiB)"
+        );
+    }
+
+    #[test]
+    fn parts_add_up_without_wrapping() {
+        let full = MemoryEstimate { host_bytes: u64::MAX, input_bytes: 2, ..estimate() };
+        assert_eq!(full.peak_bytes(), u64::MAX);
+        let mapped = MemoryEstimate { mapped_bytes: 3 << 20, ..estimate() };
+        assert_eq!(mapped.anonymous_bytes(), 3 << 20);
+        let names: std::collections::BTreeSet<_> = full.parts().iter().map(|(part, _)| part.name()).collect();
+        assert_eq!(names.len(), 9);
+    }
+}

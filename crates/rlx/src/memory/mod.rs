@@ -1,0 +1,12 @@
+//! How much memory there is, how much may be used, and how much a model will use.
+
+mod budget;
+mod estimate;
+mod probe;
+
+pub use budget::{
+    BudgetVerdict, DEFAULT_SOFT_MEMORY_FRACTION, MemoryView, available_unified_memory, memory_headroom_bytes,
+    process_rss_bytes, soft_memory_budget_bytes, soft_memory_fraction, would_exceed_soft_budget,
+};
+pub use estimate::{MemoryDeficit, MemoryEstimate, MemoryPart};
+pub use probe::{CgroupMemory, FixedProbe, MemoryProbe, ProcProbe, SystemProbe};

@@ -1,0 +1,268 @@
+//! What the system says about memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Memory of the control groups that hold this process, the tightest of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CgroupMemory {
+    /// The smallest limit.
+    pub limit_bytes: u64,
+    /// The least that is left under a limit. File pages that the system would drop count as left.
+    pub remaining_bytes: u64,
+}
+
+/// A source of memory figures. `None` means unknown, never zero.
+pub trait MemoryProbe: Send + Sync {
+    /// Installed memory in bytes.
+    fn physical_bytes(&self) -> Option<u64>;
+
+    /// Bytes that new work can have without swapping.
+    fn available_bytes(&self) -> Option<u64>;
+
+    /// The control group's limit; `None` where there is none.
+    fn cgroup(&self) -> Option<CgroupMemory>;
+
+    /// Bytes this process has in memory.
+    fn rss_bytes(&self) -> Option<u64>;
+
+    /// The most bytes this process had in memory.
+    fn peak_rss_bytes(&self) -> Option<u64>;
+}
+
+/// Figures given by hand, for tests and for planning for another machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FixedProbe {
+    /// Installed memory in bytes.
+    pub physical_bytes: Option<u64>,
+    /// Available memory in bytes.
+    pub available_bytes: Option<u64>,
+    /// The control group's limit.
+    pub cgroup: Option<CgroupMemory>,
+    /// Resident bytes.
+    pub rss_bytes: Option<u64>,
+    /// Most resident bytes.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+impl MemoryProbe for FixedProbe {
+    fn physical_bytes(&self) -> Option<u64> {
+        self.physical_bytes
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.available_bytes
+    }
+
+    fn cgroup(&self) -> Option<CgroupMemory> {
+        self.cgroup
+    }
+
+    fn rss_bytes(&self) -> Option<u64> {
+        self.rss_bytes
+    }
+
+    fn peak_rss_bytes(&self) -> Option<u64> {
+        self.peak_rss_bytes
+    }
+}
+
+/// The machine that this process runs on.
+///
+/// Linux and Android are read through [`ProcProbe`]. Elsewhere every figure is unknown: the interfaces need foreign calls.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemProbe;
+
+impl SystemProbe {
+    fn files(self) -> Option<ProcProbe> {
+        cfg!(any(target_os = "linux", target_os = "android")).then(|| ProcProbe { root: PathBuf::from("/") })
+    }
+}
+
+impl MemoryProbe for SystemProbe {
+    fn physical_bytes(&self) -> Option<u64> {
+        self.files()?.physical_bytes()
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.files()?.available_bytes()
+    }
+
+    fn cgroup(&self) -> Option<CgroupMemory> {
+        self.files()?.cgroup()
+    }
+
+    fn rss_bytes(&self) -> Option<u64> {
+        self.files()?.rss_bytes()
+    }
+
+    fn peak_rss_bytes(&self) -> Option<u64> {
+        self.files()?.peak_rss_bytes()
+    }
+}
+
+/// Linux: `/proc/meminfo`, `/proc/self/status`, control groups of version 1 and 2.
+#[derive(Debug, Clone)]
+pub struct ProcProbe {
+    /// The folder that holds `proc` and `sys`: `/`, except in tests.
+    pub root: PathBuf,
+}
+
+/// Version 1 writes "no limit" as the largest multiple of a page.
+const NO_LIMIT_BYTES: u64 = 1 << 62;
+
+impl ProcProbe {
+    fn kib_field(&self, file: &str, field: &str) -> Option<u64> {
+        let text = fs::read_to_string(self.root.join(file)).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+        value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    }
+
+    /// Folders of the groups that limit this process, with their files' names.
+    fn cgroups(&self) -> Vec<(PathBuf, &'static GroupFiles)> {
+        let membership = fs::read_to_string(self.root.join("proc/self/cgroup")).unwrap_or_default();
+        let mut groups = Vec::new();
+        for line in membership.lines() {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
+            let (mount, files) = match controllers {
+                "" => ("sys/fs/cgroup", &VERSION_2),
+                _ if controllers.split(',').any(|name| name == "memory") => {
+                    ("sys/fs/cgroup/memory", &VERSION_1)
+                }
+                _ => continue,
+            };
+            let group = Path::new(group.trim_start_matches('/'));
+            groups.extend(group.ancestors().map(|part| (self.root.join(mount).join(part), files)));
+        }
+        groups
+    }
+}
+
+struct GroupFiles {
+    limit: &'static str,
+    usage: &'static str,
+    /// The field of `memory.stat` that counts file pages not in use.
+    reclaimable: &'static str,
+}
+
+static VERSION_1: GroupFiles = GroupFiles {
+    limit: "memory.limit_in_bytes",
+    usage: "memory.usage_in_bytes",
+    reclaimable: "total_inactive_file",
+};
+
+static VERSION_2: GroupFiles =
+    GroupFiles { limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file" };
+
+fn group_memory(folder: &Path, files: &GroupFiles) -> Option<CgroupMemory> {
+    let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
+    let limit_bytes = number(files.limit).filter(|&limit| limit < NO_LIMIT_BYTES)?;
+    let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+    let field =
+        |line: &str| line.strip_prefix(files.reclaimable)?.strip_prefix(' ')?.trim().parse::<u64>().ok();
+    let reclaimable = stat.lines().find_map(field).unwrap_or(0);
+    let used = number(files.usage)?.saturating_sub(reclaimable);
+    Some(CgroupMemory { limit_bytes, remaining_bytes: limit_bytes.saturating_sub(used) })
+}
+
+impl MemoryProbe for ProcProbe {
+    fn physical_bytes(&self) -> Option<u64> {
+        self.kib_field("proc/meminfo", "MemTotal")
+    }
+
+    fn available_bytes(&self) -> Option<u64> {
+        self.kib_field("proc/meminfo", "MemAvailable")
+    }
+
+    fn cgroup(&self) -> Option<CgroupMemory> {
+        let groups = self.cgroups();
+        groups.iter().filter_map(|(folder, files)| group_memory(folder, files)).reduce(|a, b| CgroupMemory {
+            limit_bytes: a.limit_bytes.min(b.limit_bytes),
+            remaining_bytes: a.remaining_bytes.min(b.remaining_bytes),
+        })
+    }
+
+    fn rss_bytes(&self) -> Option<u64> {
+        self.kib_field("proc/self/status", "VmRSS")
+    }
+
+    fn peak_rss_bytes(&self) -> Option<u64> {
+        self.kib_field("proc/self/status", "VmHWM")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(files: &[(&str, &str)]) -> (tempfile::TempDir, ProcProbe) {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().expect("a test path has a folder")).expect("temporary folder");
+            fs::write(path, text).expect("temporary file");
+        }
+        let root = folder.path().to_owned();
+        (folder, ProcProbe { root })
+    }
+
+    #[test]
+    fn meminfo_and_status_are_read() {
+        let (_folder, probe) = probe(&[
+            ("proc/meminfo", "MemTotal:       2048 kB\nMemFree: 1 kB\nMemAvailable:   1024 kB\n"),
+            ("proc/self/status", "Name:\trlx\nVmHWM:\t     300 kB\nVmRSS:\t     200 kB\n"),
+        ]);
+        assert_eq!(probe.physical_bytes(), Some(2 << 20));
+        assert_eq!(probe.available_bytes(), Some(1 << 20));
+        assert_eq!(probe.peak_rss_bytes(), Some(300 << 10));
+        assert_eq!(probe.rss_bytes(), Some(200 << 10));
+        assert_eq!(probe.cgroup(), None);
+    }
+
+    #[test]
+    fn what_is_absent_or_malformed_is_unknown() {
+        let (_folder, probe) = probe(&[("proc/meminfo", "MemTotal: many kB\nMemAvailableX: 5 kB\n")]);
+        assert_eq!(probe.physical_bytes(), None);
+        assert_eq!(probe.available_bytes(), None);
+        assert_eq!(probe.rss_bytes(), None);
+    }
+
+    #[test]
+    fn version_2_takes_the_tightest_ancestor_and_counts_idle_file_pages_as_left() {
+        let (_folder, probe) = probe(&[
+            ("proc/self/cgroup", "0::/a/b\n"),
+            ("sys/fs/cgroup/a/b/memory.max", "max\n"),
+            ("sys/fs/cgroup/a/memory.max", "1000\n"),
+            ("sys/fs/cgroup/a/memory.current", "700\n"),
+            ("sys/fs/cgroup/a/memory.stat", "anon 500\ninactive_file 200\nactive_file 5\n"),
+            ("sys/fs/cgroup/memory.max", "5000\n"),
+            ("sys/fs/cgroup/memory.current", "4900\n"),
+        ]);
+        assert_eq!(probe.cgroup(), Some(CgroupMemory { limit_bytes: 1000, remaining_bytes: 100 }));
+    }
+
+    #[test]
+    fn version_1_knows_its_own_no_limit() {
+        let (_folder, probe) = probe(&[
+            ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/x\n"),
+            ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "4096\n"),
+            ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "5000\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1\n"),
+        ]);
+        assert_eq!(probe.cgroup(), Some(CgroupMemory { limit_bytes: 4096, remaining_bytes: 0 }));
+    }
+
+    #[test]
+    fn the_running_system_answers() {
+        if cfg!(target_os = "linux") {
+            let rss = SystemProbe.rss_bytes().expect("Linux tells the resident size");
+            let peak = SystemProbe.peak_rss_bytes().expect("Linux tells its high-water mark");
+            let physical = SystemProbe.physical_bytes().expect("Linux tells the installed memory");
+            assert!(rss > 0 && peak > 0 && rss < physical);
+        } else {
+            assert_eq!(SystemProbe.physical_bytes(), None);
+        }
+    }
+}
