@@ -3,4 +3,5 @@
 mod broken;
 mod goldens;
 mod interpreter;
+mod plans;
 mod text;
