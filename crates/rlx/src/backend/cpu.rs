@@ -84,9 +84,9 @@ impl PlanTarget for CpuTarget {
         }
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: Option<usize>) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool {
         let kernel = ops::find(op.def().name());
-        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand)))
+        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand, result)))
     }
 }
 
