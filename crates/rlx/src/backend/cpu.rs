@@ -116,7 +116,8 @@ impl Backend for CpuBackend {
                 op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
             (each, shared) = (each.max(e), shared.max(s));
         }
-        Ok(each * self.pool.threads() + shared)
+        let line = |bytes: usize| bytes.next_multiple_of(64);
+        Ok(line(each) * workers + line(shared))
     }
 
     fn load(
