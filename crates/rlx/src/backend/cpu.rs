@@ -4,7 +4,7 @@ mod lower;
 mod ops;
 
 use super::{Backend, BackendError, Context, Io, KernelChoice, Program};
-use crate::plan::{BufferKind, Lir, PlanError, PlanTarget, Template};
+use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
 use crate::weights::WeightRegistry;
 use lower::LowerCx;
 use rlx_graph::passes::Target;
@@ -84,9 +84,9 @@ impl PlanTarget for CpuTarget {
         }
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: Option<usize>) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool {
         let kernel = ops::find(op.def().name());
-        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand)))
+        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand, result)))
     }
 }
 
@@ -116,7 +116,8 @@ impl Backend for CpuBackend {
                 op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
             (each, shared) = (each.max(e), shared.max(s));
         }
-        Ok(each * self.pool.threads() + shared)
+        let line = |bytes: usize| bytes.next_multiple_of(64);
+        Ok(line(each) * workers + line(shared))
     }
 
     fn load(
@@ -161,15 +162,12 @@ impl Program for CpuProgram {
             lir.capacities(),
             self.pool.threads(),
         )?;
-        let mut regions = Regions::default();
-        for (region, buffer) in self.template.buffers().iter().enumerate() {
-            match buffer.kind {
-                BufferKind::Input(_) => regions.inputs.push(region),
-                BufferKind::Output(_) => regions.outputs.push(region),
-                BufferKind::State(_) => regions.states.push(region),
-                _ => {}
-            }
-        }
+        let of = |entries: &[InterfaceEntry]| entries.iter().map(|e| e.place.buffer.index()).collect();
+        let regions = Regions {
+            inputs: of(self.template.inputs()),
+            outputs: of(self.template.outputs()),
+            states: of(self.template.states()),
+        };
         let sizes = self.template.sizes().clone();
         Ok(Box::new(CpuContext { frame, regions, sizes, pool: Arc::clone(&self.pool) }))
     }
@@ -180,7 +178,7 @@ impl Program for CpuProgram {
 }
 
 /// Region numbers of the caller's buffers, by position.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Regions {
     inputs: Vec<usize>,
     outputs: Vec<usize>,

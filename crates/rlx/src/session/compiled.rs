@@ -42,6 +42,16 @@ impl State {
         self.buffers.iter().map(AlignedBytes::len).sum()
     }
 
+    /// A buffer's bytes, by position in declaration order.
+    pub fn buffer(&self, index: usize) -> Option<&[u8]> {
+        self.buffers.get(index).map(AlignedBytes::as_slice)
+    }
+
+    /// As [`State::buffer`], to be written: the content of a cache saved earlier.
+    pub fn buffer_mut(&mut self, index: usize) -> Option<&mut [u8]> {
+        self.buffers.get_mut(index).map(AlignedBytes::as_mut_slice)
+    }
+
     /// Extents of each buffer, in declaration order.
     pub fn dims(&self) -> &[Vec<usize>] {
         &self.dims
