@@ -1,11 +1,10 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
 
+pub mod backend;
 pub mod config;
 pub mod devices;
 pub mod import;
 pub mod memory;
-pub mod backend;
-pub mod import;
 pub mod plan;
 pub mod session;
 pub mod weights;
