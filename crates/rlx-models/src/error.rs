@@ -16,6 +16,21 @@ pub enum ModelError {
     /// A weight file cannot be used.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The graph cannot be compiled or run.
+    #[error(transparent)]
+    Session(#[from] rlx::SessionError),
+    /// A decoder was asked for embeddings.
+    #[error("{}: this model continues text, it does not embed; use `generate`", path.display())]
+    NotAnEncoder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An encoder was asked for text.
+    #[error("{}: this model embeds text, it does not continue it; use `embed`", path.display())]
+    NotADecoder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The config describes a graph that does not fit together.
     #[error("the config describes no valid graph: {0}")]
     Graph(#[from] GraphError),
@@ -59,7 +74,9 @@ pub enum ModelError {
         found: DType,
     },
     /// The checkpoint has a tensor that belongs to a layer in use, and the config does not ask for it.
-    #[error("tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model")]
+    #[error(
+        "tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model"
+    )]
     UnusedTensor {
         /// The tensor.
         name: String,

@@ -1,11 +1,17 @@
-//! Model families: config and tensor names to graph, tokenizer, sampling, generation.
+//! Model families: config and tensor names to graph, tokenizer, chat template, sampling, generation, embeddings.
 
 pub mod arch;
 pub mod blocks;
+pub mod embed;
 mod error;
 pub mod generate;
 pub mod kv;
+mod model;
+pub mod runtime;
 pub mod sampling;
+pub mod template;
+pub mod tokenizer;
 
 pub use arch::{BuildOptions, Built, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder};
 pub use error::{ModelError, Result};
+pub use model::{Model, OpenOptions, TextGeneration, TextOptions};

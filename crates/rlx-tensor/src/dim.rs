@@ -198,6 +198,20 @@ impl Dim {
         }
     }
 
+    /// The symbol and the number added to it, where this is one symbol plus a number (or alone).
+    pub fn as_symbol_plus(&self) -> Option<(&Symbol, usize)> {
+        let Dim::Expr(poly) = self else { return None };
+        let (offset, term) = match poly.terms.as_slice() {
+            [term] => (0, term),
+            [Term { factors, coeff }, term] if factors.is_empty() => (usize::try_from(*coeff).ok()?, term),
+            _ => return None,
+        };
+        match (term.coeff, term.factors.as_slice()) {
+            (1, [Atom::Symbol(symbol)]) => Some((symbol, offset)),
+            _ => None,
+        }
+    }
+
     /// `ceil(self / divisor)`.
     #[must_use]
     pub fn ceil_div(&self, divisor: impl Into<Dim>) -> Dim {

@@ -107,7 +107,7 @@ impl Kernel for AppendF32 {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn append_row<T: Stored>(args: &AppendArgs, row: usize, block: usize, slot: usize) {
     // SAFETY: the caller guarantees the row and the block.
     unsafe {

@@ -233,7 +233,7 @@ unsafe fn by_vector<S: Simd>(
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn to_any<A: Element>(from: *const u8, to_type: ElementType, to: *mut u8, n: usize) {
     // SAFETY: the caller guarantees `n` elements of each type.
     unsafe {

@@ -58,7 +58,7 @@ impl Kernel for CopyAny {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn copy<T: Copy>(args: &CopyArgs, tile: usize) {
     let (runs, cols) = tile_of(args.outer.iter().product(), args.cols, tile);
     let (from, to) = (args.from.at.cast::<T>(), args.to.at.cast::<T>());

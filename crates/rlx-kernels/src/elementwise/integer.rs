@@ -201,7 +201,7 @@ macro_rules! integers {
 
 integers!(i32, i64, u8);
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn run_integers<T: Integer>(args: &IntegerArgs, tile: usize) {
     // SAFETY: the caller guarantees the operands.
     unsafe {
@@ -261,7 +261,7 @@ impl Kernel for SelectKernel {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn choose<T: Copy>(args: &SelectArgs, tile: usize) {
     let (runs, cols) = tile_of(args.outer.iter().product(), args.cols, tile);
     for run in runs {

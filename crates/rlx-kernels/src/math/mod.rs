@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::Simd;
+use crate::isa::{Isa, Simd};
 
 /// `c[0] + c[1] x + c[2] x^2 + ...` by Horner's rule with fused steps.
 #[inline(always)]
@@ -19,6 +19,12 @@ fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, c: [f32; N]) -> S::V {
     y
 }
 
+/// Keeps scalar code small; vector code must stay inside the function that has its features.
+#[inline(never)]
+fn out_of_line<S: Simd>(s: S, x: S::V, f: impl Fn(S, S::V) -> S::V) -> S::V {
+    f(s, x)
+}
+
 const EXP: [f32; 5] = [0.499_999_94, 0.166_665_2, 0.041_668_46, 0.008_368_892, 0.001_381_076_2];
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -26,6 +32,11 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// `e^x`.
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    if matches!(S::ISA, Isa::Scalar) { out_of_line(s, x, exp_here) } else { exp_here(s, x) }
+}
+
+#[inline(always)]
+fn exp_here<S: Simd>(s: S, x: S::V) -> S::V {
     // This order of operands keeps a NaN. Beyond the limits the result is 0 or infinity by rounding.
     let x = s.max(s.splat(-104.0), s.min(s.splat(88.8), x));
     let n = s.round(s.mul(x, s.splat(std::f32::consts::LOG2_E)));
@@ -76,6 +87,11 @@ const TANH: [f32; 6] =
 /// Hyperbolic tangent.
 #[inline(always)]
 pub fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    if matches!(S::ISA, Isa::Scalar) { out_of_line(s, x, tanh_here) } else { tanh_here(s, x) }
+}
+
+#[inline(always)]
+fn tanh_here<S: Simd>(s: S, x: S::V) -> S::V {
     let a = s.abs(x);
     let a2 = s.mul(a, a);
     let small = s.fma(s.mul(a, a2), polynomial(s, a2, TANH), a);
@@ -109,6 +125,11 @@ const ERFC_LOG: [f32; 8] = [
 /// The error function.
 #[inline(always)]
 pub fn erf<S: Simd>(s: S, x: S::V) -> S::V {
+    if matches!(S::ISA, Isa::Scalar) { out_of_line(s, x, erf_here) } else { erf_here(s, x) }
+}
+
+#[inline(always)]
+fn erf_here<S: Simd>(s: S, x: S::V) -> S::V {
     let a = s.abs(x);
     let small = s.fma(a, polynomial(s, s.mul(a, a), ERF_SMALL), a);
     let clamped = s.min(s.splat(4.0), a);

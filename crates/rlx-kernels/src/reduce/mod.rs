@@ -254,7 +254,7 @@ macro_rules! whole {
 
 whole!(i32, i64, u8);
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn reduce_integers<T: Whole>(args: &IntegerReduceArgs, o: usize) {
     for i in 0..args.inner {
         let mut acc = match args.op {

@@ -82,7 +82,7 @@ impl Kernel for Cumsum {
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 unsafe fn running_sum<T: Copy>(args: &CumsumArgs, row: usize, zero: T, add: impl Fn(T, T) -> T) {
     let mut acc = zero;
     for i in 0..args.cols {

@@ -6,6 +6,7 @@ use crate::blocks::rope::{Rope, RopeDefaults};
 use crate::error::Result;
 use crate::kv::BLOCK_POSITIONS;
 use rlx::import::hf::ConfigReader;
+use rlx::import::json::Json;
 use rlx_graph::ValueId;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::attention::Attention;
@@ -52,30 +53,50 @@ pub const IRRELEVANT: &[&str] = &[
     "chunk_size_feed_forward",
     "dtype",
     "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
+    "is_encoder_decoder",
+    "is_llama_config",
     "label2id",
     "model_type",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "output_router_logits",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
     "return_dict",
     "router_aux_loss_coef",
+    "sep_token_id",
     "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
+    "torchscript",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
     "use_cache",
 ];
+
+/// Marks the fields of [`IRRELEVANT`], and those of other programs, as understood.
+pub fn ignore_irrelevant(cfg: &ConfigReader) -> Result<()> {
+    cfg.ignore(IRRELEVANT);
+    // A name with a dot, which `ignore` would take for a path.
+    cfg.optional::<Json>("transformers.js_config")?;
+    Ok(())
+}
 
 const MAX_LAYERS: usize = 4096;
 
 impl DecoderSizes {
     /// Reads the fields that llama and its relatives share.
     pub fn read(cfg: &ConfigReader, defaults: FamilyDefaults) -> Result<Self> {
-        cfg.ignore(IRRELEVANT);
+        ignore_irrelevant(cfg)?;
+        cfg.must_be("rope_interleaved", false)?;
         let width = cfg.required_in("hidden_size", 1..=1 << 20)?;
         let heads = cfg.required_in("num_attention_heads", 1..=1 << 16)?;
         let kv_heads = cfg.optional_in("num_key_value_heads", 1..=heads)?.unwrap_or(heads);
@@ -98,7 +119,9 @@ impl DecoderSizes {
             heads,
             kv_heads,
             head_dim,
-            max_positions: cfg.optional_in("max_position_embeddings", 1..=1 << 30)?.unwrap_or(defaults.max_positions),
+            max_positions: cfg
+                .optional_in("max_position_embeddings", 1..=1 << 30)?
+                .unwrap_or(defaults.max_positions),
             eps: cfg.optional_in("rms_norm_eps", 0.0..=1.0)?.unwrap_or(defaults.eps),
             tied: cfg.or("tie_word_embeddings", defaults.tied)?,
         })
@@ -184,7 +207,8 @@ impl<'a> Frame<'a> {
     ) -> Result<Self> {
         let mut net = Net::new(name, cx.weights, prefixes, embedding)?;
         let symbol = Dim::symbol;
-        let mut input = |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));
+        let mut input =
+            |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));
         let ids = input("input_ids", vec![symbol("rows")])?;
         let positions = input("positions", vec![symbol("rows")])?;
         let seq_starts = input("seq_starts", vec![symbol("batch") + Dim::Known(1)])?;
@@ -195,7 +219,8 @@ impl<'a> Frame<'a> {
         for layer in 0..sizes.layers {
             let mut state = |name: &str, inner: [usize; 2]| {
                 let dims = vec![symbol("blocks"), sizes.kv_heads.into(), inner[0].into(), inner[1].into()];
-                net.graph.state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, cx.options.cache_dtype))
+                net.graph
+                    .state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, cx.options.cache_dtype))
             };
             let k = state("k_cache", [sizes.head_dim, BLOCK_POSITIONS])?;
             let v = state("v_cache", [BLOCK_POSITIONS, sizes.head_dim])?;
@@ -223,7 +248,13 @@ impl<'a> Frame<'a> {
     }
 
     /// Rotates `heads` heads of each row.
-    pub fn rotate(&mut self, x: ValueId, angles: ValueId, heads: usize, sizes: &DecoderSizes) -> Result<ValueId> {
+    pub fn rotate(
+        &mut self,
+        x: ValueId,
+        angles: ValueId,
+        heads: usize,
+        sizes: &DecoderSizes,
+    ) -> Result<ValueId> {
         let angle_dim = self.net.graph.shape(angles).last().and_then(Dim::known);
         let rotary_dim = angle_dim.unwrap_or(sizes.head_dim);
         let op = RopeOp { heads, head_dim: sizes.head_dim, rotary_dim, style: RopeStyle::Neox };

@@ -107,7 +107,8 @@ fn embeddings(
         let types = net.graph.add_one(Embedding {}, &[types, table])?;
         x = net.add(x, types)?;
     }
-    let places = net.embedding(positions, "embeddings.position_embeddings.weight", (spec.positions, width))?;
+    let places =
+        net.embedding(positions, "embeddings.position_embeddings.weight", (spec.positions, width))?;
     x = net.add(x, places)?;
     net.layer_norm(x, "embeddings.LayerNorm", width, spec.eps)
 }

@@ -1,7 +1,7 @@
 //! Mixture of experts: a router, experts with gated feed-forwards.
 
-use crate::blocks::net::Net;
 use crate::blocks::llama::FeedForward;
+use crate::blocks::net::Net;
 use crate::error::Result;
 use rlx::import::hf::ConfigReader;
 use rlx_graph::ValueId;
@@ -60,7 +60,17 @@ pub struct SparseLayers {
 impl SparseLayers {
     /// Reads the fields of Qwen2-MoE and Qwen3-MoE; `feed` is the feed-forward of layers without experts.
     pub fn read(cfg: &ConfigReader, feed: &FeedForward) -> Result<Self> {
-        let count = cfg.required_in("num_experts", 0..=1 << 16)?;
+        // transformers 5 writes the second name for the first.
+        let renamed = cfg.optional_in("num_local_experts", 0..=1 << 16)?;
+        let count = match (cfg.optional_in("num_experts", 0..=1 << 16)?, renamed) {
+            (Some(count), None) | (None, Some(count)) => count,
+            (Some(count), Some(renamed)) if count == renamed => count,
+            (Some(_), Some(renamed)) => {
+                let found = renamed.to_string();
+                return Err(cfg.wrong("num_local_experts", "the same as num_experts", found).into());
+            }
+            (None, None) => cfg.required_in("num_experts", 0..=1 << 16)?,
+        };
         let experts = Experts {
             width: feed.width,
             inner: cfg.required_in("moe_intermediate_size", 1..=1 << 24)?,

@@ -52,7 +52,8 @@ pub fn build(cx: &BuildCx<'_>, spec: &GemmaSpec) -> Result<Built> {
     for layer in 0..sizes.layers {
         let at = |name: &str| format!("layers.{layer}.{name}");
         let normed = frame.net.rms_norm(x, &at("input_layernorm"), norm)?;
-        let attended = attention(&mut frame, spec, layer, normed, angles[usize::from(spec.windows[layer].is_some())])?;
+        let attended =
+            attention(&mut frame, spec, layer, normed, angles[usize::from(spec.windows[layer].is_some())])?;
         let attended = frame.net.rms_norm(attended, &at("post_attention_layernorm"), norm)?;
         x = frame.net.add(x, attended)?;
         let normed = frame.net.rms_norm(x, &at("pre_feedforward_layernorm"), norm)?;

@@ -45,7 +45,8 @@ pub fn build(
         let normed = frame.net.rms_norm(x, &format!("layers.{layer}.input_layernorm"), sizes.norm())?;
         let attended = attention(&mut frame, spec, layer, normed, angles)?;
         x = frame.net.add(x, attended)?;
-        let normed = frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
+        let normed =
+            frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
         let fed = feed_forward(&mut frame.net, layer, normed)?;
         x = frame.net.add(x, fed)?;
     }
@@ -160,9 +161,9 @@ pub fn layer_windows(
     kinds.iter().map(of).collect()
 }
 
-/// The one window of all layers: `sliding_window` as written (`null` is none), or the family's default where it is not.
+/// The one window of all layers: `sliding_window` as written (`null` and 0 are none), or the family's default where it is not.
 pub fn window_or(cfg: &ConfigReader, default: Option<usize>) -> Result<Option<usize>> {
     let written = cfg.field_names().any(|name| name == "sliding_window");
-    let window = cfg.optional_in("sliding_window", 1..=1 << 30)?;
-    Ok(if written { window } else { default })
+    let window = cfg.optional_in("sliding_window", 0..=1 << 30)?;
+    Ok(if written { window.filter(|&positions| positions > 0) } else { default })
 }

@@ -50,8 +50,8 @@ impl<'a> Net<'a> {
     /// The checkpoint's tensor of this full name. Asked for twice, it is one param.
     pub fn exact_weight(&mut self, name: &str, dims: &[usize]) -> Result<ValueId> {
         let view = self.weights.tensor(name)?;
-        let view = view
-            .ok_or_else(|| ModelError::MissingTensor { name: name.to_owned(), expected: dims.to_vec() })?;
+        let view =
+            view.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned(), expected: dims.to_vec() })?;
         if view.dims != dims {
             let (expected, found) = (dims.to_vec(), view.dims.to_vec());
             return Err(ModelError::TensorShape { name: name.to_owned(), expected, found });
@@ -81,12 +81,7 @@ impl<'a> Net<'a> {
     }
 
     /// `x W + b` with `name.weight [k, n]` and `name.bias [n]`, as GPT-2 stores them.
-    pub fn transposed_linear(
-        &mut self,
-        x: ValueId,
-        name: &str,
-        (n, k): (usize, usize),
-    ) -> Result<ValueId> {
+    pub fn transposed_linear(&mut self, x: ValueId, name: &str, (n, k): (usize, usize)) -> Result<ValueId> {
         let weight = self.weight(&format!("{name}.weight"), &[k, n])?;
         let bias = self.weight(&format!("{name}.bias"), &[n])?;
         let op = Linear { bias: true, transposed: true, ..Linear::plain() };
@@ -150,7 +145,7 @@ impl<'a> Net<'a> {
 
     /// Columns `start .. end` of `x [rows, width]`.
     pub fn columns(&mut self, x: ValueId, start: usize, end: usize) -> Result<ValueId> {
-        let op = Slice { axis: 1, start: Dim::Known(start), len: Dim::Known(end - start), step: 1 };
+        let op = Slice { axis: None, start: Dim::Known(start), len: Dim::Known(end - start), step: 1 };
         Ok(self.graph.add_one(op, &[x])?)
     }
 

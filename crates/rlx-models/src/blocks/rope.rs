@@ -58,7 +58,7 @@ impl Rope {
             }
             None => cfg.section("rope_scaling")?,
         };
-        let top_theta = cfg.optional::<f64>("rope_theta")?;
+        let top_theta = checked_theta(cfg)?;
         let top_partial = cfg.optional_in::<f64>("partial_rotary_factor", 0.0..=1.0)?;
         let top_original = cfg.optional::<usize>("original_max_position_embeddings")?;
         let defaults = RopeDefaults { theta: top_theta.unwrap_or(defaults.theta), ..defaults };
@@ -77,10 +77,7 @@ impl Rope {
     ) -> Result<Self> {
         let old_name = section.optional::<String>("type")?;
         let kind = section.optional::<String>("rope_type")?.or(old_name).unwrap_or_else(|| "default".into());
-        let theta = section.or("rope_theta", defaults.theta)?;
-        if theta <= 1.0 {
-            return Err(section.wrong("rope_theta", "a number above 1", theta.to_string()).into());
-        }
+        let theta = checked_theta(section)?.unwrap_or(defaults.theta);
         let partial = section.optional_in::<f64>("partial_rotary_factor", 0.0..=1.0)?.or(partial);
         let dim = rotary_dim(section, defaults.head_dim, partial)?;
         let inner_original = section.optional::<usize>("original_max_position_embeddings")?;
@@ -139,7 +136,11 @@ impl Rope {
                 inverse(&powers(base * libm::pow(grown, dim / (dim - 2.0)), self.rotary_dim))
             }
             Frequencies::Long { short, long, original } => {
-                if length > *original { long.clone() } else { short.clone() }
+                if length > *original {
+                    long.clone()
+                } else {
+                    short.clone()
+                }
             }
         }
     }
@@ -163,9 +164,20 @@ impl Rope {
     /// The length that the scaling was made for, where it is more than the model's own.
     pub fn stretched(&self) -> Option<usize> {
         match &self.frequencies {
-            Frequencies::Dynamic { factor, original, .. } => Some((*original as f64 * factor.max(1.0)) as usize),
+            Frequencies::Dynamic { factor, original, .. } => {
+                Some((*original as f64 * factor.max(1.0)) as usize)
+            }
             _ => None,
         }
+    }
+}
+
+fn checked_theta(cfg: &ConfigReader) -> Result<Option<f64>> {
+    match cfg.optional::<f64>("rope_theta")? {
+        Some(theta) if theta <= 1.0 => {
+            Err(cfg.wrong("rope_theta", "a number above 1", theta.to_string()).into())
+        }
+        theta => Ok(theta),
     }
 }
 

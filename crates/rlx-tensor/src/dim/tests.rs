@@ -74,3 +74,13 @@ fn binding_conflicts_are_errors() {
     binding.bind(&symbol, 2).unwrap();
     assert!(matches!(binding.bind(&symbol, 3), Err(DimError::Conflict { first: 2, second: 3, .. })));
 }
+
+#[test]
+fn a_symbol_plus_a_number_is_recognised() {
+    let shifted = batch() + 3;
+    assert_eq!(shifted.as_symbol_plus().map(|(s, n)| (s.name(), n)), Some(("batch", 3)));
+    assert_eq!(batch().as_symbol_plus().map(|(s, n)| (s.name(), n)), Some(("batch", 0)));
+    for other in [batch() * 2 + 1, batch() - 1, batch() + seq(), batch() * seq(), Dim::Known(3)] {
+        assert_eq!(other.as_symbol_plus(), None, "{other}");
+    }
+}

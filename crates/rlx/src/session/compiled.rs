@@ -265,8 +265,8 @@ impl CompiledGraph {
                 bind(&mut binding, &entry.shape, dims)?;
             } else if let [dim] = entry.shape.dims() {
                 let elements = value.bytes.len() / value.dtype.element_bytes().unwrap_or(1);
-                if let Some(symbol) = dim.as_symbol() {
-                    binding.bind(symbol, elements)?;
+                if let Some((symbol, offset)) = dim.as_symbol_plus() {
+                    binding.bind(symbol, elements.saturating_sub(offset))?;
                 }
             }
         }
@@ -290,8 +290,8 @@ impl CompiledGraph {
 /// Binds symbols that stand alone in a shape to the extents given.
 fn bind(binding: &mut DimBinding, shape: &Shape, dims: &[usize]) -> Result<(), SessionError> {
     for (dim, &extent) in shape.dims().iter().zip(dims) {
-        if let Some(symbol) = dim.as_symbol() {
-            binding.bind(symbol, extent)?;
+        if let Some((symbol, offset)) = dim.as_symbol_plus().filter(|(_, offset)| *offset <= extent) {
+            binding.bind(symbol, extent - offset)?;
         }
     }
     Ok(())

@@ -15,8 +15,8 @@ use std::sync::Arc;
 enum Rule {
     /// Must be this number.
     Known(usize),
-    /// Gives this symbol its value.
-    Symbol(usize),
+    /// Gives this symbol its value, less a number.
+    Symbol(usize, usize),
     /// Must equal this size once all symbols have values.
     Size(SizeId),
 }
@@ -195,9 +195,9 @@ impl RunContext {
     /// A vector's symbol from the number of bytes given without extents.
     fn bind_length(&mut self, index: usize, bytes: usize) -> Result<(), SessionError> {
         let entry = &self.template.inputs()[index];
-        if let [Rule::Symbol(at)] = self.input_rules[index][..] {
+        if let [Rule::Symbol(at, offset)] = self.input_rules[index][..] {
             let elements = bytes / entry.shape.dtype().element_bytes().unwrap_or(1);
-            bind_symbol(&mut self.symbols, &self.template, at, elements)?;
+            bind_symbol(&mut self.symbols, &self.template, at, elements.saturating_sub(offset))?;
         }
         Ok(())
     }
@@ -240,8 +240,8 @@ fn rules_of(sizes: &SizeTable, entry: &InterfaceEntry) -> Vec<Rule> {
     let dims = entry.shape.dims().iter().zip(&entry.place.dims);
     dims.map(|(dim, &size)| match dim {
         Dim::Known(value) => Rule::Known(*value),
-        _ => match dim.as_symbol().and_then(|s| sizes.symbol_index(s)) {
-            Some(at) => Rule::Symbol(at),
+        _ => match dim.as_symbol_plus().and_then(|(s, n)| Some((sizes.symbol_index(s)?, n))) {
+            Some((at, offset)) => Rule::Symbol(at, offset),
             None => Rule::Size(size),
         },
     })
@@ -283,7 +283,8 @@ fn bind_extents(
     for (rule, &extent) in rules.iter().zip(dims) {
         match *rule {
             Rule::Known(value) if value != extent => return Err(mismatch()),
-            Rule::Symbol(at) => bind_symbol(symbols, template, at, extent)?,
+            Rule::Symbol(_, offset) if extent < offset => return Err(mismatch()),
+            Rule::Symbol(at, offset) => bind_symbol(symbols, template, at, extent - offset)?,
             _ => {}
         }
     }

@@ -184,7 +184,11 @@ pub fn build(
     let model_type = cfg.required::<String>("model_type")?;
     let Some((_, build)) = ARCHITECTURES.iter().find(|(name, _)| *name == model_type) else {
         let known = ARCHITECTURES.iter().map(|(name, _)| *name).collect();
-        return Err(ModelError::UnknownModelType { path: cfg.path().to_path_buf(), found: model_type, known });
+        return Err(ModelError::UnknownModelType {
+            path: cfg.path().to_path_buf(),
+            found: model_type,
+            known,
+        });
     };
     let built = build(&BuildCx { cfg, weights, sentence, options, model_type })?;
     cfg.finish()?;

@@ -1,0 +1,99 @@
+//! What inference refuses, op by op: attributes and operand shapes that do not fit, and the words of the error.
+
+use crate::graph::Graph;
+
+const REFUSED: &[(&str, &str, &str, &str)] = &[
+    ("embedding", "", "f32[2] f32[5, 6]", "i32 or i64"),
+    ("embedding", "", "i32[2] f32[5]", "rank 2"),
+    ("gather", "axis=2", "f32[3, 4] i32[2]", "outside rank 2"),
+    ("layer_norm", "eps=1e-5, bias=true, residual=false", "f32[2, 4] f32[4] f32[3]", "differ"),
+    ("layer_norm", "eps=1e-5, bias=false, residual=true", "f32[2, 4] f32[4]", "takes 3 operands"),
+    ("rms_norm", "eps=1e-5, unit_offset=false, groups=3, residual=false", "f32[2, 4] f32[2]", "differ"),
+    ("softmax", "axis=1", "f32[4]", "outside rank 1"),
+    ("softmax", "axis=0", "i32[4]", "must be a float"),
+    ("gated", "activation=silu", "f32[2, 3] f32[2, 4]", "differ"),
+    ("rope_angles", "scale=1.0", "i64[4] f32[3]", "must be i32"),
+    ("rope", "heads=2, head_dim=4, rotary_dim=3, style=neox", "f32[2, 8] f32[2, 3]", "even"),
+    ("rope", "heads=2, head_dim=4, rotary_dim=4, style=neox", "f32[2, 9] f32[2, 4]", "differ"),
+    ("pool", "kind=mean", "f32[2, 3] i32[0]", "sequence starts"),
+    ("l2_normalize", "eps=1e-9", "f32[]", "at least 1"),
+    ("transpose", "perm=[0, 0]", "f32[2, 3]", "no permutation"),
+    ("broadcast", "dims=dims[2, 5]", "f32[3]", "differ"),
+    ("slice", "axis=0, start=dims[2], len=dims[2], step=1", "f32[3]", "differ"),
+    ("slice", "axis=0, start=dims[0], len=dims[2], step=0", "f32[3]", "at least 1"),
+    ("pad", "before=dims[1], after=dims[1, 1], value=0.0", "f32[2, 2]", "1 entries for rank 2"),
+    ("select", "", "f32[2] f32[2] f32[2]", "must be bool"),
+    ("topk", "k=4", "f32[2, 3]", "differ"),
+    ("iota", "dims=dims[3], axis=0, dtype=bool", "", "no integer type"),
+    ("cumsum", "axis=0, exclusive=false, reverse=false", "bool[3]", "float or integer"),
+    ("moe", "experts=1, top_k=2, renormalize=true, activation=silu", "f32[1, 2]", "2 of 1"),
+    ("moe", "experts=2, top_k=1, renormalize=true, activation=silu", "f32[1, 2] f32[1, 2]", "2 + 3 * 2"),
+    (
+        "linear",
+        "parts=3, transposed=false, bias=false, activation=silu, gated=true, residual=false",
+        "f32[1]",
+        "parts",
+    ),
+    ("fused_elementwise", "program=\"t0=mul i0\"", "f32[2]", "takes 2 arguments"),
+    ("fused_elementwise", "program=\"t0=neg t0\"", "f32[2]", "not defined yet"),
+    ("fused_elementwise", "program=\"t0=not i0\"", "f32[2]", "kinds of arguments"),
+    ("fused_elementwise", "program=\"t0=neg i0; t2=neg t0\"", "f32[2]", "expected t1"),
+    ("fused_elementwise", "program=\"t0=frob i0\"", "f32[2]", "unknown function"),
+];
+
+fn refusal(op: &str, attrs: &str, operands: &str) -> String {
+    let shapes: Vec<&str> = operands.split_inclusive(']').map(str::trim).filter(|s| !s.is_empty()).collect();
+    let mut text = String::from("graph \"refused\" {\n");
+    for (i, shape) in shapes.iter().enumerate() {
+        text += &format!("  input @x{i} : {shape}\n");
+    }
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("@x{i}")).collect();
+    text += &format!("  {op}({}) {{{attrs}}}\n}}\n", names.join(", "));
+    match text.parse::<Graph>() {
+        Ok(_) => "accepted".into(),
+        Err(e) => e.reason,
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_a_reason() {
+    for (op, attrs, operands, reason) in REFUSED {
+        let found = refusal(op, attrs, operands);
+        assert!(found.contains(reason), "{op}({operands}) {{{attrs}}}: expected {reason:?}, found {found:?}");
+        assert!(found.starts_with(op), "{found}");
+    }
+}
+
+#[test]
+fn attention_refuses_what_does_not_fit() {
+    let attrs = |change: &str| {
+        let all = "heads=4, kv_heads=2, head_dim=2, scale=1.0, causal=true, window=none, softcap=none, mask=false, cache=false";
+        let (name, value) = change.split_once('=').unwrap();
+        let fields = all.split(", ").map(|f| match f.split_once('=') {
+            Some((n, _)) if n == name => format!("{n}={value}"),
+            _ => f.to_owned(),
+        });
+        fields.collect::<Vec<_>>().join(", ")
+    };
+    let fits = "f32[3, 8] f32[3, 4] f32[3, 4] i32[2]";
+    for (change, operands, reason) in [
+        ("kv_heads=3", fits, "does not divide"),
+        ("window=0", fits, "at least 1"),
+        ("softcap=0.0", fits, "not above 0"),
+        ("cache=true", fits, "takes 8 operands"),
+        ("mask=true", "f32[3, 8] f32[3, 4] f32[3, 4] i32[2] f32[1, 3, 3, 3]", "mask and heads"),
+        ("heads=4", "f32[3, 8] f32[3, 6] f32[3, 4] i32[2]", "heads * head_dim"),
+        ("heads=4", "f32[3, 8] f32[2, 4] f32[3, 4] i32[2]", "rows of q, k and v"),
+        ("heads=4", "f32[3, 8] f32[3, 4] f32[3, 4] i64[2]", "must be i32"),
+    ] {
+        let found = refusal("attention", &attrs(change), operands);
+        assert!(found.contains(reason), "{change} {operands}: expected {reason:?}, found {found:?}");
+    }
+}
+
+#[test]
+fn dims_in_attributes_are_bound() {
+    let op: crate::Op = crate::ops::reshape::Reshape { dims: vec![rlx_tensor::Dim::symbol("n") * 2] }.into();
+    let bound = op.bind_dims(&|_| Some(rlx_tensor::Dim::Known(3)));
+    assert_eq!(bound.downcast::<crate::ops::reshape::Reshape>().unwrap().dims, [rlx_tensor::Dim::Known(6)]);
+}
