@@ -19,6 +19,18 @@ pub enum ModelError {
     /// The graph cannot be compiled or run.
     #[error(transparent)]
     Session(#[from] rlx::SessionError),
+    /// A decoder was asked for embeddings.
+    #[error("{}: this model continues text, it does not embed; use `generate`", path.display())]
+    NotAnEncoder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An encoder was asked for text.
+    #[error("{}: this model embeds text, it does not continue it; use `embed`", path.display())]
+    NotADecoder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The config describes a graph that does not fit together.
     #[error("the config describes no valid graph: {0}")]
     Graph(#[from] GraphError),

@@ -6,6 +6,7 @@ pub mod embed;
 mod error;
 pub mod generate;
 pub mod kv;
+mod model;
 pub mod runtime;
 pub mod sampling;
 pub mod template;
@@ -13,3 +14,4 @@ pub mod tokenizer;
 
 pub use arch::{BuildOptions, Built, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder};
 pub use error::{ModelError, Result};
+pub use model::{Model, OpenOptions, TextGeneration, TextOptions};

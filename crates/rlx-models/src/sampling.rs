@@ -96,12 +96,15 @@ impl Sampler {
         if let Some(token) = bad {
             return Err(ModelError::Logits { token, found: logits[token] });
         }
+        let plain = self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0;
+        if plain {
+            return greedy(logits);
+        }
         self.candidates.clear();
         let finite = logits.iter().enumerate().filter(|(_, v)| v.is_finite());
         self.candidates.extend(finite.map(|(i, &v)| Candidate { token: i as u32, value: f64::from(v) }));
         self.penalize();
-        let best = best_of(&self.candidates);
-        let best = best.ok_or(ModelError::Logits { token: 0, found: f32::NEG_INFINITY })?;
+        let best = best_of(&self.candidates).ok_or(IMPOSSIBLE)?;
         if self.options.temperature == 0.0 {
             return Ok(best.token);
         }
@@ -110,7 +113,13 @@ impl Sampler {
             candidate.value = libm::exp((candidate.value - best.value) / temperature);
         }
         // Likeliest first; the order of sums and of the draw.
-        self.candidates.sort_by(|a, b| b.value.total_cmp(&a.value).then(a.token.cmp(&b.token)));
+        let likelier = |a: &Candidate, b: &Candidate| b.value.total_cmp(&a.value).then(a.token.cmp(&b.token));
+        let top_k = self.options.top_k;
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k, likelier);
+            self.candidates.truncate(top_k);
+        }
+        self.candidates.sort_unstable_by(likelier);
         let kept = self.kept();
         Ok(self.draw(kept, best.token))
     }
@@ -128,12 +137,9 @@ impl Sampler {
         }
     }
 
-    /// How many of the sorted candidates top-k, top-p and min-p keep; at least one.
+    /// How many of the sorted candidates top-p and min-p keep; at least one.
     fn kept(&self) -> usize {
         let mut kept = self.candidates.len();
-        if self.options.top_k > 0 {
-            kept = kept.min(self.options.top_k);
-        }
         if self.options.top_p < 1.0 {
             let total: f64 = self.candidates[..kept].iter().map(|c| c.value).sum();
             let wanted = f64::from(self.options.top_p) * total;
@@ -160,6 +166,14 @@ impl Sampler {
         // Rounding can leave the target at the very end.
         chosen.or(self.candidates[..kept].last()).map_or(fallback, |c| c.token)
     }
+}
+
+const IMPOSSIBLE: ModelError = ModelError::Logits { token: 0, found: f32::NEG_INFINITY };
+
+fn greedy(logits: &[f32]) -> Result<u32> {
+    let larger = |best: (usize, f32), next: (usize, f32)| if next.1 > best.1 { next } else { best };
+    let best = logits.iter().copied().enumerate().reduce(larger);
+    best.filter(|(_, value)| value.is_finite()).map(|(token, _)| token as u32).ok_or(IMPOSSIBLE)
 }
 
 fn best_of(candidates: &[Candidate]) -> Option<Candidate> {

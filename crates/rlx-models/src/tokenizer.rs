@@ -38,10 +38,17 @@ impl TextTokenizer {
     /// [`ModelError::Tokenizer`] for a file that is missing, too large or broken; [`ModelError::Vocabulary`] if an id of its
     /// vocabulary has no embedding (an *added* token without one is refused when a text contains it).
     pub fn open(path: &Path, vocab: usize) -> Result<Self> {
+        Self::from_bytes(path, &read_bounded(path)?, vocab)
+    }
+
+    /// As [`TextTokenizer::open`], from the file's content; `path` stands for it in messages.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::open`].
+    pub fn from_bytes(path: &Path, bytes: &[u8], vocab: usize) -> Result<Self> {
         let broken = |reason: String| ModelError::Tokenizer { path: path.to_path_buf(), reason };
-        let bytes = read_bounded(path)?;
         // The tokenizers library panics on some files that parse and make no sense.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&bytes)));
+        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes)));
         let parsed = parsed.map_err(|_| broken("its parts contradict each other".into()))?;
         let mut inner = parsed.map_err(|error| broken(error.to_string()))?;
         let highest = inner.get_vocab(false).into_iter().max_by_key(|(_, id)| *id);

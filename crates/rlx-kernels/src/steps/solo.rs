@@ -6,7 +6,7 @@ use std::any::Any;
 use std::fmt;
 
 /// What a solo step computes: operands' bytes (row-major, contiguous) to results' bytes.
-pub type SoloFn = dyn Fn(&[SoloInput<'_>], &mut [&mut [u8]]) -> Result<(), String> + Send + Sync;
+pub type SoloFn = dyn Fn(&[SoloInput<'_>], &mut [SoloOutput<'_>]) -> Result<(), String> + Send + Sync;
 
 /// One operand of a solo step.
 pub struct SoloInput<'r> {
@@ -14,6 +14,14 @@ pub struct SoloInput<'r> {
     pub extents: Vec<usize>,
     /// Elements, row-major.
     pub bytes: std::borrow::Cow<'r, [u8]>,
+}
+
+/// One result of a solo step.
+pub struct SoloOutput<'r> {
+    /// Extents, outermost first.
+    pub extents: Vec<usize>,
+    /// Elements, row-major, to be written.
+    pub bytes: &'r mut [u8],
 }
 
 /// Runs a function on worker 0, with copies of operands whose rows are not adjacent or that a result replaces. Allocates.
@@ -77,12 +85,19 @@ impl Step for SoloStep {
             return Ok(());
         }
         let inputs: Vec<SoloInput<'_>> = self.inputs.iter().map(|operand| self.input(run, operand)).collect();
-        let mut outputs: Vec<&mut [u8]> = Vec::with_capacity(self.outputs.len());
+        let mut outputs: Vec<SoloOutput<'_>> = Vec::with_capacity(self.outputs.len());
         for operand in &self.outputs {
             let bytes = run.len(operand) * operand.element_bytes();
+<<<<<<< HEAD
+            // SAFETY: the launch checked bounds; a frame refuses written operands that overlap any other operand of
+            // the step, and results of one step are distinct regions.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) };
+            outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes });
+=======
             // SAFETY: the launch checked bounds; a frame refuses written operands that overlap another operand of the step, but for
             // one in the same place, which `input` copied; results of one step are distinct regions.
             outputs.push(unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) });
+>>>>>>> steps
         }
         (self.body)(&inputs, &mut outputs)
             .map_err(|reason| StepError::Value { step: self.name.clone(), reason })

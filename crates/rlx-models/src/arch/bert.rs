@@ -1,7 +1,7 @@
 //! BERT (Devlin et al., 2018).
 
 use crate::arch::{BuildCx, Built};
-use crate::blocks::decoder::{ACTIVATIONS, IRRELEVANT};
+use crate::blocks::decoder::{ACTIVATIONS, ignore_irrelevant};
 use crate::blocks::encoder::{self, EncoderNames, EncoderSpec};
 use crate::error::Result;
 use rlx_graph::ops::activation::ActivationKind;
@@ -24,12 +24,11 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
 /// Reads the fields of BERT and RoBERTa.
 pub fn read(cx: &BuildCx<'_>) -> Result<EncoderSpec> {
     let cfg = cx.cfg;
-    cfg.ignore(IRRELEVANT);
+    ignore_irrelevant(cfg)?;
     cfg.ignore(&[
         "attention_probs_dropout_prob",
         "classifier_dropout",
         "directionality",
-        "gradient_checkpointing",
         "hidden_dropout_prob",
         "pooler_fc_size",
         "pooler_num_attention_heads",

@@ -1,14 +1,14 @@
 //! DistilBERT (Sanh et al., 2019).
 
 use crate::arch::{BuildCx, Built};
-use crate::blocks::decoder::{ACTIVATIONS, IRRELEVANT};
+use crate::blocks::decoder::{ACTIVATIONS, ignore_irrelevant};
 use crate::blocks::encoder::{self, EncoderNames, EncoderSpec};
 use crate::error::Result;
 use rlx_graph::ops::activation::ActivationKind;
 
 pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
     let cfg = cx.cfg;
-    cfg.ignore(IRRELEVANT);
+    ignore_irrelevant(cfg)?;
     // The position table is stored whether it was computed or learnt.
     cfg.ignore(&["sinusoidal_pos_embds", "tie_weights_", "tie_word_embeddings"]);
     cfg.ignore(&["dropout", "qa_dropout", "seq_classif_dropout"]);

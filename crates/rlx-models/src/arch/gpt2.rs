@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al., 2019).
 
 use crate::arch::{BuildCx, Built};
-use crate::blocks::decoder::{ACTIVATIONS, AttentionSpec, DecoderSizes, Frame, IRRELEVANT};
+use crate::blocks::decoder::{ACTIVATIONS, AttentionSpec, DecoderSizes, Frame, ignore_irrelevant};
 use crate::error::Result;
 use rlx_graph::ValueId;
 use rlx_graph::ops::activation::ActivationKind;
@@ -33,15 +33,8 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
 
 fn read(cx: &BuildCx<'_>) -> Result<Gpt2> {
     let cfg = cx.cfg;
-    cfg.ignore(IRRELEVANT);
-    cfg.ignore(&[
-        "attn_pdrop",
-        "embd_pdrop",
-        "gradient_checkpointing",
-        "n_ctx",
-        "reorder_and_upcast_attn",
-        "resid_pdrop",
-    ]);
+    ignore_irrelevant(cfg)?;
+    cfg.ignore(&["attn_pdrop", "embd_pdrop", "n_ctx", "reorder_and_upcast_attn", "resid_pdrop"]);
     cfg.ignore(&["summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"]);
     cfg.ignore(&["summary_use_proj"]);
     let width = cfg.required_in("n_embd", 1..=1 << 20)?;

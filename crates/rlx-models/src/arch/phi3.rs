@@ -12,7 +12,12 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
     let defaults = FamilyDefaults { head_dim: None, max_positions: 4096, eps: 1e-5, tied: false };
     let sizes = &DecoderSizes::read(cfg, defaults)?;
     cfg.ignore(&["embd_pdrop", "resid_pdrop"]);
-    cfg.must_be("attention_bias", false)?;
+    for absent in ["attention_bias", "lm_head_bias", "mlp_bias"] {
+        cfg.must_be(absent, false)?;
+    }
+    for off in ["full_attn_mod", "interpolate_factor"] {
+        cfg.must_be(off, 1usize)?;
+    }
     let feed = FeedForward::read(cfg, sizes.width)?;
     let aliases = &["su", "yarn"];
     let rope = Rope::read(cfg, RopeDefaults { longrope_aliases: aliases, ..sizes.rope_defaults() })?;

@@ -6,6 +6,7 @@ use crate::blocks::rope::{Rope, RopeDefaults};
 use crate::error::Result;
 use crate::kv::BLOCK_POSITIONS;
 use rlx::import::hf::ConfigReader;
+use rlx::import::json::Json;
 use rlx_graph::ValueId;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::attention::Attention;
@@ -52,30 +53,50 @@ pub const IRRELEVANT: &[&str] = &[
     "chunk_size_feed_forward",
     "dtype",
     "eos_token_id",
+    "finetuning_task",
+    "gradient_checkpointing",
     "id2label",
     "initializer_range",
+    "is_encoder_decoder",
+    "is_llama_config",
     "label2id",
     "model_type",
     "output_attentions",
     "output_hidden_states",
+    "output_past",
     "output_router_logits",
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
     "return_dict",
     "router_aux_loss_coef",
+    "sep_token_id",
     "task_specific_params",
+    "tokenizer_class",
     "torch_dtype",
+    "torchscript",
     "transformers_version",
+    "unsloth_fixed",
+    "unsloth_version",
+    "use_bfloat16",
     "use_cache",
 ];
+
+/// Marks the fields of [`IRRELEVANT`], and those of other programs, as understood.
+pub fn ignore_irrelevant(cfg: &ConfigReader) -> Result<()> {
+    cfg.ignore(IRRELEVANT);
+    // A name with a dot, which `ignore` would take for a path.
+    cfg.optional::<Json>("transformers.js_config")?;
+    Ok(())
+}
 
 const MAX_LAYERS: usize = 4096;
 
 impl DecoderSizes {
     /// Reads the fields that llama and its relatives share.
     pub fn read(cfg: &ConfigReader, defaults: FamilyDefaults) -> Result<Self> {
-        cfg.ignore(IRRELEVANT);
+        ignore_irrelevant(cfg)?;
+        cfg.must_be("rope_interleaved", false)?;
         let width = cfg.required_in("hidden_size", 1..=1 << 20)?;
         let heads = cfg.required_in("num_attention_heads", 1..=1 << 16)?;
         let kv_heads = cfg.optional_in("num_key_value_heads", 1..=heads)?.unwrap_or(heads);

@@ -66,6 +66,38 @@ fn a_field_that_may_matter_is_not_ignored() {
 }
 
 #[test]
+fn fields_of_published_configs_that_do_not_matter_are_understood() {
+    let cases = [
+        (
+            "llama",
+            json!({"is_llama_config": true, "rope_interleaved": false, "transformers.js_config": {"dtype": "q4"},
+                   "_name_or_path": "x", "unsloth_fixed": true}),
+        ),
+        (
+            "bert-mean",
+            json!({"gradient_checkpointing": false, "position_embedding_type": "absolute", "pooler_type": "first"}),
+        ),
+        (
+            "gpt2",
+            json!({"n_ctx": 80, "summary_type": "cls_index", "task_specific_params": {"text-generation": {"max_length": 50}}}),
+        ),
+        ("gemma2", json!({"hidden_act": "gelu", "cache_implementation": "hybrid"})),
+        (
+            "phi3",
+            json!({"auto_map": {"AutoConfig": "x"}, "attention_bias": false, "lm_head_bias": false, "full_attn_mod": 1}),
+        ),
+        ("mixtral", json!({"router_jitter_noise": 0.0, "router_aux_loss_coef": 0.02})),
+        ("qwen3-moe", json!({"max_window_layers": 48, "num_experts": 8})),
+    ];
+    for (name, extra) in cases {
+        let built = rebuilt(name, |config, _| {
+            config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        });
+        assert!(built.is_ok(), "{name}: {}", built.unwrap_err());
+    }
+}
+
+#[test]
 fn a_config_that_contradicts_itself_names_the_field() {
     let cases: [(&str, &str, Value, &str); 8] = [
         ("llama", "num_key_value_heads", json!(3), "num_key_value_heads"),

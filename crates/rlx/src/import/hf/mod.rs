@@ -18,6 +18,7 @@ pub use sentence::{
 
 use super::ImportError;
 use super::safetensors::SafetensorsLoader;
+use crate::weights::{BytesWeightLoader, WeightLoader};
 
 /// The architecture's description.
 pub const CONFIG_FILE: &str = "config.json";
@@ -29,7 +30,11 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub struct HfFolder {
     root: PathBuf,
     name: String,
+    embedded: Option<EmbeddedFiles>,
 }
+
+/// Files of a model that is part of a program: names and contents.
+pub type EmbeddedFiles = &'static [(&'static str, &'static [u8])];
 
 impl HfFolder {
     /// Opens a path, or a hub name that is in the local cache.
@@ -38,9 +43,14 @@ impl HfFolder {
     /// As [`resolve_model`]; [`ImportError::MissingFile`] without `config.json`.
     pub fn open(model: &str, dirs: &HfCacheDirs) -> Result<Self, ImportError> {
         let resolved = resolve_model(model, dirs)?;
-        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name };
+        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, embedded: None };
         folder.need(CONFIG_FILE)?;
         Ok(folder)
+    }
+
+    /// A model whose files are part of the program; `name` stands for the folder in messages.
+    pub fn embedded(name: &str, files: EmbeddedFiles) -> Self {
+        HfFolder { root: PathBuf::from(name), name: name.to_owned(), embedded: Some(files) }
     }
 
     /// The folder.
@@ -53,7 +63,9 @@ impl HfFolder {
     /// # Errors
     /// As [`ConfigReader::open`].
     pub fn config(&self) -> Result<ConfigReader, ImportError> {
-        ConfigReader::open(self.need(CONFIG_FILE)?)
+        let missing =
+            || ImportError::MissingFile { path: self.root.join(CONFIG_FILE), advice: self.advice() };
+        self.reader(CONFIG_FILE)?.ok_or_else(missing)
     }
 
     /// `generation_config.json`, where there is one.
@@ -78,7 +90,16 @@ impl HfFolder {
     /// As [`ConfigReader::open`].
     pub fn reader(&self, file: &str) -> Result<Option<ConfigReader>, ImportError> {
         let path = self.root.join(file);
-        if path.is_file() { ConfigReader::open(path).map(Some) } else { Ok(None) }
+        match self.embedded {
+            Some(_) => self.content(file).map(|bytes| ConfigReader::from_bytes(path, bytes)).transpose(),
+            None if path.is_file() => ConfigReader::open(path).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The content of a file that is part of the program.
+    pub fn content(&self, file: &str) -> Option<&'static [u8]> {
+        self.embedded?.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
     }
 
     /// The path of `tokenizer.json`.
@@ -94,6 +115,9 @@ impl HfFolder {
     /// # Errors
     /// As [`SentenceTransformer::open`].
     pub fn sentence_transformer(&self) -> Result<Option<SentenceTransformer>, ImportError> {
+        if self.embedded.is_some() {
+            return Ok(None);
+        }
         SentenceTransformer::open(&self.root)
     }
 
@@ -108,6 +132,21 @@ impl HfFolder {
             }
             other => other,
         })
+    }
+
+    /// The weights: mapped, or part of the program.
+    ///
+    /// # Errors
+    /// As [`HfFolder::weights`].
+    pub fn loader(&self) -> Result<Box<dyn WeightLoader>, ImportError> {
+        match (self.embedded, self.content("model.safetensors")) {
+            (None, _) => Ok(Box::new(self.weights()?)),
+            (_, Some(bytes)) => Ok(Box::new(BytesWeightLoader::from_safetensors(bytes)?)),
+            (_, None) => {
+                let path = self.root.join("model.safetensors");
+                Err(ImportError::MissingFile { path, advice: self.advice() })
+            }
+        }
     }
 
     fn need(&self, file: &str) -> Result<PathBuf, ImportError> {
