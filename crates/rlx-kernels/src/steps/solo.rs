@@ -88,16 +88,10 @@ impl Step for SoloStep {
         let mut outputs: Vec<SoloOutput<'_>> = Vec::with_capacity(self.outputs.len());
         for operand in &self.outputs {
             let bytes = run.len(operand) * operand.element_bytes();
-<<<<<<< HEAD
-            // SAFETY: the launch checked bounds; a frame refuses written operands that overlap any other operand of
-            // the step, and results of one step are distinct regions.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) };
-            outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes });
-=======
             // SAFETY: the launch checked bounds; a frame refuses written operands that overlap another operand of the step, but for
             // one in the same place, which `input` copied; results of one step are distinct regions.
-            outputs.push(unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) });
->>>>>>> steps
+            let bytes = unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) };
+            outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes });
         }
         (self.body)(&inputs, &mut outputs)
             .map_err(|reason| StepError::Value { step: self.name.clone(), reason })
