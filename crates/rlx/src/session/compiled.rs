@@ -217,7 +217,10 @@ impl CompiledGraph {
             let bytes = bytes.ok_or_else(|| SessionError::State {
                 reason: format!("{} of {dims:?} takes more bytes than can be addressed", entry.name),
             })?;
-            state.buffers.push(AlignedBytes::zeroed(bytes));
+            let buffer = AlignedBytes::try_zeroed(bytes).ok_or_else(|| SessionError::State {
+                reason: format!("the system refuses {bytes} bytes for {} of {dims:?}", entry.name),
+            })?;
+            state.buffers.push(buffer);
             state.dims.push(dims);
         }
         Ok(state)
