@@ -124,7 +124,6 @@ unsafe fn pack<S: Simd>(
 }
 
 /// Adds `depth` products to the sums of [`GROUP`] rows from `first` on; rows past the last repeat it.
-#[expect(clippy::too_many_arguments, reason = "the parts of one register tile")]
 #[inline(always)]
 unsafe fn add_rows<S: Simd>(
     s: S,

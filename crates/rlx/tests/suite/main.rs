@@ -1,5 +1,6 @@
 //! The crate through its public face: every op case on every backend, and the promises about bits.
 
+mod agreement;
 mod backends;
 mod conformance;
 mod determinism;
