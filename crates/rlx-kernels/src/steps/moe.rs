@@ -109,6 +109,14 @@ impl MoeStep {
         Some(Self { isa, form, experts, width, inner, route, group, gather, combine, x, logits, out })
     }
 
+    fn fits(&self, run: &Run<'_>, rows: usize) -> bool {
+        run.rows(&self.logits) == rows
+            && run.rows(&self.out) == rows
+            && run.columns(&self.x) == self.width
+            && run.columns(&self.out) == self.width
+            && run.columns(&self.logits) == self.experts.len()
+    }
+
     fn layout(&self, rows: usize) -> Layout {
         Layout::new(rows, self.form.top_k, self.experts.len(), self.width, self.inner)
     }
@@ -181,12 +189,7 @@ impl Step for MoeStep {
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
         let rows = run.rows(&self.x);
-        let fits = run.rows(&self.logits) == rows
-            && run.rows(&self.out) == rows
-            && run.columns(&self.x) == self.width
-            && run.columns(&self.out) == self.width
-            && run.columns(&self.logits) == self.experts.len();
-        if !fits {
+        if !self.fits(run, rows) {
             return Err(StepError::Shape { step: format!("moe_{}", self.isa) });
         }
         let (k, width, inner) = (self.form.top_k, self.width, self.inner);
