@@ -81,7 +81,8 @@ fn usage_failure(error: &clap::Error) -> Failure {
     let known = command();
     let verb = std::env::args().skip(1).find(|word| known.find_subcommand(word).is_some());
     let called = verb.map_or_else(|| "rlx".to_owned(), |verb| format!("rlx {verb}"));
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: ")).map_or(called.clone(), str::to_owned);
+    let usage =
+        text.lines().find_map(|line| line.strip_prefix("Usage: ")).map_or(called.clone(), str::to_owned);
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).map(str::to_owned);
     let advice = tips.chain([format!("`{called} --help`")]).collect::<Vec<_>>().join("; ");
     Failure::usage(what, usage, advice)

@@ -155,7 +155,9 @@ impl Report {
     fn kernel_families(&self) -> String {
         let mut families = BTreeMap::new();
         for kernel in &self.kernels {
-            *families.entry(kernel.rsplit_once('_').map_or(kernel.as_str(), |(family, _)| family)).or_insert(0) += 1;
+            *families
+                .entry(kernel.rsplit_once('_').map_or(kernel.as_str(), |(family, _)| family))
+                .or_insert(0) += 1;
         }
         families.iter().map(|(family, count)| format!("{family} ({count})")).collect::<Vec<_>>().join(", ")
     }
