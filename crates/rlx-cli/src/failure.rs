@@ -3,6 +3,8 @@
 use rlx::config::ConfigError;
 use rlx::devices::DeviceError;
 use rlx::import::ImportError;
+use rlx_models::ModelError;
+use std::fmt;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -74,6 +76,12 @@ pub fn output_failure(error: std::io::Error) -> Failure {
     Failure::new(error, "standard output", "check the disk or the program that reads the output")
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         let advice =
@@ -131,6 +139,47 @@ impl From<ImportError> for Failure {
             }
             _ => Failure::new(whole, "the model folder", "fetch the model again"),
         }
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Failure {
+        let whole = error.to_string();
+        let (place, advice) = match error {
+            ModelError::Import(error) => return error.into(),
+            ModelError::Load(_) => {
+                ("the weight files", "fetch the model again: the file is damaged or incomplete")
+            }
+            ModelError::NotAnEncoder { .. } => ("the model", "rlx generate MODEL --prompt TEXT"),
+            ModelError::NotADecoder { .. } => ("the model", "rlx embed MODEL TEXT"),
+            ModelError::MissingTensor { .. }
+            | ModelError::TensorShape { .. }
+            | ModelError::UnusedTensor { .. } => (
+                "config.json and the weight files",
+                "use the config that came with these weights, or fetch both again",
+            ),
+            ModelError::TensorDType { .. } => {
+                ("the weight files", "convert the checkpoint to f32, f16 or bf16")
+            }
+            ModelError::UnknownModelType { .. } => ("config.json", "use a model of a supported family"),
+            ModelError::Tokenizer { .. } | ModelError::Vocabulary { .. } => {
+                ("the tokenizer", "fetch tokenizer.json of this very model again")
+            }
+            ModelError::Template { .. } | ModelError::NoTemplate { .. } => {
+                ("the chat template", "use `rlx generate` with a plain prompt")
+            }
+            ModelError::EmptyPrompt => ("--prompt", "give some text to continue"),
+            ModelError::Context { .. } => (
+                "--prompt, --max-tokens and --ctx",
+                "shorten the prompt, ask for fewer tokens, or use a larger context",
+            ),
+            ModelError::Setting { .. } => ("the options", "choose a value in the range that is named"),
+            ModelError::Logits { .. } => {
+                ("the weight files", "fetch the model again; report it if it still fails")
+            }
+            _ => ("the model", "run again with -v; report it with the model's name if it still fails"),
+        };
+        Failure::new(whole, place, advice)
     }
 }
 

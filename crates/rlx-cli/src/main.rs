@@ -4,6 +4,8 @@
 mod args;
 mod commands;
 mod context;
+mod demo;
+mod engine;
 mod failure;
 mod output;
 mod source;

@@ -1,8 +1,14 @@
 //! The verbs, one file each.
 
+mod bench;
+mod chat;
 mod completions;
 mod devices;
 mod doctor;
+mod embed;
+mod explain;
+mod generate;
+mod plan;
 
 use crate::context::Context;
 use crate::failure::Result;
@@ -28,6 +34,12 @@ macro_rules! verbs {
 }
 
 verbs! {
+    Generate: generate,
+    Chat: chat,
+    Embed: embed,
+    Plan: plan,
+    Explain: explain,
+    Bench: bench,
     Devices: devices,
     Doctor: doctor,
     Completions: completions,

@@ -143,6 +143,11 @@ impl Template {
         &self.sizes
     }
 
+    /// Every buffer with its id, in order.
+    pub fn buffer_ids(&self) -> impl ExactSizeIterator<Item = (BufferId, &Buffer)> {
+        self.buffers.iter().enumerate().map(|(index, buffer)| (BufferId::from_index(index), buffer))
+    }
+
     /// Buffers; a buffer's position is its region number.
     pub fn buffers(&self) -> &[Buffer] {
         &self.buffers
