@@ -17,7 +17,7 @@
 //! reads back to the same bits, or `inf`, `-inf`, `nan`, `nan:` with the bits. Constants of up to 16 plain numbers stand in the
 //! line; others are `blob n`, whose bytes follow the graph in hexadecimal. Where nodes were added is not kept.
 
-use crate::attrs::AttrValue;
+use crate::attrs::{AttrValue, Attrs};
 use crate::graph::{Graph, Source};
 use crate::ids::{NodeId, ValueId};
 use half::{bf16, f16};
@@ -25,8 +25,10 @@ use rlx_tensor::{DType, Dim, Tensor};
 use std::fmt::{self, Write};
 
 mod parse;
+mod scan;
 
-pub use parse::{CustomOps, ParseError, parse, parse_with};
+pub use parse::{CustomOps, ParseError, find_op, parse, parse_with};
+pub use scan::{Blobs, Scanner};
 
 /// Elements of a constant that is written in its line, at most.
 const INLINE_ELEMENTS: usize = 16;
@@ -95,12 +97,7 @@ impl<'g> Printer<'g> {
             writeln!(f, "  return {}", outputs.join(", "))?;
         }
         writeln!(f, "}}")?;
-        for (i, tensor) in blobs.iter().enumerate() {
-            write!(f, "blob {i} = \"")?;
-            tensor.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
-            writeln!(f, "\"")?;
-        }
-        Ok(())
+        write_blobs(f, &blobs)
     }
 
     fn name(&self, value: ValueId) -> String {
@@ -132,13 +129,7 @@ impl<'g> Printer<'g> {
         };
         write!(f, "  {kind} {}{} : {}", self.name(value), self.label(value), record.shape)?;
         if let Source::Const(tensor) = &record.source {
-            match inline(tensor) {
-                Some(text) => write!(f, " = [{text}]")?,
-                None => {
-                    write!(f, " = blob {}", blobs.len())?;
-                    blobs.push(tensor);
-                }
-            }
+            write!(f, " = {}", const_text(tensor, blobs))?;
         }
         writeln!(f)
     }
@@ -148,11 +139,10 @@ impl<'g> Printer<'g> {
         let result = |&v: &ValueId| format!("{}{} : {}", self.name(v), self.label(v), self.graph.shape(v));
         let results: Vec<String> = node.outputs.iter().map(result).collect();
         let operands: Vec<String> = node.inputs.iter().map(|&v| self.name(v)).collect();
-        let attribute = |(name, value): &(&str, AttrValue)| format!("{name}={}", attr_text(value));
-        let attrs: Vec<String> = node.op.def().attrs().iter().map(attribute).collect();
+        let attrs = attrs_text(&node.op.def().attrs());
         let equals = if results.is_empty() { "" } else { " = " };
-        let (results, operands, attrs) = (results.join(", "), operands.join(", "), attrs.join(", "));
-        writeln!(f, "  {results}{equals}{}({operands}) {{{attrs}}}", node.op.def().name())
+        let (results, operands) = (results.join(", "), operands.join(", "));
+        writeln!(f, "  {results}{equals}{}({operands}) {attrs}", node.op.def().name())
     }
 }
 
@@ -166,7 +156,8 @@ fn is_word(text: &str) -> bool {
         && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-fn quoted(text: &str) -> String {
+/// Text in quotes, with what the quotes cannot hold escaped.
+pub fn quoted(text: &str) -> String {
     let mut result = String::from("\"");
     for c in text.chars() {
         match c {
@@ -215,6 +206,33 @@ fn attr_text(value: &AttrValue) -> String {
     }
 }
 
+/// Attributes in braces.
+pub fn attrs_text(attrs: &Attrs) -> String {
+    let attrs: Vec<String> = attrs.iter().map(|(name, v)| format!("{name}={}", attr_text(v))).collect();
+    format!("{{{}}}", attrs.join(", "))
+}
+
+/// The elements of a constant, or the number of a blob that is added to `blobs`.
+pub fn const_text<'g>(tensor: &'g Tensor, blobs: &mut Vec<&'g Tensor>) -> String {
+    match inline(tensor) {
+        Some(text) => format!("[{text}]"),
+        None => {
+            blobs.push(tensor);
+            format!("blob {}", blobs.len() - 1)
+        }
+    }
+}
+
+/// Writes the blobs that stand behind a text.
+pub fn write_blobs(f: &mut dyn Write, blobs: &[&Tensor]) -> fmt::Result {
+    for (i, tensor) in blobs.iter().enumerate() {
+        write!(f, "blob {i} = \"")?;
+        tensor.bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+        writeln!(f, "\"")?;
+    }
+    Ok(())
+}
+
 /// The numbers of a small constant, if they read back to the same bits.
 fn inline(tensor: &Tensor) -> Option<String> {
     if tensor.len() > INLINE_ELEMENTS {
@@ -247,7 +265,7 @@ fn inline(tensor: &Tensor) -> Option<String> {
         _ => return None,
     }
     let words: Vec<&str> = text.split(", ").filter(|w| !w.is_empty()).collect();
-    let again = parse::numbers(tensor.dims(), tensor.dtype(), &words)?;
+    let again = scan::numbers(tensor.dims(), tensor.dtype(), &words)?;
     again.bits_eq(tensor).then_some(text)
 }
 

@@ -62,6 +62,16 @@ impl SizeTable {
         self.entries.is_empty()
     }
 
+    /// Every entry, in order.
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = SizeId> + use<> {
+        (0..self.entries.len() as u32).map(SizeId)
+    }
+
+    /// The entry of a dim, if it is in the table.
+    pub fn find(&self, dim: &Dim) -> Option<SizeId> {
+        self.ids.get(dim).copied()
+    }
+
     /// The expression of an entry.
     pub fn dim(&self, id: SizeId) -> &Dim {
         &self.dims[id.index()]

@@ -1,13 +1,19 @@
 //! Compile a graph for a device and run it.
 
+mod compare;
 mod compiled;
 mod context;
 mod error;
+mod report;
+mod trace;
 mod value;
 
-pub use compiled::{CompileReport, CompiledGraph, State, StepReport};
+pub use compare::{Comparison, StepDifference, tap_name};
+pub use compiled::{CompiledGraph, State};
 pub use context::RunContext;
 pub use error::SessionError;
+pub use report::{CompileReport, ReportTable, StepReport, StepWork};
+pub use trace::StepTimes;
 pub use value::TensorArg;
 
 use crate::backend::Backend;
@@ -87,3 +93,6 @@ impl Session {
         Ok(compiled)
     }
 }
+
+#[cfg(test)]
+mod tests;

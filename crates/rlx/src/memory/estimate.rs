@@ -1,6 +1,10 @@
 //! The peak of a model's memory in parts, and whether it fits.
 
-use crate::plan::{BufferKind, Lir};
+use crate::backend::Backend;
+use crate::plan::{BufferId, BufferKind, Lir};
+use crate::session::SessionError;
+use crate::weights::WeightRegistry;
+use std::collections::HashSet;
 use std::fmt;
 
 /// What a part of the memory holds.
@@ -90,6 +94,44 @@ impl MemoryEstimate {
         estimate
     }
 
+    /// The parts of [`MemoryEstimate::of_plan`] with what a backend adds, and weights by storage.
+    fn with_backend(
+        lir: &Lir,
+        backend: &dyn Backend,
+        weights: &WeightRegistry,
+    ) -> Result<Self, SessionError> {
+        let mut estimate = Self::of_plan(lir);
+        estimate.weight_bytes = 0;
+        for buffer in lir.template().buffers() {
+            if let BufferKind::Const(tensor) = &buffer.kind {
+                estimate.weight_bytes = estimate.weight_bytes.saturating_add(tensor.bytes().len() as u64);
+            }
+        }
+        let mut counted = HashSet::new();
+        for param in lir.template().params() {
+            let Some(handle) = weights.lookup(&param.name) else {
+                let bytes = lir.buffer_bytes(param.place.buffer) as u64;
+                estimate.weight_bytes = estimate.weight_bytes.saturating_add(bytes);
+                continue;
+            };
+            let placement = weights.placement(handle)?;
+            if !counted.insert(placement.storage) {
+                continue;
+            }
+            let part = match placement.adapter {
+                true => &mut estimate.adapter_bytes,
+                false => &mut estimate.weight_bytes,
+            };
+            *part = part.saturating_add(placement.bytes);
+            if placement.mapped {
+                estimate.mapped_bytes = estimate.mapped_bytes.saturating_add(placement.bytes);
+            }
+        }
+        estimate.packed_bytes = backend.packed_bytes(lir.template())? as u64;
+        estimate.workspace_bytes = backend.workspace_bytes(lir)? as u64;
+        Ok(estimate)
+    }
+
     /// Every part with its bytes, in the order of reports.
     pub fn parts(&self) -> [(MemoryPart, u64); 9] {
         [
@@ -122,6 +164,19 @@ impl MemoryEstimate {
         }
         Err(MemoryDeficit { budget_bytes, peak_bytes: self.peak_bytes(), estimate: *self })
     }
+}
+
+/// The peak of memory of runs of a plan on a backend, with each storage of the registry once. No weight is read: shapes and headers
+/// alone count. What belongs to the process and not to the plan (tokenizer, thread stacks) is for the caller to add as `host_bytes`.
+///
+/// # Errors
+/// [`SessionError::Backend`] if the backend cannot size its copies or scratch memory.
+pub fn estimate_with(
+    lir: &Lir,
+    backend: &dyn Backend,
+    weights: &WeightRegistry,
+) -> Result<MemoryEstimate, SessionError> {
+    MemoryEstimate::with_backend(lir, backend, weights)
 }
 
 /// A peak that does not fit.

@@ -8,5 +8,5 @@ pub use budget::{
     BudgetVerdict, DEFAULT_SOFT_MEMORY_FRACTION, MemoryView, available_unified_memory, memory_headroom_bytes,
     process_rss_bytes, soft_memory_budget_bytes, soft_memory_fraction, would_exceed_soft_budget,
 };
-pub use estimate::{MemoryDeficit, MemoryEstimate, MemoryPart};
+pub use estimate::{MemoryDeficit, MemoryEstimate, MemoryPart, estimate_with};
 pub use probe::{CgroupMemory, FixedProbe, MemoryProbe, ProcProbe, SystemProbe};

@@ -20,31 +20,42 @@ pub struct Lir {
 impl Template {
     /// Binds every symbol to its capacity and places every buffer. Unbound and unknown symbols are errors.
     pub fn specialize(self: &Arc<Self>, binding: &DimBinding) -> Result<Lir, PlanError> {
-        let symbols = self.symbol_values(binding)?;
-        let mut capacities = Vec::with_capacity(self.sizes.len());
-        self.sizes.eval(&symbols, &mut capacities)?;
-        self.check_sizes(&capacities)?;
-        let mut lifetimes = Vec::new();
-        let mut arena_buffers = Vec::new();
-        for (index, buffer) in self.buffers.iter().enumerate() {
-            let bytes = capacities[buffer.bytes.index()];
-            if isize::try_from(bytes).is_err() {
-                return Err(PlanError::TooLarge { what: BufferId::from_index(index).to_string() });
-            }
-            if matches!(buffer.kind, BufferKind::Arena) {
-                lifetimes.push(Lifetime { bytes, first: buffer.first, last: buffer.last });
-                arena_buffers.push(BufferId::from_index(index));
-            }
-        }
-        let total = lifetimes.iter().try_fold(0usize, |sum, l| sum.checked_add(l.bytes + 64));
-        if total.is_none() {
-            return Err(PlanError::TooLarge { what: "the arena".to_owned() });
-        }
+        let (capacities, arena_buffers) = self.capacities(binding)?;
+        let lifetimes: Vec<Lifetime> = arena_buffers.iter().map(|b| self.lifetime(&capacities, *b)).collect();
         let arena = plan_arena(&lifetimes);
         let lir =
             Lir { template: Arc::clone(self), binding: binding.clone(), capacities, arena, arena_buffers };
         debug_assert_eq!(lir.verify(), Ok(()));
         Ok(lir)
+    }
+
+    /// Every size at capacity, and the buffers that stand in the arena. No sum of them overflows.
+    fn capacities(&self, binding: &DimBinding) -> Result<(Vec<usize>, Vec<BufferId>), PlanError> {
+        let symbols = self.symbol_values(binding)?;
+        let mut capacities = Vec::with_capacity(self.sizes.len());
+        self.sizes.eval(&symbols, &mut capacities)?;
+        self.check_sizes(&capacities)?;
+        let mut arena_buffers = Vec::new();
+        let mut total = Some(0usize);
+        for (index, buffer) in self.buffers.iter().enumerate() {
+            let (id, bytes) = (BufferId::from_index(index), capacities[buffer.bytes.index()]);
+            if isize::try_from(bytes).is_err() {
+                return Err(PlanError::TooLarge { what: id.to_string() });
+            }
+            if matches!(buffer.kind, BufferKind::Arena) {
+                total = total.and_then(|t| t.checked_add(bytes + 64));
+                arena_buffers.push(id);
+            }
+        }
+        match total {
+            Some(_) => Ok((capacities, arena_buffers)),
+            None => Err(PlanError::TooLarge { what: "the arena".to_owned() }),
+        }
+    }
+
+    fn lifetime(&self, capacities: &[usize], id: BufferId) -> Lifetime {
+        let buffer = &self.buffers[id.index()];
+        Lifetime { bytes: capacities[buffer.bytes.index()], first: buffer.first, last: buffer.last }
     }
 
     /// Values of the template's symbols, in the table's order.
@@ -82,6 +93,18 @@ impl Template {
 }
 
 impl Lir {
+    /// A plan whose arena was placed before: an offset for each arena buffer, in order. It is to be verified.
+    pub(super) fn from_parts(
+        template: Arc<Template>,
+        binding: &DimBinding,
+        offsets: Vec<usize>,
+        arena_bytes: usize,
+    ) -> Result<Lir, PlanError> {
+        let (capacities, arena_buffers) = template.capacities(binding)?;
+        let arena = ArenaPlan { offsets, bytes: arena_bytes };
+        Ok(Lir { template, binding: binding.clone(), capacities, arena, arena_buffers })
+    }
+
     /// The template.
     pub fn template(&self) -> &Arc<Template> {
         &self.template
@@ -104,13 +127,8 @@ impl Lir {
 
     /// The most arena bytes that live at one step: no arena can be smaller.
     pub fn live_bytes_bound(&self) -> usize {
-        let lifetimes: Vec<Lifetime> = self.arena_buffers.iter().map(|&b| self.lifetime(b)).collect();
-        live_bytes_bound(&lifetimes)
-    }
-
-    fn lifetime(&self, id: BufferId) -> Lifetime {
-        let buffer = &self.template.buffers[id.index()];
-        Lifetime { bytes: self.buffer_bytes(id), first: buffer.first, last: buffer.last }
+        let lifetimes = self.arena_buffers.iter().map(|&b| self.template.lifetime(&self.capacities, b));
+        live_bytes_bound(&lifetimes.collect::<Vec<_>>())
     }
 
     /// Bytes of a buffer at capacity.

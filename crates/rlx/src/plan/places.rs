@@ -48,6 +48,20 @@ pub enum BufferKind {
     Const(Tensor),
 }
 
+impl BufferKind {
+    /// Whether both are of one owner and, for the caller's buffers, of one position.
+    pub fn same_owner(&self, other: &BufferKind) -> bool {
+        match (self, other) {
+            (BufferKind::Input(a), BufferKind::Input(b))
+            | (BufferKind::Output(a), BufferKind::Output(b))
+            | (BufferKind::State(a), BufferKind::State(b))
+            | (BufferKind::Param(a), BufferKind::Param(b)) => a == b,
+            (BufferKind::Arena, BufferKind::Arena) | (BufferKind::Const(_), BufferKind::Const(_)) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A buffer: who owns it, how large it is, and between which steps it lives.
 #[derive(Debug, Clone)]
 pub struct Buffer {

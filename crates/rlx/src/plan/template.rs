@@ -3,7 +3,7 @@
 use super::lifetimes::Placer;
 use super::places::{Buffer, BufferId, BufferKind, Place};
 use rlx_graph::{Graph, GraphError, NodeId, Op, ValueId};
-use rlx_tensor::{DimError, Shape, SizeId, SizeTable};
+use rlx_tensor::{Dim, DimError, Shape, SizeId, SizeTable};
 
 /// What a planner must know of the device that will run the steps.
 pub trait PlanTarget {
@@ -131,6 +131,29 @@ impl Template {
         }
         let name = graph.name().to_owned();
         Ok(Template { name, sizes, buffers, steps, inputs, params, states, outputs, checks })
+    }
+
+    /// A template from its parts; `interface` holds inputs, params, states and outputs.
+    pub(super) fn from_parts(
+        name: String,
+        sizes: SizeTable,
+        buffers: Vec<Buffer>,
+        steps: Vec<StepSpec>,
+        interface: [Vec<InterfaceEntry>; 4],
+        checks: Vec<SizeCheck>,
+    ) -> Template {
+        let [inputs, params, states, outputs] = interface;
+        Template { name, sizes, buffers, steps, inputs, params, states, outputs, checks }
+    }
+
+    /// Pairs of sizes that must be equal in every run, with the node that relies on it.
+    pub fn checks(&self) -> impl ExactSizeIterator<Item = (&Dim, &Dim, &str)> {
+        self.checks.iter().map(|c| (self.sizes.dim(c.left), self.sizes.dim(c.right), c.node.as_str()))
+    }
+
+    /// Dims and dtype of a place, as expressions.
+    pub fn shape(&self, place: &Place) -> Shape {
+        Shape::from_dims(place.dims.iter().map(|&d| self.sizes.dim(d).clone()).collect(), place.dtype)
     }
 
     /// The graph's name.

@@ -2,8 +2,10 @@
 
 use super::context::RunContext;
 use super::error::SessionError;
+use super::report::{CompileReport, StepReport};
 use super::value::TensorArg;
 use crate::backend::{Backend, Program};
+use crate::memory::{MemoryEstimate, estimate_with};
 use crate::plan::{InterfaceEntry, Lir, Template};
 use crate::weights::{WeightKind, WeightRegistry};
 use rlx_graph::Graph;
@@ -58,30 +60,6 @@ impl State {
     }
 }
 
-/// What became of a graph.
-#[derive(Debug, Clone)]
-pub struct CompileReport {
-    /// Fusions, pass by pass, and what was decomposed.
-    pub passes: PassReport,
-    /// Each step with its kernel.
-    pub steps: Vec<StepReport>,
-    /// Wall time of passes and planning, in microseconds.
-    pub compile_micros: u64,
-}
-
-/// One step of the executable.
-#[derive(Debug, Clone)]
-pub struct StepReport {
-    /// The op.
-    pub op: String,
-    /// The kernel, as its family's table spells it.
-    pub kernel: String,
-    /// False if it runs by the reference evaluation for want of a kernel.
-    pub native: bool,
-    /// Where the graph's author wrote it.
-    pub location: String,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -112,6 +90,11 @@ impl CompiledGraph {
     /// The device.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// The registry that params bind from.
+    pub fn weights(&self) -> &Arc<WeightRegistry> {
+        &self.weights
     }
 
     /// Inputs: name, shape, place.
@@ -261,7 +244,7 @@ impl CompiledGraph {
         self.context(&self.specialize(symbols)?)
     }
 
-    fn bind_inputs(
+    pub(super) fn bind_inputs(
         &self,
         state: &State,
         inputs: &[(&str, TensorArg<'_>)],
@@ -289,14 +272,39 @@ impl CompiledGraph {
     /// What became of the graph: fusions and kernels.
     pub fn report(&self) -> Result<CompileReport, SessionError> {
         let kernels = self.program()?.kernels();
-        let steps = self.template.steps().iter().zip(kernels).map(|(step, choice)| StepReport {
-            op: step.op.def().name().to_owned(),
-            kernel: choice.kernel,
-            native: choice.native,
-            location: step.location.clone(),
+        let template = &self.template;
+        let steps = template.steps().iter().zip(kernels).map(|(step, choice)| {
+            let inputs: Vec<Shape> = step.inputs.iter().map(|p| template.shape(p)).collect();
+            let outputs: Vec<Shape> = step.outputs.iter().map(|p| template.shape(p)).collect();
+            let cost =
+                step.op.def().cost(&inputs.iter().collect::<Vec<_>>(), &outputs.iter().collect::<Vec<_>>());
+            StepReport {
+                op: step.op.def().name().to_owned(),
+                kernel: choice.kernel,
+                native: choice.native,
+                location: step.location.clone(),
+                flops: cost.flops,
+                bytes: cost.bytes,
+            }
         });
-        let (passes, compile_micros) = (self.passes.clone(), self.compile_micros);
-        Ok(CompileReport { passes, steps: steps.collect(), compile_micros })
+        Ok(CompileReport {
+            name: template.name().to_owned(),
+            backend: self.backend.name().to_owned(),
+            fusions: self.passes.trace.tally(),
+            decomposed: self.passes.dispatch.decomposed.clone(),
+            checks: template.checks().map(|(l, r, node)| format!("{l} = {r} for {node}")).collect(),
+            steps: steps.collect(),
+            passes: self.passes.clone(),
+            compile_micros: self.compile_micros,
+        })
+    }
+
+    /// The peak of memory of runs under these capacities, weights included. No weight is read.
+    ///
+    /// # Errors
+    /// As [`CompiledGraph::specialize`].
+    pub fn estimate(&self, binding: &DimBinding) -> Result<MemoryEstimate, SessionError> {
+        estimate_with(&self.specialize(binding)?, &*self.backend, &self.weights)
     }
 }
 

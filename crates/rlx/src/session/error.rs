@@ -10,6 +10,9 @@ use rlx_tensor::{DType, DimError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
+    /// A graph cannot be built.
+    #[error(transparent)]
+    Graph(#[from] rlx_graph::GraphError),
     /// A pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),

@@ -12,5 +12,5 @@ pub(crate) use loader::{NameTable, check_length};
 pub use lora::LoraSide;
 pub use registry::{
     Packed, PackedKey, PinGuard, RegistryError, StreamStats, WeightEntry, WeightHandle, WeightKind,
-    WeightRegistry, WeightTotals,
+    WeightPlacement, WeightRegistry, WeightTotals,
 };

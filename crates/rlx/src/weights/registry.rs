@@ -274,6 +274,20 @@ pub struct WeightTotals {
     pub packed_bytes: u64,
 }
 
+/// Where a weight's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WeightPlacement {
+    /// The storage: weights with the same number share their bytes.
+    pub storage: u64,
+    /// Bytes of the storage.
+    pub bytes: u64,
+    /// Whether they are pages of a mapped file.
+    pub mapped: bool,
+    /// Whether they belong to an adapter.
+    pub adapter: bool,
+}
+
 struct Slot {
     generation: u32,
     entry: Option<Entry>,
@@ -413,6 +427,22 @@ impl WeightRegistry {
             (Some(shape), Some(bytes)) => self.register(name, shape, bytes, kind),
             _ => Err(RegistryError::Absent { name: name.to_owned() }),
         }
+    }
+
+    /// Where a weight's bytes are, an alias's where its target's are. Reads none of them.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignHandle`], [`RegistryError::StaleHandle`].
+    pub fn placement(&self, handle: WeightHandle) -> Result<WeightPlacement, RegistryError> {
+        let entries = self.read();
+        let slot = entries.slot_of(self.id, handle)?;
+        let (entry, storage) = entries.snapshot(slot, handle)?;
+        Ok(WeightPlacement {
+            storage: storage.id,
+            bytes: storage.len(),
+            mapped: matches!(storage.source, WeightBytes::Mapped(_)),
+            adapter: matches!(entry.kind, WeightKind::LoraAdapter { .. }),
+        })
     }
 
     /// Changes a weight's content: the handle names the new version from now on; pins and snapshots keep theirs.
