@@ -4,4 +4,5 @@ mod broken;
 mod cpu;
 mod goldens;
 mod interpreter;
+mod plans;
 mod text;

@@ -1,7 +1,7 @@
 //! The peak of a model's memory in parts, and whether it fits.
 
 use crate::backend::Backend;
-use crate::plan::{BufferId, BufferKind, Lir};
+use crate::plan::{BufferKind, Lir};
 use crate::session::SessionError;
 use crate::weights::WeightRegistry;
 use std::collections::HashSet;
