@@ -1,6 +1,7 @@
 //! `rlx devices`.
 
 use crate::context::{Context, PRESENT};
+use crate::engine::Engine;
 use crate::failure::Result;
 use crate::output;
 use rlx::devices::{Device, DeviceId, resolve_device};
@@ -9,7 +10,10 @@ use serde::Serialize;
 
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Folder, or hub name in the local cache: also tell which devices can run it
+    model: Option<String>,
+}
 
 /// One kind of device.
 #[derive(Debug, Serialize)]
@@ -17,6 +21,8 @@ struct Candidate {
     device: &'static str,
     registered: bool,
     available: bool,
+    /// `null` without MODEL, and for kinds that are not built in.
+    supports_graph: Option<bool>,
     recommended: bool,
     capabilities: Vec<String>,
     blocker: Option<String>,
@@ -30,8 +36,9 @@ struct Report {
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         let (chosen, isa) = (context.device()?, context.isa()?);
-        let candidates = Device::ALL.into_iter().map(|kind| candidate(kind, chosen, isa, context));
-        let devices: Vec<Candidate> = candidates.collect();
+        let model = self.model.as_deref().map(|model| Engine::open(Some(model), context)).transpose()?;
+        let candidate = |kind| candidate(kind, chosen, isa, model.as_ref(), context);
+        let devices: Vec<Candidate> = Device::ALL.into_iter().map(candidate).collect();
         if context.shared.json {
             return output::print_json(&Report { devices });
         }
@@ -39,7 +46,13 @@ impl Args {
     }
 }
 
-fn candidate(kind: Device, chosen: DeviceId, isa: Isa, context: &Context) -> Candidate {
+fn candidate(
+    kind: Device,
+    chosen: DeviceId,
+    isa: Isa,
+    model: Option<&Engine>,
+    context: &Context,
+) -> Candidate {
     let of_cpu = || vec![isa.name().to_owned(), "f32".to_owned(), format!("{} threads", context.threads())];
     let registered = PRESENT.contains(&kind);
     let refusal = resolve_device(Some(kind.into()), &context.config, PRESENT).err();
@@ -47,6 +60,9 @@ fn candidate(kind: Device, chosen: DeviceId, isa: Isa, context: &Context) -> Can
         device: kind.name(),
         registered,
         available: registered,
+        supports_graph: model
+            .filter(|_| registered)
+            .map(|engine| engine.model.backend().name() == kind.name()),
         recommended: chosen.kind == kind,
         capabilities: if kind == Device::Cpu { of_cpu() } else { Vec::new() },
         blocker: refusal.map(|error| error.to_string()),
@@ -55,9 +71,10 @@ fn candidate(kind: Device, chosen: DeviceId, isa: Isa, context: &Context) -> Can
 
 fn text(devices: &[Candidate]) -> String {
     let mut text = String::new();
-    for Candidate { device, blocker, recommended, capabilities, .. } in devices {
+    for Candidate { device, blocker, recommended, capabilities, supports_graph, .. } in devices {
         let mark = if *recommended { "*" } else { " " };
-        let state = blocker.clone().unwrap_or_else(|| format!("usable: {}", capabilities.join(", ")));
+        let runs = if *supports_graph == Some(true) { "runs the model" } else { "usable" };
+        let state = blocker.clone().unwrap_or_else(|| format!("{runs}: {}", capabilities.join(", ")));
         text.push_str(&format!("{mark} {device:5}  {state}\n"));
     }
     text

@@ -87,8 +87,7 @@ impl Args {
 fn table(plan: &ModelPlan) -> String {
     let mib = |bytes: u64| format!("{:.2}", bytes as f64 / (1u64 << 20) as f64);
     let estimate = &plan.estimate;
-    let mut rows =
-        vec![vec![format!("{} sequences of {} tokens", plan.batch, plan.context), "MiB".to_owned()]];
+    let mut rows = vec![vec![format!("{} x {} tokens", plan.batch, plan.context), "MiB".to_owned()]];
     rows.extend(estimate.parts().map(|(part, bytes)| vec![part.name().to_owned(), mib(bytes)]));
     rows.push(vec!["of these in mapped files".to_owned(), mib(estimate.mapped_bytes)]);
     rows.push(vec!["peak without mapped files".to_owned(), mib(estimate.peak_bytes())]);
