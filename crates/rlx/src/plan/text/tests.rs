@@ -113,11 +113,11 @@ proptest! {
             }
             match action {
                 0 => text.truncate(at),
-                1 => text.insert_str(at, piece.get(&pieces[..])),
+                1 => text.insert_str(at, pieces[piece.index(pieces.len())]),
                 2 => drop(text.remove(at)),
                 _ => {
                     let end = (at + 1).min(text.len());
-                    text.replace_range(at..end, piece.get(&pieces[..]));
+                    text.replace_range(at..end, pieces[piece.index(pieces.len())]);
                 }
             }
             if text.is_empty() {
