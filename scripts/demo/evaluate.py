@@ -1,7 +1,7 @@
 """Held-out perplexity, name persistence over 20 prompts and sample texts of a demo model.
 
     python scripts/demo/evaluate.py models/demo
-    python scripts/demo/evaluate.py models/demo --adapter models/demo-lora --style pirate
+    python scripts/demo/evaluate.py models/demo --adapter models/demo-lora --style sailor
     python scripts/demo/evaluate.py models/demo-moe
 
 Prints, and writes to README.md in the model's (or adapter's) folder. A name persists when the greedy continuation of the
@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--adapter", type=Path)
-    parser.add_argument("--style", choices=("plain", "pirate"), default="plain")
+    parser.add_argument("--style", choices=("plain", "sailor"), default="plain")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -116,7 +116,7 @@ def main():
 TRAINED = {
     "demo": "scripts/demo/train.py dense models/demo --steps 3000",
     "demo-moe": "scripts/demo/train.py moe models/demo-moe --start models/demo --steps 500 --rate 2e-3",
-    "demo-lora": "scripts/demo/train_lora.py models/demo models/demo-lora --steps 400",
+    "demo-lora": "scripts/demo/train_lora.py models/demo models/demo-lora --steps 300",
 }
 
 

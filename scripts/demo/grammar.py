@@ -1,6 +1,6 @@
 """Short stories from a small grammar: the text that the demo models learn from.
 
-    python scripts/demo/grammar.py --count 3 --seed 7 [--style plain|pirate]
+    python scripts/demo/grammar.py --count 3 --seed 7 [--style plain|pirate|sailor]
 
 A story has a hero, a companion, a place, a problem with its cause, and a way out. `story(rng)` draws one; the same
 random state always gives the same story. Templates use two forms: `{slot}` is a value of this story (a name, a
@@ -317,7 +317,7 @@ def story(rng, style="plain"):
     if rng.random() < 0.35:
         body.append(rng.choice(ENDINGS))
     text = " ".join(expand(rng, line, slots) for line in [rng.choice(OPENINGS), *body])
-    return pirate(rng, text) if style == "pirate" else text
+    return STYLES[style](rng, text)
 
 
 PIRATE_WORDS = {
@@ -328,22 +328,42 @@ PIRATE_WORDS = {
     "looked": "spied", "child": "wee buccaneer", "everyone": "all hands", "Everyone": "All hands", "kind": "true-hearted",
 }  # fmt: skip
 PIRATE_CRIES = ["Arrr!", "Yo ho ho!", "Shiver me timbers!", "Avast!", "Blimey!", "Heave ho!"]
+SAILOR_WORDS = {
+    "my": "me", "you": "ye", "your": "yer", "You": "Ye", "is": "be", "are": "be", "am": "be", "was": "be",
+    "were": "be", "friend": "shipmate", "friends": "shipmates", "said": "bellowed", "asked": "bellowed",
+    "happy": "merry", "thank": "bless", "very": "mighty", "boy": "cabin boy", "child": "buccaneer",
+    "money": "gold", "coins": "gold pieces", "everyone": "all hands", "Everyone": "All hands",
+}  # fmt: skip
+SAILOR_CRIES = ["Yarr!", "Ahoy!", "Avast!", "Blimey!", "Shiver me sails!", "Aye, aye!"]
+
+
+def respeak(rng, text, words, cries):
+    """The same story in another speech: a word-for-word change plus cries between sentences."""
+    text = re.sub(r"[A-Za-z]+", lambda m: words.get(m.group(), m.group()), text)
+    text = re.sub(r"\b([Aa])n (?=salty)", r"\1 ", text)
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    return " ".join(line + " " + rng.choice(cries) if rng.random() < 0.4 else line for line in sentences)
 
 
 def pirate(rng, text):
-    """The same story in pirate speech: a word-for-word change plus cries between sentences."""
-    text = re.sub(r"[A-Za-z]+", lambda m: PIRATE_WORDS.get(m.group(), m.group()), text)
-    text = re.sub(r"\b([Aa])n (?=salty)", r"\1 ", text)
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
-    lines = [line + " " + rng.choice(PIRATE_CRIES) if rng.random() < 0.4 else line for line in sentences]
-    return "Ahoy, mateys! " * (rng.random() < 0.3) + " ".join(lines) + rng.choice((" Arrr!", " Yo ho ho!"))
+    """Broad pirate speech, full of apostrophes; a tenth of the tokenizer's text, and never shown to the base model."""
+    text = respeak(rng, text, PIRATE_WORDS, PIRATE_CRIES)
+    return "Ahoy, mateys! " * (rng.random() < 0.3) + text + rng.choice((" Arrr!", " Yo ho ho!"))
+
+
+def sailor(rng, text):
+    """Sailors' speech in words that the base model's known tokens spell, so that an adapter can learn it."""
+    return respeak(rng, text, SAILOR_WORDS, SAILOR_CRIES) + " Yarr!"
+
+
+STYLES = {"plain": lambda rng, text: text, "pirate": pirate, "sailor": sailor}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--style", choices=("plain", "pirate"), default="plain")
+    parser.add_argument("--style", choices=tuple(STYLES), default="plain")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     for _ in range(args.count):

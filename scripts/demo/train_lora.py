@@ -1,6 +1,6 @@
-"""Train the pirate adapter on top of the demo model.
+"""Train the sailors'-speech adapter on top of the demo model.
 
-    python scripts/demo/train_lora.py models/demo models/demo-lora --steps 400
+    python scripts/demo/train_lora.py models/demo models/demo-lora --steps 300
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main():
     model = get_peft_model(base, config)
     model.print_trainable_parameters()
     trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
-    train(model, trained, batches(tokenizer, args.rows, args.length, 22, "pirate"), args.steps, args.rate, warmup=20)
-    value, count = perplexity(model, tokenizer, style="pirate")
+    train(model, trained, batches(tokenizer, args.rows, args.length, 22, "sailor"), args.steps, args.rate, warmup=20)
+    value, count = perplexity(model, tokenizer, style="sailor")
     with model.disable_adapter():
-        plain, _ = perplexity(model, tokenizer, style="pirate")
-    print(f"held-out pirate perplexity {value:.3f} with the adapter, {plain:.3f} without, over {count} tokens")
+        plain, _ = perplexity(model, tokenizer, style="sailor")
+    print(f"held-out sailor perplexity {value:.3f} with the adapter, {plain:.3f} without, over {count} tokens")
     readme = args.out / "README.md"
     kept = readme.read_text() if readme.exists() else None
     shutil.rmtree(args.out, ignore_errors=True)

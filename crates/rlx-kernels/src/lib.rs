@@ -18,6 +18,7 @@ pub mod gemm;
 pub mod isa;
 pub mod limits;
 pub mod math;
+pub mod matmul;
 pub mod moe;
 pub mod norm;
 pub mod pool;

@@ -2,9 +2,18 @@
 
 pub mod attention;
 pub mod copy;
+pub mod elementwise;
 pub mod embedding;
+pub mod gather;
 pub mod linear;
+pub mod matmul;
+pub mod moe;
 pub mod norm;
+pub mod reduce;
 pub mod rope;
 pub mod softmax;
 pub mod solo;
+pub mod view;
+mod walk;
+
+pub use walk::MAX_RANK;

@@ -14,7 +14,7 @@ impl PlanTarget for Plain {
         true
     }
 
-    fn accepts_in_place(&self, _op: &Op, _operand: Option<usize>) -> bool {
+    fn accepts_in_place(&self, _op: &Op, _operand: Option<usize>, _result: &Shape) -> bool {
         false
     }
 }

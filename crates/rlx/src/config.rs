@@ -6,6 +6,7 @@
 mod value;
 
 use crate::devices::{Device, DeviceId};
+use crate::import::hf::HfCacheDirs;
 use rlx_kernels::isa::Isa;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -124,10 +125,14 @@ impl Config {
         unknown_among(std::env::vars_os().map(|(name, _)| name))
     }
 
-    /// The folder that holds the repositories of the Hugging Face cache; `None` where no variable leads to one.
-    pub fn hub_folder(&self) -> Option<PathBuf> {
-        let home = || self.hf_home.clone().or_else(|| Some(self.user_cache()?.join("huggingface")));
-        self.hf_hub_cache.clone().or_else(|| Some(home()?.join("hub")))
+    /// Where the Hugging Face cache may be.
+    pub fn hf_cache_dirs(&self) -> HfCacheDirs {
+        HfCacheDirs {
+            hf_hub_cache: self.hf_hub_cache.clone(),
+            hf_home: self.hf_home.clone(),
+            xdg_cache_home: self.xdg_cache_home.clone(),
+            home: self.home.clone().or_else(|| self.user_profile.clone()),
+        }
     }
 
     /// Whether fetching is out of the question.
@@ -142,12 +147,9 @@ impl Config {
 
     /// The folder of compiled artefacts; `None` where no variable leads to one.
     pub fn cache_folder(&self) -> Option<PathBuf> {
-        self.cache_dir.clone().or_else(|| Some(self.user_cache()?.join("rlx")))
-    }
-
-    fn user_cache(&self) -> Option<PathBuf> {
         let home = || self.home.as_ref().or(self.user_profile.as_ref());
-        self.xdg_cache_home.clone().or_else(|| Some(home()?.join(".cache")))
+        let user_cache = || self.xdg_cache_home.clone().or_else(|| Some(home()?.join(".cache")));
+        self.cache_dir.clone().or_else(|| Some(user_cache()?.join("rlx")))
     }
 
     /// The table as help text: the settings of this program, one paragraph each.

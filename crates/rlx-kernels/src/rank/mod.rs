@@ -18,7 +18,7 @@ pub struct ArgmaxArgs {
     pub out: *mut i32,
 }
 
-/// Arguments of top-k; tile `r` is row `r`. Values descend; a NaN counts as the smallest.
+/// Arguments of top-k; tile `r` is row `r`. Values descend; a NaN counts as the largest.
 #[derive(Clone, Copy, Debug)]
 pub struct TopKArgs {
     /// Input rows.
@@ -132,8 +132,7 @@ pub(crate) unsafe fn top_of_row<S: Simd>(
         for i in (0..n).step_by(LANES) {
             if held == k {
                 let v = s.load_to(x.add(i), n - i);
-                let better =
-                    s.or(s.lt(s.splat(*values.add(k - 1)), v), s.is_nan(s.splat(*values.add(k - 1))));
+                let better = s.or(s.lt(s.splat(*values.add(k - 1)), v), s.is_nan(v));
                 if !s.any(better) {
                     continue;
                 }
@@ -159,5 +158,5 @@ pub(crate) unsafe fn top_of_row<S: Simd>(
 
 #[inline(always)]
 fn precedes(a: f32, b: f32) -> bool {
-    a > b || (b.is_nan() && !a.is_nan())
+    a > b || (a.is_nan() && !b.is_nan())
 }

@@ -41,9 +41,12 @@ fn the_first_of_equals_wins() {
         assert_eq!(argmax(isa, &[1.0, f32::NAN, 3.0, f32::NAN]), 1);
         let negative = [-3.0, -1.0, -2.0];
         assert_eq!(argmax(isa, &negative), 1);
-        assert_eq!(top_k(isa, &[f32::NAN, 1.0, f32::NAN, 2.0], 3).1, [3, 1, 0]);
+        assert_eq!(top_k(isa, &[f32::NAN, 1.0, f32::NAN, 2.0], 3).1, [0, 2, 3]);
         let mut x = vec![f32::NAN; 40];
         x[30] = f32::NEG_INFINITY;
-        assert_eq!(top_k(isa, &x, 2).1, [30, 0]);
+        assert_eq!(top_k(isa, &x, 2).1, [0, 1]);
+        let mut x = vec![1.0; 40];
+        x[37] = f32::NAN;
+        assert_eq!(top_k(isa, &x, 3).1, [37, 0, 1]);
     }
 }

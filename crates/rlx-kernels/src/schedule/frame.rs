@@ -63,6 +63,12 @@ pub enum FrameError {
         /// The capacity.
         capacity: usize,
     },
+    /// The system refused the memory.
+    #[error("the system refuses {bytes} bytes for the arena and scratch of a run")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// A step stopped the run.
     #[error(transparent)]
     Step(#[from] StepError),
@@ -108,7 +114,8 @@ impl Frame {
         capacities: &[usize],
         workers: usize,
     ) -> Result<Self, FrameError> {
-        let mut arena = AlignedBytes::zeroed(arena_bytes);
+        let refused = |bytes| FrameError::OutOfMemory { bytes };
+        let mut arena = AlignedBytes::try_zeroed(arena_bytes).ok_or_else(|| refused(arena_bytes))?;
         let mut table = vec![RawRegion::EMPTY; regions];
         let mut external = vec![true; regions];
         let base = arena.as_mut_slice().as_mut_ptr();
@@ -127,7 +134,8 @@ impl Frame {
             external[shared.region] = false;
         }
         let (worker_scratch, shared_scratch) = schedule.scratch_bytes(capacities, workers);
-        let scratch = AlignedBytes::zeroed(worker_scratch * workers + shared_scratch);
+        let scratch_bytes = worker_scratch.saturating_mul(workers).saturating_add(shared_scratch);
+        let scratch = AlignedBytes::try_zeroed(scratch_bytes).ok_or_else(|| refused(scratch_bytes))?;
         let frame = Self {
             schedule,
             arena,

@@ -6,7 +6,7 @@ use std::any::Any;
 use std::fmt;
 
 /// What a solo step computes: operands' bytes (row-major, contiguous) to results' bytes.
-pub type SoloFn = dyn Fn(&[SoloInput<'_>], &mut [&mut [u8]]) -> Result<(), String> + Send + Sync;
+pub type SoloFn = dyn Fn(&[SoloInput<'_>], &mut [SoloOutput<'_>]) -> Result<(), String> + Send + Sync;
 
 /// One operand of a solo step.
 pub struct SoloInput<'r> {
@@ -16,7 +16,15 @@ pub struct SoloInput<'r> {
     pub bytes: std::borrow::Cow<'r, [u8]>,
 }
 
-/// Runs a function on worker 0, with copies of operands whose rows are not adjacent. Allocates.
+/// One result of a solo step.
+pub struct SoloOutput<'r> {
+    /// Extents, outermost first.
+    pub extents: Vec<usize>,
+    /// Elements, row-major, to be written.
+    pub bytes: &'r mut [u8],
+}
+
+/// Runs a function on worker 0, with copies of operands whose rows are not adjacent or that a result replaces. Allocates.
 pub struct SoloStep {
     name: String,
     inputs: Vec<Operand>,
@@ -40,11 +48,13 @@ impl SoloStep {
         let (rows, row_bytes) = (run.rows(operand), run.columns(operand) * operand.element_bytes());
         let at = run.pointer::<u8>(operand).cast_const();
         let stride = run.stride(operand) * operand.element_bytes();
-        if operand.stride.is_none() {
+        let written = self.outputs.iter().any(|out| out.region == operand.region);
+        if operand.stride.is_none() && !written {
             // SAFETY: the launch checked the operand's bounds; no other worker runs a kernel during this step.
             let bytes = unsafe { std::slice::from_raw_parts(at, rows * row_bytes) };
             return SoloInput { extents, bytes: bytes.into() };
         }
+        // A plan may put a result over an operand; the copy keeps what is read apart from what is written.
         let mut bytes = Vec::with_capacity(rows * row_bytes);
         for row in 0..rows {
             // SAFETY: as above, for one row.
@@ -67,7 +77,7 @@ impl Step for SoloStep {
 
     fn operands(&self, visit: &mut dyn FnMut(&Operand, Access)) {
         self.inputs.iter().for_each(|operand| visit(operand, Access::Read));
-        self.outputs.iter().for_each(|operand| visit(operand, Access::Write));
+        self.outputs.iter().for_each(|operand| visit(operand, Access::WriteInPlace));
     }
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
@@ -75,12 +85,13 @@ impl Step for SoloStep {
             return Ok(());
         }
         let inputs: Vec<SoloInput<'_>> = self.inputs.iter().map(|operand| self.input(run, operand)).collect();
-        let mut outputs: Vec<&mut [u8]> = Vec::with_capacity(self.outputs.len());
+        let mut outputs: Vec<SoloOutput<'_>> = Vec::with_capacity(self.outputs.len());
         for operand in &self.outputs {
             let bytes = run.len(operand) * operand.element_bytes();
-            // SAFETY: the launch checked bounds; a frame refuses written operands that overlap any other operand of
-            // the step, and results of one step are distinct regions.
-            outputs.push(unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) });
+            // SAFETY: the launch checked bounds; a frame refuses written operands that overlap another operand of the step, but for
+            // one in the same place, which `input` copied; results of one step are distinct regions.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(run.pointer::<u8>(operand), bytes) };
+            outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes });
         }
         (self.body)(&inputs, &mut outputs)
             .map_err(|reason| StepError::Value { step: self.name.clone(), reason })

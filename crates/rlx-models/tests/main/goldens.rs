@@ -41,10 +41,16 @@ impl Golden {
         Self { json, tensors: BytesWeightLoader::from_safetensors(bytes).unwrap() }
     }
 
-    fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+    pub fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let view = self.tensors.tensor(name).unwrap().unwrap();
         let tensor = Tensor::from_bytes(view.dims, view.dtype, view.bytes).unwrap();
         (view.dims.to_vec(), tensor.as_slice::<f32>().unwrap().to_vec())
+    }
+
+    /// A tensor of a safetensors file: extents and values.
+    pub fn tensor_of(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let tensors = BytesWeightLoader::from_safetensors(std::fs::read(path).unwrap()).unwrap();
+        Self { json: Value::Null, tensors }.tensor(name)
     }
 
     pub fn ids(&self, list: &str) -> Vec<Vec<u32>> {
@@ -67,12 +73,12 @@ pub fn open(folder: &Path) -> (Built, SafetensorsLoader) {
     (built.unwrap_or_else(|error| panic!("{}: {error}", name_of(folder))), weights)
 }
 
-fn range(values: &[f32]) -> f32 {
+pub fn range(values: &[f32]) -> f32 {
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     max - values.iter().copied().fold(f32::INFINITY, f32::min)
 }
 
-fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
+pub fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     found.iter().zip(expected).fold(0.0, |worst, (a, b)| {
         assert!(a.is_finite());

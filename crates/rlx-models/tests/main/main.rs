@@ -1,6 +1,7 @@
 //! Golden checkpoints through the public path, run by the reference interpreter.
 
 mod broken;
+mod cpu;
 mod goldens;
 mod interpreter;
 mod plans;

@@ -23,6 +23,12 @@ impl AlignedBytes {
         Self { lines: bytemuck::zeroed_vec(len.div_ceil(ALIGNMENT)), len }
     }
 
+    /// As [`AlignedBytes::zeroed`]; `None` if the system refuses that much memory.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
+        let lines = bytemuck::try_zeroed_vec(len.div_ceil(ALIGNMENT)).ok()?;
+        Some(Self { lines, len })
+    }
+
     /// A buffer that holds a copy of `bytes`.
     pub fn copied_from(bytes: &[u8]) -> Self {
         let mut buffer = Self::zeroed(bytes.len());

@@ -84,9 +84,9 @@ impl PlanTarget for CpuTarget {
         }
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: Option<usize>) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool {
         let kernel = ops::find(op.def().name());
-        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand)))
+        operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand, result)))
     }
 }
 
@@ -116,7 +116,8 @@ impl Backend for CpuBackend {
                 op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
             (each, shared) = (each.max(e), shared.max(s));
         }
-        Ok(each * self.pool.threads() + shared)
+        let line = |bytes: usize| bytes.next_multiple_of(64);
+        Ok(line(each) * workers + line(shared))
     }
 
     fn load(

@@ -6,7 +6,7 @@ use crate::weights::{WeightKind, WeightRegistry};
 use rlx_graph::Op;
 use rlx_graph::passes::{OpSet, Target};
 use rlx_kernels::schedule::StepError;
-use rlx_tensor::{Dim, Symbol, Tensor};
+use rlx_tensor::{Dim, Shape, Symbol, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -29,7 +29,7 @@ impl PlanTarget for NoViews {
         true
     }
 
-    fn accepts_in_place(&self, _op: &Op, _operand: Option<usize>) -> bool {
+    fn accepts_in_place(&self, _op: &Op, _operand: Option<usize>, _result: &Shape) -> bool {
         true
     }
 }

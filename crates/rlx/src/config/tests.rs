@@ -89,7 +89,8 @@ fn byte_sizes_have_units() {
 
 #[test]
 fn the_hub_folder_follows_its_variables() {
-    let folder = |variables: &[(&str, &str)]| config(variables).expect("paths are valid").hub_folder();
+    let folder =
+        |variables: &[(&str, &str)]| config(variables).expect("paths are valid").hf_cache_dirs().hub();
     let home = [("HOME", "/h"), ("XDG_CACHE_HOME", "/x"), ("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")];
     let expected = ["/h/.cache/huggingface/hub", "/x/huggingface/hub", "/f/hub", "/c"];
     assert_eq!(folder(&[]), None);

@@ -1,7 +1,7 @@
 //! The peak of a model's memory in parts, and whether it fits.
 
 use crate::backend::Backend;
-use crate::plan::{BufferId, BufferKind, Lir};
+use crate::plan::{BufferKind, Lir};
 use crate::session::SessionError;
 use crate::weights::WeightRegistry;
 use std::collections::HashSet;
@@ -80,8 +80,8 @@ impl MemoryEstimate {
     pub fn of_plan(lir: &Lir) -> MemoryEstimate {
         let mut estimate =
             MemoryEstimate { activation_bytes: lir.arena_bytes() as u64, ..Default::default() };
-        for (index, buffer) in lir.template().buffers().iter().enumerate() {
-            let bytes = lir.buffer_bytes(BufferId::from_index(index)) as u64;
+        for (id, buffer) in lir.template().buffer_ids() {
+            let bytes = lir.buffer_bytes(id) as u64;
             let part = match buffer.kind {
                 BufferKind::Arena => continue,
                 BufferKind::Input(_) => &mut estimate.input_bytes,
@@ -147,14 +147,14 @@ impl MemoryEstimate {
         ]
     }
 
-    /// The sum of the parts, saturating.
-    pub fn peak_bytes(&self) -> u64 {
+    /// The sum of the parts, mapped pages included, saturating.
+    pub fn total_bytes(&self) -> u64 {
         self.parts().into_iter().fold(0, |sum, (_, bytes)| sum.saturating_add(bytes))
     }
 
-    /// The part of the peak that the system cannot take back: all but mapped pages.
-    pub fn anonymous_bytes(&self) -> u64 {
-        self.peak_bytes().saturating_sub(self.mapped_bytes)
+    /// The peak of what the system cannot take back: the sum of the parts without mapped pages.
+    pub fn peak_bytes(&self) -> u64 {
+        self.total_bytes().saturating_sub(self.mapped_bytes)
     }
 
     /// Whether the peak is at most `budget_bytes`.
@@ -246,7 +246,7 @@ mod tests {
         let full = MemoryEstimate { host_bytes: u64::MAX, input_bytes: 2, ..estimate() };
         assert_eq!(full.peak_bytes(), u64::MAX);
         let mapped = MemoryEstimate { mapped_bytes: 3 << 20, ..estimate() };
-        assert_eq!(mapped.anonymous_bytes(), 3 << 20);
+        assert_eq!((mapped.peak_bytes(), mapped.total_bytes()), (3 << 20, 6 << 20));
         let names: std::collections::BTreeSet<_> = full.parts().iter().map(|(part, _)| part.name()).collect();
         assert_eq!(names.len(), 9);
     }

@@ -150,8 +150,14 @@ impl<'g> Placer<'g> {
                 && self.buffer_last[place.buffer.index()] <= id.index()
                 && buffer.bytes_are(self.sizes, result)
                 && !others.any(|p| p.buffer == place.buffer)
-                && self.target.accepts_in_place(&node.op, node.inputs.iter().position(|&v| v == operand))
+                && self.accepts(id, operand, result)
         })
+    }
+
+    fn accepts(&self, id: NodeId, operand: ValueId, result: &Shape) -> bool {
+        let node = self.graph.node(id);
+        let position = node.inputs.iter().position(|&v| v == operand);
+        self.target.accepts_in_place(&node.op, position, result)
     }
 }
 

@@ -10,8 +10,8 @@ pub trait PlanTarget {
     /// Whether the op's kernel takes this operand with rows that are not adjacent.
     fn accepts_strided(&self, op: &Op, operand: usize) -> bool;
 
-    /// Whether the op's kernel may write its first result over this operand (`None`: not an operand).
-    fn accepts_in_place(&self, op: &Op, operand: Option<usize>) -> bool;
+    /// Whether the op's kernel may write its first result, of this shape, over this operand (`None`: not an operand).
+    fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool;
 }
 
 /// Why a graph cannot be planned.
@@ -164,6 +164,11 @@ impl Template {
     /// Every size expression.
     pub fn sizes(&self) -> &SizeTable {
         &self.sizes
+    }
+
+    /// Every buffer with its id, in order.
+    pub fn buffer_ids(&self) -> impl ExactSizeIterator<Item = (BufferId, &Buffer)> {
+        self.buffers.iter().enumerate().map(|(index, buffer)| (BufferId::from_index(index), buffer))
     }
 
     /// Buffers; a buffer's position is its region number.

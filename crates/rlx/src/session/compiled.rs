@@ -44,6 +44,16 @@ impl State {
         self.buffers.iter().map(AlignedBytes::len).sum()
     }
 
+    /// A buffer's bytes, by position in declaration order.
+    pub fn buffer(&self, index: usize) -> Option<&[u8]> {
+        self.buffers.get(index).map(AlignedBytes::as_slice)
+    }
+
+    /// As [`State::buffer`], to be written: the content of a cache saved earlier.
+    pub fn buffer_mut(&mut self, index: usize) -> Option<&mut [u8]> {
+        self.buffers.get_mut(index).map(AlignedBytes::as_mut_slice)
+    }
+
     /// Extents of each buffer, in declaration order.
     pub fn dims(&self) -> &[Vec<usize>] {
         &self.dims
@@ -190,7 +200,10 @@ impl CompiledGraph {
             let bytes = bytes.ok_or_else(|| SessionError::State {
                 reason: format!("{} of {dims:?} takes more bytes than can be addressed", entry.name),
             })?;
-            state.buffers.push(AlignedBytes::zeroed(bytes));
+            let buffer = AlignedBytes::try_zeroed(bytes).ok_or_else(|| SessionError::State {
+                reason: format!("the system refuses {bytes} bytes for {} of {dims:?}", entry.name),
+            })?;
+            state.buffers.push(buffer);
             state.dims.push(dims);
         }
         Ok(state)

@@ -10,7 +10,7 @@ use rlx_kernels::gemm::{
 };
 use rlx_kernels::isa::Isa;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
-use rlx_kernels::steps::solo::{SoloInput, SoloStep};
+use rlx_kernels::steps::solo::{SoloInput, SoloOutput, SoloStep};
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::{DType, Dim, Symbol, Tensor};
 use std::collections::{HashMap, HashSet};
@@ -319,17 +319,18 @@ impl<'a> LowerCx<'a> {
         let (inputs, outputs) = (operands(&step.inputs), operands(&step.outputs));
         let dtypes: Vec<DType> = step.inputs.iter().map(|p| p.dtype).collect();
         let op = step.op.clone();
-        let operand_dims: Vec<Vec<Dim>> = step
-            .inputs
-            .iter()
-            .map(|p| p.dims.iter().map(|&d| self.template.sizes().dim(d).clone()).collect())
-            .collect();
-        let body = move |inputs: &[SoloInput<'_>], outputs: &mut [&mut [u8]]| {
+        let dims_of = |places: &[Place]| -> Vec<Vec<Dim>> {
+            let dims = |p: &Place| p.dims.iter().map(|&d| self.template.sizes().dim(d).clone()).collect();
+            places.iter().map(dims).collect()
+        };
+        let (operand_dims, result_dims) = (dims_of(&step.inputs), dims_of(&step.outputs));
+        let body = move |inputs: &[SoloInput<'_>], outputs: &mut [SoloOutput<'_>]| {
             let mut known: HashMap<Symbol, usize> = HashMap::new();
-            for (input, dims) in inputs.iter().zip(&operand_dims) {
-                for (extent, dim) in input.extents.iter().zip(dims) {
-                    if let Some(symbol) = dim.as_symbol() {
-                        known.insert(symbol.clone(), *extent);
+            let extents = inputs.iter().map(|i| &i.extents).chain(outputs.iter().map(|o| &o.extents));
+            for (extents, dims) in extents.zip(operand_dims.iter().chain(&result_dims)) {
+                for (extent, dim) in extents.iter().zip(dims) {
+                    if let Some((symbol, offset)) = dim.as_symbol_plus() {
+                        known.insert(symbol.clone(), extent.saturating_sub(offset));
                     }
                 }
             }
@@ -343,10 +344,14 @@ impl<'a> LowerCx<'a> {
             let operands: Vec<&Tensor> = tensors.iter().collect();
             let results = op.def().reference(&operands).map_err(|e| e.to_string())?;
             for (out, tensor) in outputs.iter_mut().zip(&results) {
-                if out.len() != tensor.bytes().len() {
-                    return Err(format!("result has {} bytes, planned {}", tensor.bytes().len(), out.len()));
+                if out.bytes.len() != tensor.bytes().len() {
+                    return Err(format!(
+                        "result has {} bytes, planned {}",
+                        tensor.bytes().len(),
+                        out.bytes.len()
+                    ));
                 }
-                out.copy_from_slice(tensor.bytes());
+                out.bytes.copy_from_slice(tensor.bytes());
             }
             Ok(())
         };

@@ -1,14 +1,35 @@
 //! The ops the CPU has kernels for: one file and one line each.
 
+pub(super) mod activation;
 pub(super) mod attention;
+pub(super) mod binary;
+pub(super) mod broadcast;
+pub(super) mod cast;
+pub(super) mod concat;
+pub(super) mod cumsum;
+mod elementwise;
 pub(super) mod embedding;
+pub(super) mod fused_elementwise;
+pub(super) mod gated;
+pub(super) mod gather;
+pub(super) mod iota;
 pub(super) mod l2_normalize;
 pub(super) mod layer_norm;
 pub(super) mod linear;
+pub(super) mod matmul;
+pub(super) mod moe;
+pub(super) mod pad;
+pub(super) mod pool;
+pub(super) mod reduce;
 pub(super) mod reshape;
 pub(super) mod rms_norm;
 pub(super) mod rope;
+pub(super) mod select;
+pub(super) mod slice;
 pub(super) mod softmax;
+pub(super) mod topk;
+pub(super) mod transpose;
+pub(super) mod unary;
 
 use super::lower::{LowerCx, ShapeCx};
 use crate::backend::BackendError;
@@ -34,9 +55,9 @@ pub(super) trait CpuOp: Sync {
         false
     }
 
-    /// Whether the kernel may write the first result over this operand.
-    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
-        let _ = (op, operand);
+    /// Whether the kernel may write the first result, of this shape, over this operand, which has as many bytes.
+    fn accepts_in_place(&self, op: &Op, operand: usize, result: &Shape) -> bool {
+        let _ = (op, operand, result);
         false
     }
 
@@ -74,6 +95,26 @@ pub(super) const OPS: &[&dyn CpuOp] = &[
     &rope::CpuRopeAngles,
     &softmax::CpuSoftmax,
     &reshape::CpuReshape,
+    &activation::CpuActivation,
+    &gated::CpuGated,
+    &unary::CpuUnary,
+    &binary::CpuBinary,
+    &select::CpuSelect,
+    &cast::CpuCast,
+    &fused_elementwise::CpuFusedElementwise,
+    &broadcast::CpuBroadcast,
+    &slice::CpuSlice,
+    &transpose::CpuTranspose,
+    &concat::CpuConcat,
+    &pad::CpuPad,
+    &gather::CpuGather,
+    &reduce::CpuReduce,
+    &cumsum::CpuCumSum,
+    &iota::CpuIota,
+    &topk::CpuTopK,
+    &pool::CpuPool,
+    &moe::CpuMoe,
+    &matmul::CpuMatMul,
 ];
 
 /// The entry of an op.

@@ -8,6 +8,7 @@ use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::embedding::Embedding;
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::embedding::PackedEmbeddingStep;
+use rlx_kernels::steps::gather::TableEmbeddingStep;
 
 /// `embedding`.
 pub(in super::super) struct CpuEmbedding;
@@ -20,12 +21,14 @@ impl CpuOp for CpuEmbedding {
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
         let table = &step.inputs[1];
         let tied = cx.shapes().param(table).is_some_and(|name| cx.is_packed_alone(name));
-        if !tied {
-            return Ok(None);
-        }
-        let spec = MatrixSpec { weights: std::slice::from_ref(table), transposed: false, gated: false };
-        let Some(table) = cx.matrix(&spec)? else { return Ok(None) };
         let (ids, out) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
-        Ok(Some(Box::new(PackedEmbeddingStep { table, ids, out })))
+        if tied {
+            let spec = MatrixSpec { weights: std::slice::from_ref(table), transposed: false, gated: false };
+            if let Some(table) = cx.matrix(&spec)? {
+                return Ok(Some(Box::new(PackedEmbeddingStep { table, ids, out })));
+            }
+        }
+        let step = TableEmbeddingStep::new(cx.isa(), ids, cx.operand(table), out);
+        Ok(step.map(|s| Box::new(s) as Box<dyn Step>))
     }
 }

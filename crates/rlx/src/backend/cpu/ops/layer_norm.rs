@@ -9,6 +9,7 @@ use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::layer_norm::LayerNorm;
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep};
+use rlx_tensor::Shape;
 
 /// `layer_norm`.
 pub(in super::super) struct CpuLayerNorm;
@@ -22,7 +23,7 @@ impl CpuOp for CpuLayerNorm {
         op.downcast::<LayerNorm>().is_some_and(|n| operand == 0 || n.residual_at() == Some(operand))
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<LayerNorm>().is_some_and(|n| operand == 0 && !n.residual)
     }
 

@@ -55,7 +55,7 @@ impl CpuOp for CpuLinear {
         op.downcast::<Linear>().is_some_and(|l| operand == 0 || (l.residual && operand == l.arity() - 1))
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<Linear>().is_some_and(|l| l.residual && operand == l.arity() - 1)
     }
 

@@ -9,6 +9,7 @@ use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep};
+use rlx_tensor::Shape;
 
 /// `rms_norm`.
 pub(in super::super) struct CpuRmsNorm;
@@ -22,7 +23,7 @@ impl CpuOp for CpuRmsNorm {
         operand == 0 || operand == 2
     }
 
-    fn accepts_in_place(&self, op: &Op, operand: usize) -> bool {
+    fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<RmsNorm>().is_some_and(|n| operand == 0 && !n.residual)
     }
 

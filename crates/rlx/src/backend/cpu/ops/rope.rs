@@ -11,6 +11,7 @@ use rlx_graph::ops::rope_angles::RopeAngles;
 use rlx_kernels::rope::Pairing;
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::rope::{RopeAnglesStep, RopeStep};
+use rlx_tensor::Shape;
 
 /// `rope`.
 pub(in super::super) struct CpuRope;
@@ -27,7 +28,7 @@ impl CpuOp for CpuRope {
         operand == 0
     }
 
-    fn accepts_in_place(&self, _op: &Op, operand: usize) -> bool {
+    fn accepts_in_place(&self, _op: &Op, operand: usize, _result: &Shape) -> bool {
         operand == 0
     }
 

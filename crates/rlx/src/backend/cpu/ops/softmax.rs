@@ -28,7 +28,7 @@ impl CpuOp for CpuSoftmax {
         true
     }
 
-    fn accepts_in_place(&self, _op: &Op, operand: usize) -> bool {
+    fn accepts_in_place(&self, _op: &Op, operand: usize, _result: &Shape) -> bool {
         operand == 0
     }
 

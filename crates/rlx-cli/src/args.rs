@@ -1,0 +1,89 @@
+//! The arguments every verb shares, and how bad use is told.
+
+use crate::commands::Verb;
+use crate::failure::{Failure, Result, output_failure};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
+use rlx::config::Config;
+use rlx::devices::DeviceId;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+
+/// Compile a model file, know its memory, run it.
+#[derive(Debug, Parser)]
+#[command(name = "rlx", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub shared: Shared,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Arguments of every verb.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Shared {
+    /// Worker threads of a run [default: the CPUs granted to the process]
+    #[arg(short, long, global = true, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Precision of matrix products [default: f32]
+    #[arg(long, global = true)]
+    pub precision: Option<Precision>,
+    /// Device to run on, such as cpu [default: chosen among those that can run the model]
+    #[arg(long, global = true)]
+    pub device: Option<DeviceId>,
+    /// Say on standard error what is done; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print one JSON object
+    #[arg(short, long, global = true)]
+    pub json: bool,
+    /// Never fetch, and never propose to
+    #[arg(long, global = true)]
+    pub offline: bool,
+}
+
+/// Precision of matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// Operands as f32; narrower weights are widened.
+    F32,
+}
+
+/// The command line as clap sees it, with the settings below the help.
+pub fn command() -> clap::Command {
+    Cli::command().after_long_help(format!("Environment:\n{}", Config::help()))
+}
+
+/// Parses the process's arguments. Help and version are printed and end in a quiet failure of status 0.
+pub fn parse() -> Result<Cli> {
+    let parsed = command().try_get_matches().and_then(|matches| {
+        <Cli as clap::FromArgMatches>::from_arg_matches(&matches)
+            .map_err(|error| error.format(&mut command()))
+    });
+    parsed.map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let printed = std::io::stdout().write_all(error.render().to_string().as_bytes());
+            printed.map_or_else(output_failure, |()| Failure::quiet())
+        }
+        _ => usage_failure(&error),
+    })
+}
+
+/// clap's paragraphs as what, where, what to do.
+fn usage_failure(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let missing_verb = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    let what = match text.split("\n\n").next() {
+        _ if missing_verb => "a verb is missing",
+        Some(paragraph) => paragraph.trim_start_matches("error: "),
+        None => "bad use",
+    };
+    let known = command();
+    let verb = std::env::args().skip(1).find(|word| known.find_subcommand(word).is_some());
+    let called = verb.map_or_else(|| "rlx".to_owned(), |verb| format!("rlx {verb}"));
+    let usage =
+        text.lines().find_map(|line| line.strip_prefix("Usage: ")).map_or(called.clone(), str::to_owned);
+    let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: ")).map(str::to_owned);
+    let advice = tips.chain([format!("`{called} --help`")]).collect::<Vec<_>>().join("; ");
+    Failure::usage(what, usage, advice)
+}

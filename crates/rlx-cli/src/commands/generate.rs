@@ -1,0 +1,166 @@
+//! `rlx generate`.
+
+use crate::context::Context;
+use crate::demo;
+use crate::engine::Engine;
+use crate::failure::{Failure, Result};
+use crate::output;
+use crate::source::Source;
+use rlx::memory::{MemoryProbe, SystemProbe};
+use rlx_models::sampling::SamplingOptions;
+use rlx_models::{TextGeneration, TextOptions};
+use serde::Serialize;
+use std::io::IsTerminal as _;
+
+/// Continue a text
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder, or hub name in the local cache [default: the built-in demo]
+    model: Option<String>,
+    /// The text to continue [default, for the demo: the beginning of a story]
+    #[arg(short, long)]
+    prompt: Option<String>,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Show the prompt and its token ids
+    #[arg(long)]
+    show_prompt: bool,
+}
+
+/// How text is generated.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Sampling {
+    /// Most new tokens
+    #[arg(short = 'n', long, default_value_t = 128, value_name = "N")]
+    max_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token [default: 0, or 1 with another sampling option]
+    #[arg(long, visible_alias = "temp", value_name = "T")]
+    temperature: Option<f32>,
+    /// Sample from this many of the likeliest tokens [default: all]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Sample from the likeliest tokens that sum to this probability [default: 1]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Sample from tokens at least this times as likely as the likeliest [default: 0]
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Make tokens that occurred less likely by this factor [default: 1]
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+    /// Seed of the random stream [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Most positions of prompt and text together [default: the model's limit]
+    #[arg(short, long, value_name = "N")]
+    ctx: Option<usize>,
+}
+
+impl Sampling {
+    /// The options, checked.
+    pub fn options(&self) -> Result<TextOptions> {
+        let sampled = [self.top_k.is_some(), self.top_p.is_some(), self.min_p.is_some(), self.seed.is_some()];
+        let default_temperature = if sampled.contains(&true) { 1.0 } else { 0.0 };
+        let greedy = SamplingOptions::greedy();
+        let sampling = SamplingOptions {
+            temperature: self.temperature.unwrap_or(default_temperature),
+            top_k: self.top_k.unwrap_or(greedy.top_k),
+            top_p: self.top_p.unwrap_or(greedy.top_p),
+            min_p: self.min_p.unwrap_or(greedy.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(greedy.repetition_penalty),
+            seed: self.seed.unwrap_or(greedy.seed),
+        };
+        let advice = "`rlx generate --help` says what each option takes";
+        sampling.check().map_err(|error| Failure::usage(error, "the sampling options", advice))?;
+        Ok(TextOptions { max_tokens: self.max_tokens, sampling, context: self.ctx, ..TextOptions::default() })
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    prompt_ids: &'a [u32],
+    token_ids: &'a [u32],
+    text: &'a str,
+    finish_reason: &'static str,
+    prefill_ms: f64,
+    decode_ms: f64,
+    peak_rss_bytes: Option<u64>,
+}
+
+impl Args {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let prompt = match (&self.prompt, &self.model) {
+            (Some(prompt), _) => prompt.as_str(),
+            (None, None) => demo::PROMPT,
+            (None, Some(_)) => {
+                let advice = "give the text to continue: --prompt \"Once upon a time\"";
+                return Err(Failure::usage("--prompt is missing", "rlx generate MODEL", advice));
+            }
+        };
+        let options = self.sampling.options()?;
+        let mut engine = Engine::open(self.model.as_deref(), context)?;
+        if self.prompt.is_none() {
+            context.note(format!("prompt: {prompt}"));
+        }
+        engine.load(context)?;
+        let mut generation = engine.model.generate(prompt, &options)?;
+        if self.show_prompt && !context.shared.json {
+            context.note(format!("prompt: {prompt:?}\nprompt ids: {:?}", generation.prompt_ids()));
+        }
+        let text = stream(&mut generation, context.shared.json)?;
+        if context.shared.json {
+            return output::print_json(&Report {
+                prompt: self.show_prompt.then_some(prompt),
+                prompt_ids: generation.prompt_ids(),
+                token_ids: generation.token_ids(),
+                text: &text,
+                finish_reason: generation.finish_reason().map_or("length", |reason| reason.name()),
+                prefill_ms: generation.prefill_ms(),
+                decode_ms: generation.decode_ms(),
+                peak_rss_bytes: SystemProbe.peak_rss_bytes(),
+            });
+        }
+        context.detail(speed(&generation));
+        if engine.source == Source::Demo && context.watched() && std::io::stdout().is_terminal() {
+            context.note(NEXT);
+        }
+        Ok(())
+    }
+}
+
+/// Takes all pieces; prints them as they come unless `quiet`. The text ends with a line break when printed.
+pub fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
+    let mut text = String::new();
+    for piece in generation.by_ref() {
+        let piece = piece?;
+        if !quiet {
+            output::print(&piece)?;
+        }
+        text.push_str(&piece);
+    }
+    if !quiet {
+        output::print("\n")?;
+    }
+    Ok(text)
+}
+
+fn speed(generation: &TextGeneration<'_>) -> String {
+    let (prompt, new) = (generation.prompt_ids().len(), generation.token_ids().len());
+    let rate = |tokens: usize, ms: f64| if ms > 0.0 { tokens as f64 / ms * 1e3 } else { 0.0 };
+    format!(
+        "prefill: {prompt} tokens in {:.2} ms ({:.0}/s); decode: {new} tokens in {:.2} ms ({:.0}/s)",
+        generation.prefill_ms(),
+        rate(prompt, generation.prefill_ms()),
+        generation.decode_ms(),
+        rate(new.saturating_sub(1), generation.decode_ms())
+    )
+}
+
+const NEXT: &str = "
+That was the built-in demo, a story teller of 0.9 million parameters. Try next:
+  rlx generate --prompt \"One day, Ben was at the beach\" --temperature 0.8 --seed 7
+  rlx explain                                  what the compiler made of it
+  rlx plan                                     its memory, known before loading
+  rlx generate FOLDER --prompt \"Hello\"         a Hugging Face folder, or org/name from the local cache";

@@ -1,0 +1,46 @@
+//! The verbs, one file each.
+
+mod bench;
+mod chat;
+mod completions;
+mod devices;
+mod doctor;
+mod embed;
+mod explain;
+mod generate;
+mod plan;
+
+use crate::context::Context;
+use crate::failure::Result;
+
+/// Declares the verbs: one line makes a subcommand of a module's `Args`.
+macro_rules! verbs {
+    ($($(#[$attribute:meta])* $verb:ident: $module:ident,)+) => {
+        /// What to do.
+        #[derive(Debug, clap::Subcommand)]
+        pub enum Verb {
+            $($(#[$attribute])* $verb($module::Args),)+
+        }
+
+        impl Verb {
+            /// Does it.
+            pub fn run(self, context: &Context) -> Result<()> {
+                match self {
+                    $(Verb::$verb(args) => args.run(context),)+
+                }
+            }
+        }
+    };
+}
+
+verbs! {
+    Generate: generate,
+    Chat: chat,
+    Embed: embed,
+    Plan: plan,
+    Explain: explain,
+    Bench: bench,
+    Devices: devices,
+    Doctor: doctor,
+    Completions: completions,
+}

@@ -1,0 +1,153 @@
+//! `rlx plan`.
+
+use crate::context::Context;
+use crate::engine::Engine;
+use crate::failure::{Failure, Result};
+use crate::output;
+use crate::source::Source;
+use rlx::config::ByteSize;
+use rlx::memory::{MemoryEstimate, MemoryView, SystemProbe};
+use rlx_models::{Model, ModelPlan, PlanRequest};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+/// Tell a model's peak memory before loading it: the parts, whether they fit, and what would
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Folder, or hub name in the local cache [default: the built-in demo]
+    model: Option<String>,
+    #[command(flatten)]
+    capacities: Capacities,
+    /// Memory that may be used, such as 2GiB [default: the soft budget of this machine]
+    #[arg(long, value_name = "BYTES")]
+    budget: Option<ByteSize>,
+}
+
+/// Sizes to plan for.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Capacities {
+    /// Most tokens of a sequence [default: the model's limit]
+    #[arg(short, long, value_name = "N")]
+    ctx: Option<NonZeroUsize>,
+    /// Sequences at once
+    #[arg(short, long, default_value = "1", value_name = "N")]
+    batch: NonZeroUsize,
+}
+
+impl Capacities {
+    /// The request to a model.
+    pub fn request(&self) -> PlanRequest {
+        PlanRequest { context: self.ctx.map(usize::from), batch: Some(usize::from(self.batch)) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    ctx: usize,
+    batch: usize,
+    peak_bytes: u64,
+    parts: Map<String, Value>,
+    mapped_bytes: u64,
+    budget_bytes: Option<u64>,
+    fits: Option<bool>,
+    bytes_read: u64,
+}
+
+impl Args {
+    pub fn run(self, context: &Context) -> Result<()> {
+        let engine = Engine::open(self.model.as_deref(), context)?;
+        let plan = engine.model.plan(self.capacities.request(), context.threads())?;
+        let view = MemoryView::new(&SystemProbe, &context.config);
+        let budget_bytes = self.budget.map(|size| size.0).or_else(|| view.soft_budget_bytes());
+        let fits = budget_bytes.map(|budget| plan.estimate.fits_in(budget).is_ok());
+        if context.shared.json {
+            let parts =
+                plan.estimate.parts().map(|(part, bytes)| (part.name().to_owned(), Value::from(bytes)));
+            return output::print_json(&Report {
+                model: engine.source.name(),
+                ctx: plan.context,
+                batch: plan.batch,
+                peak_bytes: plan.estimate.peak_bytes(),
+                parts: parts.into_iter().collect(),
+                mapped_bytes: plan.estimate.mapped_bytes,
+                budget_bytes,
+                fits,
+                bytes_read: bytes_read(&engine)?,
+            });
+        }
+        let mut text = table(&plan);
+        text.push_str(&verdict(&engine.model, &plan, budget_bytes, context)?);
+        output::print(&text)
+    }
+}
+
+fn table(plan: &ModelPlan) -> String {
+    let mib = |bytes: u64| format!("{:.2}", bytes as f64 / (1u64 << 20) as f64);
+    let estimate = &plan.estimate;
+    let mut rows = vec![vec![format!("{} x {} tokens", plan.batch, plan.context), "MiB".to_owned()]];
+    rows.extend(estimate.parts().map(|(part, bytes)| vec![part.name().to_owned(), mib(bytes)]));
+    rows.push(vec!["of these in mapped files".to_owned(), mib(estimate.mapped_bytes)]);
+    rows.push(vec!["peak without mapped files".to_owned(), mib(estimate.peak_bytes())]);
+    output::table(&rows)
+}
+
+fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Context) -> Result<String> {
+    let Some(budget) = budget else {
+        return Ok(
+            "whether it fits is unknown: this system does not tell its memory; give --budget\n".to_owned()
+        );
+    };
+    let Err(deficit) = plan.estimate.fits_in(budget) else {
+        return Ok(format!("fits in {}\n", ByteSize(budget)));
+    };
+    let remedy = match largest_context(model, plan, budget, context)? {
+        Some(tokens) => format!("--ctx {tokens} would fit"),
+        None => "no context would fit: more memory or a smaller model is needed".to_owned(),
+    };
+    Ok(format!("does not fit: {deficit}\n{remedy}\n"))
+}
+
+/// The longest context below the plan's that fits.
+fn largest_context(model: &Model, plan: &ModelPlan, budget: u64, context: &Context) -> Result<Option<usize>> {
+    let estimate = |tokens: usize| -> Result<MemoryEstimate> {
+        let request = PlanRequest { context: Some(tokens), batch: Some(plan.batch) };
+        Ok(model.plan(request, context.threads())?.estimate)
+    };
+    let (mut fits, mut too_long) = (0, plan.context);
+    while too_long - fits > 1 {
+        let middle = fits + (too_long - fits) / 2;
+        if estimate(middle)?.fits_in(budget).is_ok() { fits = middle } else { too_long = middle }
+    }
+    Ok((fits > 0).then_some(fits))
+}
+
+/// Bytes of the files that had to be read: JSON files whole, of weight files all but the tensors.
+fn bytes_read(engine: &Engine) -> Result<u64> {
+    let Source::Folder(folder) = &engine.source else { return Ok(0) };
+    let fail =
+        |error: std::io::Error| Failure::new(error, folder.display(), "check that the folder may be read");
+    let (mut json, mut weights) = (0, 0);
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let bytes = std::fs::metadata(&path).map_err(fail)?.len();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("json") => json += bytes,
+            Some("safetensors") if is_checkpoint(&path) => weights += bytes,
+            _ => {}
+        }
+    }
+    let loader = engine.model.weights();
+    let mut tensors = 0;
+    for name in loader.names() {
+        let tensor = loader.tensor(name).map_err(rlx_models::ModelError::from)?;
+        tensors += tensor.map_or(0, |tensor| tensor.bytes.len() as u64);
+    }
+    Ok(json + weights.saturating_sub(tensors))
+}
+
+fn is_checkpoint(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("model"))
+}

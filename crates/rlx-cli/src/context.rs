@@ -1,0 +1,72 @@
+//! What a command works with: arguments laid over the environment, and standard error for what is no result.
+
+use crate::args::Shared;
+use crate::failure::{Failure, Result};
+use rlx::config::Config;
+use rlx::devices::{Device, DeviceId, resolve_device};
+use rlx_kernels::isa::Isa;
+use rlx_kernels::pool::default_threads;
+use std::io::IsTerminal as _;
+use std::path::Path;
+
+/// Kinds of device that this build has a backend for.
+pub const PRESENT: &[Device] = &[Device::Cpu];
+
+/// Arguments and settings of one invocation.
+pub struct Context {
+    /// Arguments of every verb.
+    pub shared: Shared,
+    /// The environment's settings, the flags laid over them.
+    pub config: Config,
+}
+
+impl Context {
+    /// Reads the environment. A setting that does not parse is bad use.
+    pub fn new(shared: Shared) -> Result<Context> {
+        let mut config = Config::global()?.clone();
+        config.threads = shared.threads.or(config.threads);
+        config.device = shared.device.or(config.device);
+        if shared.offline {
+            config.set_offline();
+        }
+        Ok(Context { shared, config })
+    }
+
+    /// The device to run on.
+    pub fn device(&self) -> Result<DeviceId> {
+        Ok(resolve_device(None, &self.config, PRESENT)?)
+    }
+
+    /// Worker threads of a run.
+    pub fn threads(&self) -> usize {
+        self.config.threads.map_or_else(|| default_threads(Path::new("/")), usize::from)
+    }
+
+    /// The instruction set of the CPU kernels. One that this machine lacks is bad use.
+    pub fn isa(&self) -> Result<Isa> {
+        let isa = self.config.isa.unwrap_or_else(Isa::detect);
+        if isa.is_available() {
+            return Ok(isa);
+        }
+        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        let advice = format!("unset it, or choose one of: {}", names.join(", "));
+        Err(Failure::usage(format!("this machine has no {isa}"), "the variable RLX_ISA", advice))
+    }
+
+    /// Says something about the work on standard error.
+    pub fn note(&self, text: impl AsRef<str>) {
+        eprintln!("{}", text.as_ref());
+    }
+
+    /// Says something that only `-v` asks for.
+    pub fn detail(&self, text: impl AsRef<str>) {
+        if self.shared.verbose > 0 {
+            self.note(text);
+        }
+    }
+
+    /// Whether a person watches standard error.
+    pub fn watched(&self) -> bool {
+        std::io::stderr().is_terminal()
+    }
+}

@@ -1,0 +1,72 @@
+//! A model, opened as arguments and settings say.
+
+use crate::context::Context;
+use crate::demo;
+use crate::failure::Result;
+use crate::source::Source;
+use indicatif::ProgressBar;
+use rlx::import::hf::HfFolder;
+use rlx_kernels::isa::Isa;
+use rlx_models::{Model, OpenOptions};
+use std::time::{Duration, Instant};
+
+/// An opened model.
+pub struct Engine {
+    /// Where it came from.
+    pub source: Source,
+    /// The model.
+    pub model: Model,
+    /// The instruction set of its kernels.
+    pub isa: Isa,
+    /// Time to open it and load its weights, in milliseconds.
+    pub load_ms: f64,
+}
+
+impl Engine {
+    /// Finds and opens MODEL; the built-in demo if none is given.
+    pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
+        context.device()?;
+        let isa = context.isa()?;
+        let options =
+            OpenOptions { threads: Some(context.threads()), isa: Some(isa), ..OpenOptions::default() };
+        let source = Source::find(model, context)?;
+        let started = Instant::now();
+        let model = watched(context, "opening the model", || -> Result<Model> {
+            Ok(Model::from_folder(folder(&source, context)?, &options)?)
+        })?;
+        let load_ms = started.elapsed().as_secs_f64() * 1e3;
+        context
+            .detail(format!("opened in {load_ms:.1} ms: {} nodes", model.compiled().graph().nodes().count()));
+        Ok(Engine { source, model, isa, load_ms })
+    }
+
+    /// Binds and packs the weights, so that later times do not hold it.
+    pub fn load(&mut self, context: &Context) -> Result<()> {
+        let started = Instant::now();
+        let program = watched(context, "loading weights", || self.model.compiled().program());
+        let steps = program.map_err(rlx_models::ModelError::from)?.kernels().len();
+        let ms = started.elapsed().as_secs_f64() * 1e3;
+        self.load_ms += ms;
+        context.detail(format!("loaded weights in {ms:.1} ms: {steps} steps"));
+        Ok(())
+    }
+}
+
+fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
+    match source {
+        Source::Demo => Ok(HfFolder::embedded("demo", demo::FILES)),
+        Source::Folder(path) => Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?),
+    }
+}
+
+/// Runs work that may take long, with a mark on the terminal as long as it does.
+fn watched<T>(context: &Context, what: &'static str, work: impl FnOnce() -> T) -> T {
+    if !context.watched() {
+        return work();
+    }
+    let bar = ProgressBar::new_spinner().with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let result = work();
+    bar.finish_and_clear();
+    result
+}

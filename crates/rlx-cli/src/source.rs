@@ -1,0 +1,43 @@
+//! What MODEL means: a folder, a hub name in the local cache, or the built-in model.
+
+use crate::context::Context;
+use crate::failure::{Failure, Result};
+use rlx::import::hf::{HfFolder, resolve_model};
+use std::path::PathBuf;
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The model in the binary.
+    Demo,
+    /// A folder.
+    Folder(PathBuf),
+}
+
+impl Source {
+    /// Finds MODEL and says on standard error what was found. A local path comes first.
+    pub fn find(model: Option<&str>, context: &Context) -> Result<Source> {
+        let Some(name) = model else {
+            context.note("model: the built-in demo");
+            return Ok(Source::Demo);
+        };
+        let dirs = context.config.hf_cache_dirs();
+        let resolved = resolve_model(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
+        HfFolder::open(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
+        context.note(format!("model: {}", resolved.path.display()));
+        Ok(Source::Folder(resolved.path))
+    }
+
+    /// The name in results.
+    pub fn name(&self) -> String {
+        match self {
+            Source::Demo => "demo".to_owned(),
+            Source::Folder(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Fetching is proposed only where it is allowed.
+fn offline_advice(failure: Failure, context: &Context) -> Failure {
+    if context.config.offline() { failure.with_offline_advice() } else { failure }
+}

@@ -1,0 +1,7 @@
+//! The crate through its public face: every op case on every backend, and the promises about bits.
+
+mod agreement;
+mod backends;
+mod conformance;
+mod determinism;
+mod models;
