@@ -59,50 +59,217 @@ fn help_lists_the_verbs_and_the_settings() {
 
 #[test]
 fn bad_use_is_three_lines_and_status_2() {
-    assert_snapshot!(run(&[]), @"");
-    assert_snapshot!(run(&["devicse"]), @"");
-    assert_snapshot!(run(&["devices", "--threads", "0"]), @"");
-    assert_snapshot!(run(&["devices", "--precision", "f8"]), @"");
-    assert_snapshot!(run(&["devices", "--device", "tpu"]), @"");
-    assert_snapshot!(run(&["devices", "--device", "cuda"]), @"");
-    assert_snapshot!(run(&["completions"]), @"");
-    assert_snapshot!(run(&["completions", "bash", "--json"]), @"");
-    assert_snapshot!(run(&["generate", "folder"]), @"");
-    assert_snapshot!(run(&["generate", "--max-tokens", "x"]), @"");
-    assert_snapshot!(run(&["generate", "--temperature", "-1"]), @"");
-    assert_snapshot!(run(&["generate", "--top-p", "nan"]), @"");
-    assert_snapshot!(run(&["embed", "folder"]), @"");
-    assert_snapshot!(run(&["embed", "folder", "a", "--json", "--format", "npy"]), @"");
-    assert_snapshot!(run(&["plan", "--budget", "12XiB"]), @"");
-    assert_snapshot!(run(&["bench", "--work", "embed"]), @"");
-    assert_snapshot!(run(&["bench", "--seq", "100000"]), @"");
+    assert_snapshot!(run(&[]), @r#"
+    status 2
+    error: a verb is missing
+       in: rlx [OPTIONS] <COMMAND>
+      try: `rlx --help`
+    "#);
+    assert_snapshot!(run(&["devicse"]), @r#"
+    status 2
+    error: unrecognized subcommand 'devicse'
+       in: rlx [OPTIONS] <COMMAND>
+      try: a similar subcommand exists: 'devices'; `rlx --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--threads", "0"]), @r#"
+    status 2
+    error: invalid value '0' for '--threads <N>': number would be zero for non-zero type
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--precision", "f8"]), @r#"
+    status 2
+    error: invalid value 'f8' for '--precision <PRECISION>' [possible values: f32]
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--device", "tpu"]), @r#"
+    status 2
+    error: invalid value 'tpu' for '--device <DEVICE>': unknown device "tpu": expected cpu (host), gpu (wgpu, vulkan, dx12, webgpu), cuda (nvidia), rocm (hip, amd), metal (mps, apple), with :INDEX for another than the first of its kind
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--device", "cuda"]), @r#"
+    status 2
+    error: this build has no backend for cuda; it has: cpu
+       in: the choice of device
+      try: `rlx devices` lists every device and what blocks it
+    "#);
+    assert_snapshot!(run(&["completions"]), @r#"
+    status 2
+    error: the following required arguments were not provided: <SHELL>
+       in: rlx completions <SHELL>
+      try: `rlx completions --help`
+    "#);
+    assert_snapshot!(run(&["completions", "bash", "--json"]), @r#"
+    status 2
+    error: a completion script is not JSON
+       in: rlx completions --json
+      try: leave --json out
+    "#);
+    assert_snapshot!(run(&["generate", "folder"]), @r#"
+    status 2
+    error: --prompt is missing
+       in: rlx generate MODEL
+      try: give the text to continue: --prompt "Once upon a time"
+    "#);
+    assert_snapshot!(run(&["generate", "--max-tokens", "x"]), @r#"
+    status 2
+    error: invalid value 'x' for '--max-tokens <N>': invalid digit found in string
+       in: rlx generate
+      try: `rlx generate --help`
+    "#);
+    assert_snapshot!(run(&["generate", "--temperature", "-1"]), @r#"
+    status 2
+    error: temperature = -1: expected a finite number of at least 0
+       in: the sampling options
+      try: `rlx generate --help` says what each option takes
+    "#);
+    assert_snapshot!(run(&["generate", "--top-p", "nan"]), @r#"
+    status 2
+    error: top_p = NaN: expected a number above 0, up to 1
+       in: the sampling options
+      try: `rlx generate --help` says what each option takes
+    "#);
+    assert_snapshot!(run(&["embed", "folder"]), @r#"
+    status 2
+    error: there is no text to embed
+       in: rlx embed MODEL [TEXT]...
+      try: give texts as arguments, or --file F with one a line
+    "#);
+    assert_snapshot!(run(&["embed", "folder", "a", "--json", "--format", "npy"]), @r#"
+    status 2
+    error: --json and --format disagree
+       in: rlx embed
+      try: give only one of them
+    "#);
+    assert_snapshot!(run(&["plan", "--budget", "12XiB"]), @r#"
+    status 2
+    error: invalid value '12XiB' for '--budget <BYTES>': unknown unit "xib"; expected a number of bytes with a unit: B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
+       in: rlx plan
+      try: `rlx plan --help`
+    "#);
+    assert_snapshot!(run(&["bench", "--work", "embed"]), @r#"
+    status 2
+    model: the built-in demo
+    error: this model does not embed
+       in: --work
+      try: --work prefill or --work decode
+    "#);
+    assert_snapshot!(run(&["bench", "--seq", "100000"]), @r#"
+    status 2
+    model: the built-in demo
+    error: 100000 tokens are more than the model's 512
+       in: --seq and --ctx
+      try: choose fewer tokens
+    "#);
 }
 
 #[test]
 fn settings_that_do_not_parse_are_bad_use() {
-    assert_snapshot!(run_with(("RLX_THREADS", "two"), &["devices"]), @"");
-    assert_snapshot!(run_with(("RLX_SOFT_MEMORY_BUDGET_BYTES", "12XiB"), &["doctor"]), @"");
-    assert_snapshot!(run_with(("RLX_ISA", "sse"), &["devices"]), @"");
-    assert_snapshot!(run_with(("RLX_DENY_DEVICES", "cpu"), &["devices"]), @"");
+    assert_snapshot!(run_with(("RLX_THREADS", "two"), &["devices"]), @r#"
+    status 2
+    error: RLX_THREADS="two": expected a whole number from 1
+       in: the environment
+      try: unset RLX_THREADS or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_SOFT_MEMORY_BUDGET_BYTES", "12XiB"), &["doctor"]), @r#"
+    status 2
+    error: RLX_SOFT_MEMORY_BUDGET_BYTES="12XiB": unknown unit "xib"; expected a number of bytes with a unit: B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
+       in: the environment
+      try: unset RLX_SOFT_MEMORY_BUDGET_BYTES or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_ISA", "sse"), &["devices"]), @r#"
+    status 2
+    error: RLX_ISA="sse": unknown instruction set "sse": expected scalar, neon, avx2 or avx512
+       in: the environment
+      try: unset RLX_ISA or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_DENY_DEVICES", "cpu"), &["devices"]), @r#"
+    status 2
+    error: no device can be used; tried cpu
+       in: the choice of device
+      try: `rlx devices` lists every device and what blocks it
+    "#);
 }
 
 #[test]
 fn a_model_that_cannot_be_had_is_a_failure_that_says_what_to_do() {
-    assert_snapshot!(run(&["generate", "org/absent", "-p", "a"]), @"");
-    assert_snapshot!(run(&["generate", "org/absent", "-p", "a", "--offline"]), @"");
-    assert_snapshot!(run_with(("HF_HUB_CACHE", "/absent"), &["plan", "org/absent@v1"]), @"");
-    assert_snapshot!(run(&["generate", "./absent", "-p", "a"]), @"");
-    assert_snapshot!(failure(&["embed", &model("bert-mean"), "--file", "/absent"]), @"");
+    assert_snapshot!(run(&["generate", "org/absent", "-p", "a"]), @r#"
+    status 1
+    error: `org/absent` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (none known)
+      try: hf download org/absent
+    "#);
+    assert_snapshot!(run(&["generate", "org/absent", "-p", "a", "--offline"]), @r#"
+    status 1
+    error: `org/absent` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (none known)
+      try: offline, so nothing is fetched; where there is a network: hf download org/absent
+    "#);
+    assert_snapshot!(run_with(("HF_HUB_CACHE", "/absent"), &["plan", "org/absent@v1"]), @r#"
+    status 1
+    error: `org/absent@v1` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (/absent)
+      try: hf download org/absent --revision v1
+    "#);
+    assert_snapshot!(run(&["generate", "./absent", "-p", "a"]), @r#"
+    status 1
+    error: `./absent`: no such file or folder, and not a hub name: it is spelled as a path
+       in: the MODEL argument
+      try: give a folder that exists, or a hub name such as org/name
+    "#);
+    assert_snapshot!(failure(&["embed", &model("bert-mean"), "--file", "/absent"]), @r#"
+    status 1
+    error: No such file or directory (os error 2)
+       in: /absent
+      try: check the file's name and rights
+    "#);
 }
 
 #[test]
 fn a_request_that_a_model_cannot_serve_is_a_failure() {
-    assert_snapshot!(failure(&["generate", &model("llama"), "-p", ""]), @"");
-    assert_snapshot!(failure(&["generate", &model("llama"), "-p", "ab", "-c", "2"]), @"");
-    assert_snapshot!(failure(&["generate", &model("llama"), "-p", &"ab ".repeat(500)]), @"");
-    assert_snapshot!(failure(&["generate", &model("bert-mean"), "-p", "ab"]), @"");
-    assert_snapshot!(failure(&["embed", &model("llama"), "ab"]), @"");
-    assert_snapshot!(failure(&["plan", &model("llama"), "--ctx", "100000"]), @"");
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", ""]), @r#"
+    status 1
+    error: the prompt has no tokens; give some text
+       in: --prompt
+      try: give some text to continue
+    "#);
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", "ab", "-c", "2"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: 3 prompt tokens and 1 new ones need a context of 4, the limit is 2; shorten the prompt, or ask for a larger context if the model has one
+       in: --prompt, --max-tokens and --ctx
+      try: shorten the prompt, ask for fewer tokens, or use a larger context
+    "#);
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", &"ab ".repeat(500)]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: 1002 prompt tokens and 1 new ones need a context of 1003, the limit is 128; shorten the prompt, or ask for a larger context if the model has one
+       in: --prompt, --max-tokens and --ctx
+      try: shorten the prompt, ask for fewer tokens, or use a larger context
+    "#);
+    assert_snapshot!(failure(&["generate", &model("bert-mean"), "-p", "ab"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/bert-mean
+    error: CRATE/../rlx-conformance/data/models/bert-mean: this model embeds text, it does not continue it; use `embed`
+       in: the model
+      try: rlx embed MODEL TEXT
+    "#);
+    assert_snapshot!(failure(&["embed", &model("llama"), "ab"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: CRATE/../rlx-conformance/data/models/llama: this model continues text, it does not embed; use `generate`
+       in: the model
+      try: rlx generate MODEL --prompt TEXT
+    "#);
+    assert_snapshot!(failure(&["plan", &model("llama"), "--ctx", "100000"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: context = 100000 (the model's limit is 128): expected at least 1 token, at most the model's limit
+       in: the options
+      try: choose a value in the range that is named
+    "#);
 }
 
 #[test]
@@ -144,7 +311,7 @@ fn a_hub_name_is_found_in_the_cache() {
     std::fs::create_dir_all(&snapshot).expect("temporary folder");
     std::fs::create_dir_all(repository.join("refs")).expect("temporary folder");
     std::fs::write(repository.join("refs/main"), "0123abc").expect("temporary file");
-    for entry in std::fs::read_dir(model("bert-mean")).expect("the tiny checkpoint is committed") {
+    for entry in std::fs::read_dir(model("llama")).expect("the tiny checkpoint is committed") {
         let entry = entry.expect("a readable folder");
         if entry.path().is_file() {
             std::fs::copy(entry.path(), snapshot.join(entry.file_name())).expect("temporary file");
