@@ -65,6 +65,13 @@ impl Context {
         }
     }
 
+    /// Says something that only `-vv` asks for.
+    pub fn trace(&self, text: impl FnOnce() -> String) {
+        if self.shared.verbose > 1 {
+            self.note(text());
+        }
+    }
+
     /// Whether a person watches standard error.
     pub fn watched(&self) -> bool {
         std::io::stderr().is_terminal()

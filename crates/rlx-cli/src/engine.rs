@@ -44,10 +44,11 @@ impl Engine {
     pub fn load(&mut self, context: &Context) -> Result<()> {
         let started = Instant::now();
         let program = watched(context, "loading weights", || self.model.compiled().program());
-        let steps = program.map_err(rlx_models::ModelError::from)?.kernels().len();
+        let kernels = program.map_err(rlx_models::ModelError::from)?.kernels();
         let ms = started.elapsed().as_secs_f64() * 1e3;
         self.load_ms += ms;
-        context.detail(format!("loaded weights in {ms:.1} ms: {steps} steps"));
+        context.detail(format!("loaded weights in {ms:.1} ms: {} steps", kernels.len()));
+        context.trace(|| kernels.iter().map(|choice| choice.kernel.as_str()).collect::<Vec<_>>().join("\n"));
         Ok(())
     }
 }

@@ -13,6 +13,8 @@ const USAGE: u8 = 2;
 /// Exit status of a failure.
 const FAILED: u8 = 1;
 
+const DAMAGED: &str = "fetch the model again: a file is damaged or incomplete";
+
 /// A failed command: three lines and an exit status.
 #[derive(Debug)]
 pub struct Failure {
@@ -137,6 +139,7 @@ impl From<ImportError> for Failure {
             | ImportError::Field { path, .. } => {
                 Failure::new(whole, path.display(), "fetch the file again, or correct it as said above")
             }
+            ImportError::Load(_) => Failure::new(whole, "the weight files", DAMAGED),
             _ => Failure::new(whole, "the model folder", "fetch the model again"),
         }
     }
@@ -147,9 +150,7 @@ impl From<ModelError> for Failure {
         let whole = error.to_string();
         let (place, advice) = match error {
             ModelError::Import(error) => return error.into(),
-            ModelError::Load(_) => {
-                ("the weight files", "fetch the model again: the file is damaged or incomplete")
-            }
+            ModelError::Load(_) => ("the weight files", DAMAGED),
             ModelError::NotAnEncoder { .. } => ("the model", "rlx generate MODEL --prompt TEXT"),
             ModelError::NotADecoder { .. } => ("the model", "rlx embed MODEL TEXT"),
             ModelError::MissingTensor { .. }

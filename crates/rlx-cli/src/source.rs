@@ -3,6 +3,7 @@
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use rlx::import::hf::{HfFolder, resolve_model};
+use rlx::import::sniff;
 use std::path::PathBuf;
 
 /// Where a model comes from.
@@ -23,6 +24,9 @@ impl Source {
         };
         let dirs = context.config.hf_cache_dirs();
         let resolved = resolve_model(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
+        if resolved.path.is_file() {
+            sniff(&resolved.path)?.supported(&resolved.path)?;
+        }
         HfFolder::open(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
         context.note(format!("model: {}", resolved.path.display()));
         Ok(Source::Folder(resolved.path))

@@ -1,6 +1,14 @@
 //! The command line from outside: standard output, standard error, exit status.
 
-use std::process::{Command, Output};
+use insta::assert_snapshot;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// A tiny checkpoint's folder, as an argument.
+fn model(name: &str) -> String {
+    format!("{}/../rlx-conformance/data/models/{name}", env!("CARGO_MANIFEST_DIR"))
+}
 
 fn rlx(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rlx"));
@@ -23,10 +31,23 @@ fn run_with(variable: (&str, &str), arguments: &[&str]) -> String {
     shown(&rlx(arguments).env(variable.0, variable.1).output().expect("the binary starts"))
 }
 
+/// As [`run`], with the machine's paths left out.
+fn failure(arguments: &[&str]) -> String {
+    run(arguments).replace(env!("CARGO_MANIFEST_DIR"), "CRATE")
+}
+
+/// The one JSON object on standard output of a run that succeeds.
+fn json(arguments: &[&str]) -> serde_json::Value {
+    let output = rlx(arguments).output().expect("the binary starts");
+    assert!(output.status.success(), "{}", shown(&output));
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
 #[test]
 fn help_lists_the_verbs_and_the_settings() {
     let short = run(&["-h"]);
-    for verb in ["devices", "doctor", "completions"] {
+    for verb in ["generate", "chat", "embed", "plan", "explain", "bench", "devices", "doctor", "completions"]
+    {
         assert!(short.contains(&format!("\n  {verb}")), "{short}");
     }
     let long = run(&["--help"]);
@@ -38,22 +59,394 @@ fn help_lists_the_verbs_and_the_settings() {
 
 #[test]
 fn bad_use_is_three_lines_and_status_2() {
-    insta::assert_snapshot!(run(&[]), @"");
-    insta::assert_snapshot!(run(&["devicse"]), @"");
-    insta::assert_snapshot!(run(&["devices", "--threads", "0"]), @"");
-    insta::assert_snapshot!(run(&["devices", "--precision", "f8"]), @"");
-    insta::assert_snapshot!(run(&["devices", "--device", "tpu"]), @"");
-    insta::assert_snapshot!(run(&["devices", "--device", "cuda"]), @"");
-    insta::assert_snapshot!(run(&["completions"]), @"");
-    insta::assert_snapshot!(run(&["completions", "bash", "--json"]), @"");
+    assert_snapshot!(run(&[]), @r#"
+    status 2
+    error: a verb is missing
+       in: rlx [OPTIONS] <COMMAND>
+      try: `rlx --help`
+    "#);
+    assert_snapshot!(run(&["devicse"]), @r#"
+    status 2
+    error: unrecognized subcommand 'devicse'
+       in: rlx [OPTIONS] <COMMAND>
+      try: a similar subcommand exists: 'devices'; `rlx --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--threads", "0"]), @r#"
+    status 2
+    error: invalid value '0' for '--threads <N>': number would be zero for non-zero type
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--precision", "f8"]), @r#"
+    status 2
+    error: invalid value 'f8' for '--precision <PRECISION>' [possible values: f32]
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--device", "tpu"]), @r#"
+    status 2
+    error: invalid value 'tpu' for '--device <DEVICE>': unknown device "tpu": expected cpu (host), gpu (wgpu, vulkan, dx12, webgpu), cuda (nvidia), rocm (hip, amd), metal (mps, apple), with :INDEX for another than the first of its kind
+       in: rlx devices
+      try: `rlx devices --help`
+    "#);
+    assert_snapshot!(run(&["devices", "--device", "cuda"]), @r#"
+    status 2
+    error: this build has no backend for cuda; it has: cpu
+       in: the choice of device
+      try: `rlx devices` lists every device and what blocks it
+    "#);
+    assert_snapshot!(run(&["completions"]), @r#"
+    status 2
+    error: the following required arguments were not provided: <SHELL>
+       in: rlx completions <SHELL>
+      try: `rlx completions --help`
+    "#);
+    assert_snapshot!(run(&["completions", "bash", "--json"]), @r#"
+    status 2
+    error: a completion script is not JSON
+       in: rlx completions --json
+      try: leave --json out
+    "#);
+    assert_snapshot!(run(&["generate", "folder"]), @r#"
+    status 2
+    error: --prompt is missing
+       in: rlx generate MODEL
+      try: give the text to continue: --prompt "Once upon a time"
+    "#);
+    assert_snapshot!(run(&["generate", "--max-tokens", "x"]), @r#"
+    status 2
+    error: invalid value 'x' for '--max-tokens <N>': invalid digit found in string
+       in: rlx generate
+      try: `rlx generate --help`
+    "#);
+    assert_snapshot!(run(&["generate", "--temperature", "-1"]), @r#"
+    status 2
+    error: temperature = -1: expected a finite number of at least 0
+       in: the sampling options
+      try: `rlx generate --help` says what each option takes
+    "#);
+    assert_snapshot!(run(&["generate", "--top-p", "nan"]), @r#"
+    status 2
+    error: top_p = NaN: expected a number above 0, up to 1
+       in: the sampling options
+      try: `rlx generate --help` says what each option takes
+    "#);
+    assert_snapshot!(run(&["embed", "folder"]), @r#"
+    status 2
+    error: there is no text to embed
+       in: rlx embed MODEL [TEXT]...
+      try: give texts as arguments, or --file F with one a line
+    "#);
+    assert_snapshot!(run(&["embed", "folder", "a", "--json", "--format", "npy"]), @r#"
+    status 2
+    error: --json and --format disagree
+       in: rlx embed
+      try: give only one of them
+    "#);
+    assert_snapshot!(run(&["plan", "--budget", "12XiB"]), @r#"
+    status 2
+    error: invalid value '12XiB' for '--budget <BYTES>': unknown unit "xib"; expected a number of bytes with a unit: B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
+       in: rlx plan
+      try: `rlx plan --help`
+    "#);
+    assert_snapshot!(run(&["bench", "--work", "embed"]), @r#"
+    status 2
+    model: the built-in demo
+    error: this model does not embed
+       in: --work
+      try: --work prefill or --work decode
+    "#);
+    assert_snapshot!(run(&["bench", "--seq", "100000"]), @r#"
+    status 2
+    model: the built-in demo
+    error: 100000 tokens are more than the model's 512
+       in: --seq and --ctx
+      try: choose fewer tokens
+    "#);
 }
 
 #[test]
 fn settings_that_do_not_parse_are_bad_use() {
-    insta::assert_snapshot!(run_with(("RLX_THREADS", "two"), &["devices"]), @"");
-    insta::assert_snapshot!(run_with(("RLX_SOFT_MEMORY_BUDGET_BYTES", "12XiB"), &["doctor"]), @"");
-    insta::assert_snapshot!(run_with(("RLX_ISA", "sse"), &["devices"]), @"");
-    insta::assert_snapshot!(run_with(("RLX_DENY_DEVICES", "cpu"), &["devices"]), @"");
+    assert_snapshot!(run_with(("RLX_THREADS", "two"), &["devices"]), @r#"
+    status 2
+    error: RLX_THREADS="two": expected a whole number from 1
+       in: the environment
+      try: unset RLX_THREADS or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_SOFT_MEMORY_BUDGET_BYTES", "12XiB"), &["doctor"]), @r#"
+    status 2
+    error: RLX_SOFT_MEMORY_BUDGET_BYTES="12XiB": unknown unit "xib"; expected a number of bytes with a unit: B, KiB, MiB, GiB, TiB, kB, MB, GB or TB
+       in: the environment
+      try: unset RLX_SOFT_MEMORY_BUDGET_BYTES or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_ISA", "sse"), &["devices"]), @r#"
+    status 2
+    error: RLX_ISA="sse": unknown instruction set "sse": expected scalar, neon, avx2 or avx512
+       in: the environment
+      try: unset RLX_ISA or give it a valid value; `rlx help` lists the settings
+    "#);
+    assert_snapshot!(run_with(("RLX_DENY_DEVICES", "cpu"), &["devices"]), @r#"
+    status 2
+    error: no device can be used; tried cpu
+       in: the choice of device
+      try: `rlx devices` lists every device and what blocks it
+    "#);
+}
+
+#[test]
+fn a_model_that_cannot_be_had_is_a_failure_that_says_what_to_do() {
+    assert_snapshot!(run(&["generate", "org/absent", "-p", "a"]), @r#"
+    status 1
+    error: `org/absent` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (none known)
+      try: hf download org/absent
+    "#);
+    assert_snapshot!(run(&["generate", "org/absent", "-p", "a", "--offline"]), @r#"
+    status 1
+    error: `org/absent` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (none known)
+      try: offline, so nothing is fetched; where there is a network: hf download org/absent
+    "#);
+    assert_snapshot!(run_with(("HF_HUB_CACHE", "/absent"), &["plan", "org/absent@v1"]), @r#"
+    status 1
+    error: `org/absent@v1` is neither a path nor a model in the local cache
+       in: the current folder and the Hugging Face cache (/absent)
+      try: hf download org/absent --revision v1
+    "#);
+    assert_snapshot!(run(&["generate", "./absent", "-p", "a"]), @r#"
+    status 1
+    error: `./absent`: no such file or folder, and not a hub name: it is spelled as a path
+       in: the MODEL argument
+      try: give a folder that exists, or a hub name such as org/name
+    "#);
+    assert_snapshot!(failure(&["embed", &model("bert-mean"), "--file", "/absent"]), @r#"
+    status 1
+    error: No such file or directory (os error 2)
+       in: /absent
+      try: check the file's name and rights
+    "#);
+}
+
+#[test]
+fn a_request_that_a_model_cannot_serve_is_a_failure() {
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", ""]), @r#"
+    status 1
+    error: the prompt has no tokens; give some text
+       in: --prompt
+      try: give some text to continue
+    "#);
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", "ab", "-c", "2"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: 3 prompt tokens and 1 new ones need a context of 4, the limit is 2; shorten the prompt, or ask for a larger context if the model has one
+       in: --prompt, --max-tokens and --ctx
+      try: shorten the prompt, ask for fewer tokens, or use a larger context
+    "#);
+    assert_snapshot!(failure(&["generate", &model("llama"), "-p", &"ab ".repeat(500)]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: 1002 prompt tokens and 1 new ones need a context of 1003, the limit is 128; shorten the prompt, or ask for a larger context if the model has one
+       in: --prompt, --max-tokens and --ctx
+      try: shorten the prompt, ask for fewer tokens, or use a larger context
+    "#);
+    assert_snapshot!(failure(&["generate", &model("bert-mean"), "-p", "ab"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/bert-mean
+    error: CRATE/../rlx-conformance/data/models/bert-mean: this model embeds text, it does not continue it; use `embed`
+       in: the model
+      try: rlx embed MODEL TEXT
+    "#);
+    assert_snapshot!(failure(&["embed", &model("llama"), "ab"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: CRATE/../rlx-conformance/data/models/llama: this model continues text, it does not embed; use `generate`
+       in: the model
+      try: rlx generate MODEL --prompt TEXT
+    "#);
+    assert_snapshot!(failure(&["plan", &model("llama"), "--ctx", "100000"]), @r#"
+    status 1
+    model: CRATE/../rlx-conformance/data/models/llama
+    error: context = 100000 (the model's limit is 128): expected at least 1 token, at most the model's limit
+       in: the options
+      try: choose a value in the range that is named
+    "#);
+}
+
+#[test]
+fn a_broken_folder_is_a_failure_that_names_the_file() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let copy = |name: &str| {
+        let target = folder.path().join(name);
+        std::fs::create_dir(&target).expect("temporary folder");
+        for entry in std::fs::read_dir(model("llama")).expect("the tiny checkpoint is committed") {
+            let entry = entry.expect("a readable folder");
+            std::fs::copy(entry.path(), target.join(entry.file_name())).expect("temporary file");
+        }
+        target
+    };
+    let tried = |target: &Path| failure(&["generate", &target.to_string_lossy(), "-p", "a"]);
+    let target = copy("truncated");
+    std::fs::write(target.join("model.safetensors"), [0u8; 7]).expect("temporary file");
+    let shown = tried(&target);
+    assert!(shown.starts_with("status 1\n") && shown.contains("model.safetensors"), "{shown}");
+    let target = copy("no-tokenizer");
+    std::fs::remove_file(target.join("tokenizer.json")).expect("temporary file");
+    let shown = tried(&target);
+    assert!(shown.starts_with("status 1\n") && shown.contains("hf download"), "{shown}");
+    let target = copy("other-type");
+    std::fs::write(target.join("config.json"), r#"{"model_type": "mamba"}"#).expect("temporary file");
+    let shown = tried(&target);
+    assert!(shown.starts_with("status 1\n") && shown.contains("`mamba`"), "{shown}");
+    let gguf = folder.path().join("x.gguf");
+    std::fs::write(&gguf, b"GGUF\x03\0\0\0").expect("temporary file");
+    let shown = tried(&gguf);
+    assert!(shown.starts_with("status 1\n") && shown.contains("gguf: not yet supported"), "{shown}");
+}
+
+#[test]
+fn a_hub_name_is_found_in_the_cache() {
+    let cache = tempfile::tempdir().expect("temporary folder");
+    let repository = cache.path().join("models--org--tiny");
+    let snapshot = repository.join("snapshots/0123abc");
+    std::fs::create_dir_all(&snapshot).expect("temporary folder");
+    std::fs::create_dir_all(repository.join("refs")).expect("temporary folder");
+    std::fs::write(repository.join("refs/main"), "0123abc").expect("temporary file");
+    for entry in std::fs::read_dir(model("llama")).expect("the tiny checkpoint is committed") {
+        let entry = entry.expect("a readable folder");
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), snapshot.join(entry.file_name())).expect("temporary file");
+        }
+    }
+    let cache = cache.path().to_string_lossy().into_owned();
+    let found = run_with(("HF_HUB_CACHE", &cache), &["plan", "org/tiny"]);
+    assert!(found.starts_with("status 0\n") && found.contains("snapshots/0123abc"), "{found}");
+    let by_commit = run_with(("HF_HUB_CACHE", &cache), &["plan", "org/tiny@0123abc"]);
+    assert!(by_commit.starts_with("status 0\n"), "{by_commit}");
+}
+
+#[test]
+fn the_demo_tells_a_story_the_same_for_any_threads() {
+    let one = json(&["generate", "--json", "-n", "24", "-t", "1"]);
+    let two = json(&["generate", "--json", "-n", "24", "-t", "2"]);
+    assert_eq!(one["token_ids"], two["token_ids"]);
+    assert_eq!(one["finish_reason"], "length");
+    assert_eq!(one["token_ids"].as_array().map(Vec::len), Some(24));
+    assert!(one["prompt_ids"].as_array().is_some_and(|ids| ids.len() > 4));
+    let text = one["text"].as_str().expect("a text");
+    assert!(text.contains("Mia"), "{text}");
+    let printed = rlx(&["generate", "-n", "24"]).output().expect("the binary starts");
+    assert_eq!(String::from_utf8_lossy(&printed.stdout), format!("{text}\n"));
+    assert!(json(&["generate", "--json"])["finish_reason"] == "stop");
+}
+
+#[test]
+fn a_seed_decides_the_text() {
+    let sampled = |seed| {
+        json(&["generate", "--json", "-n", "40", "--temp", "0.9", "--seed", seed])["token_ids"].clone()
+    };
+    assert_eq!(sampled("7"), sampled("7"));
+    assert_ne!(sampled("7"), sampled("8"));
+}
+
+#[test]
+fn the_three_formats_of_embeddings_agree() {
+    let (encoder, texts) = (model("bert-mean"), ["Mia went to the forest.", ""]);
+    let object = json(&["embed", &encoder, texts[0], texts[1], "--json"]);
+    let rows: Vec<Vec<f32>> = serde_json::from_value(object["embeddings"].clone()).expect("rows of numbers");
+    let printed = rlx(&["embed", &encoder, texts[0], texts[1]]).output().expect("the binary starts").stdout;
+    let printed = String::from_utf8(printed).expect("text");
+    let read = |line: &str| line.split(' ').map(|v| v.parse().expect("a number")).collect::<Vec<f32>>();
+    assert_eq!(printed.lines().map(read).collect::<Vec<_>>(), rows);
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    std::fs::write(file.path(), texts.map(|text| format!("{text}\n")).concat()).expect("temporary file");
+    let path = file.path().to_string_lossy().into_owned();
+    let npy = rlx(&["embed", &encoder, "--file", &path, "--format", "npy"])
+        .output()
+        .expect("the binary starts")
+        .stdout;
+    let values: Vec<u8> = rows.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
+    assert!(npy.starts_with(b"\x93NUMPY") && npy.ends_with(&values));
+    for row in rows {
+        let norm: f32 = row.iter().map(|value| value * value).sum();
+        assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+    }
+}
+
+#[test]
+fn a_plan_adds_up_and_says_what_would_fit() {
+    let llama = model("llama");
+    let plan = |budget: &str| json(&["plan", &llama, "--json", "--budget", budget]);
+    let whole = plan("1GiB");
+    let parts = whole["parts"].as_object().expect("parts");
+    let sum: u64 = parts.values().filter_map(serde_json::Value::as_u64).sum();
+    let number = |field: &str| whole[field].as_u64().expect("a number");
+    assert_eq!(number("peak_bytes"), sum - number("mapped_bytes"));
+    assert_eq!(whole["fits"], true);
+    assert!(number("bytes_read") > 0);
+    assert_eq!(plan(&number("peak_bytes").to_string())["fits"], true);
+    assert_eq!(plan(&(number("peak_bytes") - 1).to_string())["fits"], false);
+    let less = (number("peak_bytes") - 4096).to_string();
+    let text = run(&["plan", &llama, "--budget", &less]);
+    let fitting = text.lines().find_map(|line| line.strip_prefix("--ctx ")?.strip_suffix(" would fit"));
+    let fitting = fitting.unwrap_or_else(|| panic!("{text}"));
+    assert_eq!(json(&["plan", &llama, "--json", "--budget", &less, "--ctx", fitting])["fits"], true);
+}
+
+#[test]
+fn explain_shows_every_stage() {
+    let llama = model("llama");
+    for stage in ["hir", "mir", "lir"] {
+        let object = json(&["explain", &llama, "--stage", stage, "--json"]);
+        let text = object["text"].as_str().expect("a text").to_owned();
+        let printed = rlx(&["explain", &llama, "--stage", stage]).output().expect("the binary starts").stdout;
+        assert_eq!(String::from_utf8_lossy(&printed), text);
+        assert!(text.lines().count() > 20, "{text}");
+    }
+    let summary = json(&["explain", &llama, "--json"]);
+    assert!(summary["steps"].as_array().is_some_and(|steps| steps.len() > 10));
+    assert!(summary["fusions"].as_object().is_some_and(|fusions| !fusions.is_empty()));
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    let path = file.path().to_string_lossy().into_owned();
+    assert!(run(&["explain", "--svg", &path]).starts_with("status 0\n"));
+    let drawn = std::fs::read_to_string(&path).expect("the file was written");
+    assert!(drawn.starts_with("<svg") && drawn.trim_end().ends_with("</svg>"));
+}
+
+#[test]
+fn bench_measures_one_row_and_serves_requests() {
+    let report = json(&["bench", "--json", "--work", "decode", "--ctx", "16", "-t", "1"]);
+    let row = &report["rows"][0];
+    assert_eq!((row["work"].as_str(), row["ctx"].as_u64()), (Some("decode"), Some(16)));
+    assert!(row["median_ms"].as_f64() >= row["p10_ms"].as_f64());
+    assert_eq!(report["threads"], 1);
+    let mut command = rlx(&["bench", &model("bert-mean"), "--worker", "-t", "1"]);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut worker = pipes.spawn().expect("the binary starts");
+    let requests = "{\"batch\":1,\"seq\":8,\"n\":3}\n{\"batch\":5,\"seq\":8,\"n\":1}\n{\"batch\":1,\"seq\":0,\"n\":1}\nno\n";
+    worker.stdin.take().expect("a pipe").write_all(requests.as_bytes()).expect("the worker reads");
+    let output = worker.wait_with_output().expect("the worker ends");
+    let answers: Vec<serde_json::Value> = output
+        .stdout
+        .split(|&b| b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).expect("JSON"))
+        .collect();
+    assert_eq!(answers.len(), 4);
+    assert_eq!(answers[0]["ms"].as_array().map(Vec::len), Some(3));
+    assert_eq!(answers[0]["first"].as_array().map(Vec::len), Some(8));
+    assert_eq!(answers[0]["first"], answers[1]["first"], "a row does not depend on its neighbours");
+    assert!(answers[2]["error"].is_string() && answers[3]["error"].is_string());
+}
+
+#[test]
+fn chat_answers_each_line() {
+    let mut command = rlx(&["chat", &model("gemma2"), "-n", "4"]);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut chat = pipes.spawn().expect("the binary starts");
+    chat.stdin.take().expect("a pipe").write_all(b"Hello\n\nAnd now?\n").expect("the program reads");
+    let output = chat.wait_with_output().expect("the program ends");
+    assert!(output.status.success());
+    assert!(output.stdout.iter().filter(|&&byte| byte == b'\n').count() >= 2);
 }
 
 #[test]

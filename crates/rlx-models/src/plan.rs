@@ -5,7 +5,7 @@ use crate::error::{ModelError, Result};
 use crate::kv::blocks_for;
 use crate::model::Model;
 use crate::runtime::{ENCODER_ROWS, PREFILL_ROWS};
-use rlx::memory::MemoryEstimate;
+use rlx::memory::{MemoryEstimate, estimate_with};
 use rlx::plan::Lir;
 use rlx_tensor::DimBinding;
 
@@ -60,11 +60,7 @@ impl Model {
             Built::Decoder(model) => decoder_binding(&model.info, context, batch),
         };
         let lir = self.compiled().specialize(&binding)?;
-        let mut estimate = MemoryEstimate::of_plan(&lir);
-        estimate.mapped_bytes = estimate.weight_bytes;
-        let backend = self.backend();
-        estimate.packed_bytes = backend.packed_bytes(lir.template()).map_err(rlx::SessionError::from)? as u64;
-        estimate.workspace_bytes = backend.workspace_bytes(&lir).map_err(rlx::SessionError::from)? as u64;
+        let mut estimate = estimate_with(&lir, self.backend().as_ref(), self.compiled().weights())?;
         let tokenizer = self.tokenizer_bytes().saturating_mul(TOKENIZER_FACTOR);
         estimate.host_bytes = tokenizer.saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
         Ok(ModelPlan { context, batch, lir, estimate })

@@ -4,7 +4,7 @@ use super::generate::{Sampling, stream};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
-use rlx_models::template::Message;
+use rlx_models::template::{ChatTemplate, Message};
 use std::io::BufRead as _;
 
 /// Talk with a model that has a chat template: one line of input is one message
@@ -27,6 +27,7 @@ impl Args {
         }
         let options = self.sampling.options()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
+        let template = ChatTemplate::open(engine.model.folder())?;
         engine.load(context)?;
         let message = |role: &str, content: String| Message { role: role.to_owned(), content };
         let mut messages: Vec<Message> =
@@ -38,7 +39,8 @@ impl Args {
                 continue;
             }
             messages.push(message("user", line));
-            let answer = stream(&mut engine.model.chat(&messages, &options)?, false)?;
+            let prompt = engine.model.tokenizer().encode(&template.render(&messages, true)?, false)?;
+            let answer = stream(&mut self.sampling.continue_from(&engine.model, &prompt, &options)?, false)?;
             messages.push(message("assistant", answer));
         }
         Ok(())

@@ -1,15 +1,14 @@
 //! `rlx explain`.
 
-mod svg;
-
 use super::plan::Capacities;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
 use crate::output;
 use clap::ValueEnum;
-use rlx::plan::{BufferKind, Lir, Place};
+use rlx::plan::Lir;
 use rlx::session::CompileReport;
+use rlx_models::ModelError;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -64,7 +63,11 @@ struct PassRow {
 struct StepRow {
     op: String,
     kernel: String,
+    /// Whether a kernel runs it, not the reference evaluation.
     native: bool,
+    flops: usize,
+    bytes: usize,
+    location: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -80,7 +83,7 @@ impl Args {
         let plan = engine.model.plan(self.capacities.request(), context.threads())?;
         if let Some(file) = &self.svg {
             let advice = "choose a file in a folder that may be written";
-            std::fs::write(file, svg::draw(&plan.lir))
+            std::fs::write(file, plan.lir.svg())
                 .map_err(|error| Failure::new(error, file.display(), advice))?;
             context.note(format!("memory plan: {}", file.display()));
         }
@@ -88,7 +91,7 @@ impl Args {
             None => return summarize(&engine, &plan.lir, context),
             Some(Stage::Hir) => ("hir", engine.model.built().graph().to_string()),
             Some(Stage::Mir) => ("mir", engine.model.compiled().graph().to_string()),
-            Some(Stage::Lir) => ("lir", lir_text(&plan.lir)),
+            Some(Stage::Lir) => ("lir", plan.lir.to_string()),
         };
         if context.shared.json {
             return output::print_json(&StageText { model: engine.source.name(), stage, text });
@@ -98,9 +101,9 @@ impl Args {
 }
 
 fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
-    let report = engine.model.compiled().report().map_err(rlx_models::ModelError::from)?;
+    let report = engine.model.compiled().report().map_err(ModelError::from)?;
     if !context.shared.json {
-        return output::print(&summary_text(&report, lir));
+        return output::print(&summary_text(&report, lir)?);
     }
     let pass = |pass: &rlx_graph::passes::PassStat| PassRow {
         pass: pass.pass.to_string(),
@@ -108,24 +111,29 @@ fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
         nodes_after: pass.nodes_after,
         rewrites: pass.fired,
     };
-    let steps = report.steps.iter().map(|step| StepRow {
+    let work = report.work(lir.binding()).map_err(rlx::SessionError::from).map_err(ModelError::from)?;
+    let steps = report.steps.iter().zip(work).map(|(step, work)| StepRow {
         op: step.op.clone(),
         kernel: step.kernel.clone(),
         native: step.native,
+        flops: work.flops,
+        bytes: work.bytes,
+        location: step.location.clone(),
     });
     output::print_json(&Report {
         model: engine.source.name(),
         compile_ms: report.compile_micros as f64 / 1e3,
         passes: report.passes.passes.iter().map(pass).collect(),
-        fusions: report.passes.trace.tally().into_iter().map(|t| (t.rule.to_string(), t.times)).collect(),
-        decomposed: report.passes.dispatch.decomposed.len(),
+        fusions: report.fusions.iter().map(|tally| (tally.rule.to_string(), tally.times)).collect(),
+        decomposed: report.decomposed.len(),
         steps: steps.collect(),
         arena_bytes: lir.arena_bytes(),
         live_bytes_bound: lir.live_bytes_bound(),
     })
 }
 
-fn summary_text(report: &CompileReport, lir: &Lir) -> String {
+fn summary_text(report: &CompileReport, lir: &Lir) -> Result<String> {
+    let steps = report.table(lir.binding()).map_err(rlx::SessionError::from).map_err(ModelError::from)?;
     let cells = |cells: [String; 4]| cells.to_vec();
     let mut rows = vec![cells(["pass", "nodes before", "after", "rewrites"].map(str::to_owned))];
     for pass in &report.passes.passes {
@@ -134,63 +142,9 @@ fn summary_text(report: &CompileReport, lir: &Lir) -> String {
         rows.push(cells([pass.pass.to_string(), before, after, fired]));
     }
     let mut text = output::table(&rows);
-    text.push_str("\nrewrites\n");
-    for tally in report.passes.trace.tally() {
-        let _ = writeln!(text, "  {:4} {}", tally.times, tally.rule);
-    }
-    text.push_str("\nsteps, by op and kernel\n");
-    let mut kernels: BTreeMap<(&str, &str, bool), usize> = BTreeMap::new();
-    for step in &report.steps {
-        *kernels.entry((&step.op, &step.kernel, step.native)).or_insert(0) += 1;
-    }
-    for ((op, kernel, native), count) in kernels {
-        let why = if native { "" } else { "  (no kernel: reference evaluation)" };
-        let _ = writeln!(text, "  {count:4} {op:20} {kernel}{why}");
-    }
+    let _ = writeln!(text, "\n{steps}");
     let (arena, bound) = (lir.arena_bytes(), lir.live_bytes_bound());
-    let _ = writeln!(
-        text,
-        "\n{} steps; {} nodes decomposed; compiled in {:.2} ms; arena {arena} bytes, at least {bound} needed",
-        report.steps.len(),
-        report.passes.dispatch.decomposed.len(),
-        report.compile_micros as f64 / 1e3
-    );
-    text
-}
-
-/// Buffers with their places, then steps in order.
-fn lir_text(lir: &Lir) -> String {
-    let template = lir.template();
-    let capacities: Vec<String> =
-        lir.binding().iter().map(|(symbol, value)| format!("{symbol}={value}")).collect();
-    let mut text =
-        format!("lir {} [{}] arena {} bytes\n", template.name(), capacities.join(" "), lir.arena_bytes());
-    for (id, buffer) in template.buffer_ids() {
-        let owner = match &buffer.kind {
-            BufferKind::Arena => {
-                let at = lir.offset(id).map_or("unplaced".to_owned(), |offset| format!("arena+{offset}"));
-                format!("{at} steps {}..={}", buffer.first, buffer.last)
-            }
-            BufferKind::Input(i) => format!("input {}", template.inputs()[*i].name),
-            BufferKind::Output(i) => format!("output {}", template.outputs()[*i].name),
-            BufferKind::State(i) => format!("state {}", template.states()[*i].name),
-            BufferKind::Param(i) => format!("param {}", template.params()[*i].name),
-            BufferKind::Const(_) => "constant".to_owned(),
-            _ => "other".to_owned(),
-        };
-        let _ = writeln!(text, "{id}: {} bytes, {owner}", lir.buffer_bytes(id));
-    }
-    for (index, step) in template.steps().iter().enumerate() {
-        let list =
-            |places: &[Place]| places.iter().map(|p| place_text(lir, p)).collect::<Vec<_>>().join(", ");
-        let (outputs, inputs) = (list(&step.outputs), list(&step.inputs));
-        let _ = writeln!(text, "{index}: {outputs} = {}({inputs})", step.op.def().name());
-    }
-    text
-}
-
-fn place_text(lir: &Lir, place: &Place) -> String {
-    let dims = place.dims.iter().map(|&dim| lir.template().sizes().dim(dim).to_string());
-    let offset = if place.offset > 0 { format!("+{}", place.offset) } else { String::new() };
-    format!("{}{offset}:{}[{}]", place.buffer, place.dtype, dims.collect::<Vec<_>>().join(", "))
+    let compile_ms = report.compile_micros as f64 / 1e3;
+    let _ = writeln!(text, "compiled in {compile_ms:.2} ms; arena {arena} bytes, at least {bound} needed");
+    Ok(text)
 }

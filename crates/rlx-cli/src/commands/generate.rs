@@ -8,7 +8,7 @@ use crate::output;
 use crate::source::Source;
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::sampling::SamplingOptions;
-use rlx_models::{TextGeneration, TextOptions};
+use rlx_models::{Model, ModelError, TextGeneration, TextOptions};
 use serde::Serialize;
 use std::io::IsTerminal as _;
 
@@ -30,23 +30,23 @@ pub struct Args {
 /// How text is generated.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Sampling {
-    /// Most new tokens
-    #[arg(short = 'n', long, default_value_t = 128, value_name = "N")]
-    max_tokens: usize,
+    /// Most new tokens [default: 128, or fewer where the context ends]
+    #[arg(short = 'n', long, value_name = "N")]
+    max_tokens: Option<usize>,
     /// Divides the logits; 0 always takes the likeliest token [default: 0, or 1 with another sampling option]
-    #[arg(long, visible_alias = "temp", value_name = "T")]
+    #[arg(long, visible_alias = "temp", value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Sample from this many of the likeliest tokens [default: all]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Sample from the likeliest tokens that sum to this probability [default: 1]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Sample from tokens at least this times as likely as the likeliest [default: 0]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Make tokens that occurred less likely by this factor [default: 1]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Seed of the random stream [default: 0]
     #[arg(long)]
@@ -57,6 +57,19 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// Continues a prompt of these tokens, under options that [`Sampling::options`] checked.
+    pub fn continue_from<'m>(
+        &self,
+        model: &'m Model,
+        prompt: &[u32],
+        options: &TextOptions,
+    ) -> Result<TextGeneration<'m>> {
+        let limit = self.ctx.unwrap_or(usize::MAX).min(model.context_limit());
+        let room = limit.saturating_sub(prompt.len()).max(1);
+        let max_tokens = self.max_tokens.unwrap_or(options.max_tokens.min(room));
+        Ok(model.generate_tokens(prompt, &TextOptions { max_tokens, ..options.clone() })?)
+    }
+
     /// The options, checked.
     pub fn options(&self) -> Result<TextOptions> {
         let sampled = [self.top_k.is_some(), self.top_p.is_some(), self.min_p.is_some(), self.seed.is_some()];
@@ -72,7 +85,7 @@ impl Sampling {
         };
         let advice = "`rlx generate --help` says what each option takes";
         sampling.check().map_err(|error| Failure::usage(error, "the sampling options", advice))?;
-        Ok(TextOptions { max_tokens: self.max_tokens, sampling, context: self.ctx, ..TextOptions::default() })
+        Ok(TextOptions { sampling, context: self.ctx, ..TextOptions::default() })
     }
 }
 
@@ -99,13 +112,17 @@ impl Args {
                 return Err(Failure::usage("--prompt is missing", "rlx generate MODEL", advice));
             }
         };
+        if prompt.is_empty() {
+            return Err(ModelError::EmptyPrompt.into());
+        }
         let options = self.sampling.options()?;
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         if self.prompt.is_none() {
             context.note(format!("prompt: {prompt}"));
         }
         engine.load(context)?;
-        let mut generation = engine.model.generate(prompt, &options)?;
+        let ids = engine.model.tokenizer().encode(prompt, true)?;
+        let mut generation = self.sampling.continue_from(&engine.model, &ids, &options)?;
         if self.show_prompt && !context.shared.json {
             context.note(format!("prompt: {prompt:?}\nprompt ids: {:?}", generation.prompt_ids()));
         }

@@ -5,7 +5,8 @@ use super::Work;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::Result;
-use rlx::plan::{BufferKind, Template};
+use rlx::plan::{BufferKind, Place, Template};
+use rlx::{CompiledGraph, SessionError};
 use rlx_kernels::limits;
 use rlx_kernels::pool::Pool;
 use rlx_models::embed::{EncoderInputs, EncoderRuntime as _};
@@ -13,6 +14,7 @@ use rlx_models::generate::{DecoderRuntime as _, SequenceStep, StepInputs};
 use rlx_models::kv::{BlockPool, BlockTable};
 use rlx_models::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner};
 use rlx_models::{Built, ModelError};
+use rlx_tensor::DimBinding;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,7 @@ pub struct Row {
     pub p10_ms: f64,
     pub n: usize,
     pub tokens_per_s: f64,
-    /// Of the f32 limit (embed, prefill) or of the read limit for the weights (decode).
+    /// Of the f32 limit (embed, prefill: without attention) or of the read limit for the weights (decode).
     pub fraction_of_limit: Option<f64>,
 }
 
@@ -59,18 +61,17 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> 
     };
     let median_ms = times[times.len() / 2];
     let tokens = case.batch * case.seq;
-    let weights = LinearWeights::of(engine.model.compiled().template());
     let seconds = median_ms / 1e3;
     let fraction_of_limit = match case.work {
         Work::Embed | Work::Prefill => {
-            let flops = weights.elements.map(|elements| 2.0 * elements as f64 * tokens as f64);
-            flops.zip(limits.f32_flops).map(|(flops, limit)| flops / seconds / limit)
+            let flops = weight_flops(engine.model.compiled(), tokens)?;
+            limits.f32_flops.map(|limit| flops / seconds / limit)
         }
         Work::Decode => {
             let pool = Pool::new(context.threads());
-            let bytes = weights.elements.map(|_| weights.bytes).filter(|&bytes| bytes > 0);
-            let limit = bytes.map(|bytes| limits::read_rate(&pool, engine.isa, bytes));
-            bytes.zip(limit.flatten()).map(|(bytes, limit)| bytes as f64 / seconds / limit)
+            let bytes = weight_bytes(engine.model.compiled().template());
+            let limit = bytes.and_then(|bytes| limits::read_rate(&pool, engine.isa, bytes));
+            bytes.zip(limit).map(|(bytes, limit)| bytes as f64 / seconds / limit)
         }
     };
     Ok(Row {
@@ -100,39 +101,32 @@ fn timed(mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-/// The weights that every token is multiplied with.
-struct LinearWeights {
-    /// `None` where the router chooses among weights.
-    elements: Option<usize>,
-    bytes: usize,
+/// Operations of a pass over `rows` tokens, without attention, whose work depends on the sequences' lengths.
+fn weight_flops(compiled: &CompiledGraph, rows: usize) -> Result<f64> {
+    let mut binding = DimBinding::new();
+    for symbol in compiled.template().sizes().symbols() {
+        binding = binding.with(symbol.name(), if symbol.name() == "rows" { rows } else { 1 });
+    }
+    let report = compiled.report().map_err(ModelError::from)?;
+    let work = report.work(&binding).map_err(SessionError::from).map_err(ModelError::from)?;
+    let steps = report.steps.iter().zip(work).filter(|(step, _)| step.op != "attention");
+    Ok(steps.map(|(_, work)| work.flops as f64).sum())
 }
 
-impl LinearWeights {
-    fn of(template: &Template) -> LinearWeights {
-        let (mut elements, mut bytes) = (Some(0), 0);
-        for step in template.steps() {
-            let op = step.op.def().name();
-            if op.contains("embedding") || op.contains("gather") {
-                continue;
-            }
-            for place in &step.inputs {
-                if !matches!(template.buffers()[place.buffer.index()].kind, BufferKind::Param(_)) {
-                    continue;
-                }
-                let dims: Option<Vec<usize>> =
-                    place.dims.iter().map(|&dim| template.sizes().known(dim)).collect();
-                match dims.as_deref() {
-                    Some(&[n, k]) => {
-                        elements = elements.map(|sum: usize| sum + n * k);
-                        bytes += place.dtype.bytes_for(n * k).unwrap_or(0);
-                    }
-                    Some(&[_, _, _]) => elements = None,
-                    _ => {}
-                }
-            }
+/// Bytes of the matrices that every token is multiplied with; `None` where a router chooses among them, and if there are none.
+fn weight_bytes(template: &Template) -> Option<usize> {
+    let is_param =
+        |place: &&Place| matches!(template.buffers()[place.buffer.index()].kind, BufferKind::Param(_));
+    let steps = template.steps().iter().filter(|step| step.op.def().name().contains("linear"));
+    let mut bytes = 0;
+    for place in steps.flat_map(|step| step.inputs.iter().filter(is_param)) {
+        let dims: Option<Vec<usize>> = place.dims.iter().map(|&dim| template.sizes().known(dim)).collect();
+        if let Some(&[n, k]) = dims.as_deref() {
+            bytes += place.dtype.bytes_for(n * k)?;
         }
-        LinearWeights { elements, bytes }
     }
+    let routed = template.steps().iter().any(|step| step.op.def().name().contains("moe"));
+    (bytes > 0 && !routed).then_some(bytes)
 }
 
 /// The token ids that every worker of the peer comparison takes, within the vocabulary.
