@@ -532,7 +532,20 @@ impl WeightRegistry {
     /// # Errors
     /// A bad handle, [`RegistryError::OverBudget`], [`RegistryError::Load`], [`RegistryError::Map`].
     pub fn pin(&self, handle: WeightHandle) -> Result<u64, RegistryError> {
-        Ok(self.guard(handle)?.keep())
+        let guard = self.guard(handle)?;
+        // The version may have been replaced while its bytes came in: then it must be found again by `release`.
+        let entries = self.read();
+        let root = entries.root(entries.slot_of(self.id, handle)?);
+        let Content::Own { storage, older, .. } = &entries.entry(root, handle)?.content else {
+            return Err(RegistryError::StaleHandle { id: handle.id() });
+        };
+        let mut older = lock(older);
+        let held = Arc::clone(&guard.storage);
+        let count = guard.keep();
+        if !Arc::ptr_eq(&held, storage) && !older.iter().any(|version| Arc::ptr_eq(version, &held)) {
+            older.push(held);
+        }
+        Ok(count)
     }
 
     /// Pins until the guard is dropped.
