@@ -4,10 +4,10 @@ use crate::context::Context;
 use crate::demo;
 use crate::failure::Result;
 use crate::source::Source;
-use indicatif::ProgressBar;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
 use rlx_models::{Model, OpenOptions};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// An opened model.
@@ -60,14 +60,29 @@ fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
     }
 }
 
-/// Runs work that may take long, with a mark on the terminal as long as it does.
-fn watched<T>(context: &Context, what: &'static str, work: impl FnOnce() -> T) -> T {
+/// How long work may take before a terminal shows that it goes on.
+const PATIENCE: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(100);
+
+/// Runs work that may take long, with a line on the terminal that counts the seconds if it does.
+fn watched<T>(context: &Context, what: &str, work: impl FnOnce() -> T) -> T {
     if !context.watched() {
         return work();
     }
-    let bar = ProgressBar::new_spinner().with_message(what);
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let result = work();
-    bar.finish_and_clear();
-    result
+    let (done, finished) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let (started, mut wait) = (Instant::now(), PATIENCE);
+            while finished.recv_timeout(wait) == Err(RecvTimeoutError::Timeout) {
+                eprint!("\r{what} {:.1} s", started.elapsed().as_secs_f64());
+                wait = TICK;
+            }
+            if wait == TICK {
+                eprint!("\r\x1b[2K");
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
