@@ -43,6 +43,9 @@ impl HfFolder {
     /// As [`resolve_model`]; [`ImportError::MissingFile`] without `config.json`.
     pub fn open(model: &str, dirs: &HfCacheDirs) -> Result<Self, ImportError> {
         let resolved = resolve_model(model, dirs)?;
+        if resolved.path.is_file() {
+            super::sniff(&resolved.path)?.supported(&resolved.path)?;
+        }
         let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, embedded: None };
         folder.need(CONFIG_FILE)?;
         Ok(folder)
