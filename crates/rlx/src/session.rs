@@ -17,10 +17,17 @@ pub use trace::StepTimes;
 pub use value::TensorArg;
 
 use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::config::Config;
+use crate::devices::DeviceId;
 use crate::plan::Template;
 use crate::weights::WeightRegistry;
 use rlx_graph::Graph;
 use rlx_graph::passes::{PassOptions, compile_passes};
+use rlx_kernels::isa::Isa;
+use rlx_kernels::pool::default_threads;
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -41,6 +48,31 @@ pub struct CompileOptions {
 }
 
 impl Session {
+    /// A session on a device, set up as the process's settings say (threads, instruction set), with a registry of its own.
+    ///
+    /// ```
+    /// use rlx::devices::Device;
+    /// let session = rlx::Session::new(Device::Cpu)?;
+    /// # Ok::<(), rlx::SessionError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SessionError::NoBackend`] for a device this build has no backend for, [`SessionError::Isa`] for an instruction set the
+    /// machine lacks, [`SessionError::Config`] for a setting that does not parse.
+    pub fn new(device: impl Into<DeviceId>) -> Result<Self, SessionError> {
+        let device = device.into();
+        if device != DeviceId::CPU {
+            return Err(SessionError::NoBackend { device });
+        }
+        let config = Config::global()?;
+        let isa = config.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_available() {
+            return Err(SessionError::Isa { isa });
+        }
+        let threads = config.threads.map_or_else(|| default_threads(Path::new("/")), NonZeroUsize::get);
+        Ok(Self::with_backend(Arc::new(CpuBackend::new(isa, threads))))
+    }
+
     /// A session on a backend, with a registry of its own.
     pub fn with_backend(backend: Arc<dyn Backend>) -> Self {
         Self { backend, weights: Arc::new(WeightRegistry::new()) }

@@ -1,9 +1,12 @@
 //! What can go wrong between a graph and its results.
 
 use crate::backend::BackendError;
+use crate::config::ConfigError;
+use crate::devices::DeviceId;
 use crate::plan::PlanError;
 use crate::weights::RegistryError;
 use rlx_graph::passes::PassError;
+use rlx_kernels::isa::Isa;
 use rlx_tensor::{DType, DimError};
 
 /// Why a graph cannot be compiled or run.
@@ -13,6 +16,21 @@ pub enum SessionError {
     /// A graph cannot be built.
     #[error(transparent)]
     Graph(#[from] rlx_graph::GraphError),
+    /// This build has no backend for the device.
+    #[error("this build has no backend for {device}; it has: cpu")]
+    NoBackend {
+        /// The device asked for.
+        device: DeviceId,
+    },
+    /// The machine lacks the instruction set that the settings ask for.
+    #[error("this machine has no {isa}; see `rlx doctor` for what it has")]
+    Isa {
+        /// The instruction set.
+        isa: Isa,
+    },
+    /// A setting does not parse.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A pass failed.
     #[error(transparent)]
     Pass(#[from] PassError),

@@ -217,3 +217,13 @@ impl Context for WrongContext {
         self.0.bytes()
     }
 }
+
+#[test]
+fn a_device_without_a_backend_is_an_error_that_names_it() {
+    assert!(Session::new(crate::devices::Device::Cpu).is_ok());
+    let error = Session::new(crate::devices::DeviceId { kind: crate::devices::Device::Cuda, index: 1 })
+        .map(drop)
+        .unwrap_err();
+    assert_eq!(error.to_string(), "this build has no backend for cuda:1; it has: cpu");
+    assert!(Session::new(crate::devices::DeviceId { kind: crate::devices::Device::Cpu, index: 3 }).is_err());
+}
