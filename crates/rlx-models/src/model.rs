@@ -10,11 +10,11 @@ use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::backend::Backend;
-use rlx::backend::cpu::CpuBackend;
-use rlx::import::hf::{HfCacheDirs, HfFolder};
+use rlx::config::Config;
+use rlx::import::hf::HfFolder;
+use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
-use rlx_kernels::pool::default_threads;
 use rlx_tensor::DType;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,9 +23,9 @@ use std::time::Instant;
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
-    /// Worker threads; as many as the machine and its control group allow if not given.
+    /// Worker threads; `RLX_THREADS`, else as many as the machine and its control group allow, if not given.
     pub threads: Option<usize>,
-    /// Instruction set; the best of this machine if not given.
+    /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
     /// Element type of KV caches: F32 if not given.
     pub cache_dtype: Option<DType>,
@@ -72,7 +72,7 @@ impl Default for TextOptions {
 }
 
 impl Model {
-    /// Opens a model folder with default options.
+    /// Opens a model folder, or a hub name that is in the local cache, with default options.
     ///
     /// # Errors
     /// As [`Model::open_with`].
@@ -86,7 +86,8 @@ impl Model {
     /// Files that are missing or broken, a config that is not understood, weights that do not fit it.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref().to_string_lossy();
-        Self::from_folder(HfFolder::open(&path, &HfCacheDirs::default())?, options)
+        let dirs = Config::global().map_err(rlx::SessionError::from)?.hf_cache_dirs();
+        Self::from_folder(HfFolder::open(&path, &dirs)?, options)
     }
 
     /// Opens a model from a folder already found.
@@ -94,9 +95,8 @@ impl Model {
     /// # Errors
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        let threads = options.threads.unwrap_or_else(|| default_threads(Path::new("/")));
-        Self::on_backend(folder, options, Arc::new(CpuBackend::new(isa, threads)))
+        let backend = cpu_backend(options.isa, options.threads)?;
+        Self::on_backend(folder, options, Arc::new(backend))
     }
 
     /// Opens a model for a backend: the reference evaluation, say.

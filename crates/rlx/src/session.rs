@@ -47,6 +47,20 @@ pub struct CompileOptions {
     pub weights_required: bool,
 }
 
+/// The CPU with these choices; what is not chosen is as the process's settings say, else the best of this machine.
+///
+/// # Errors
+/// [`SessionError::Isa`] for an instruction set the machine lacks, [`SessionError::Config`] for a setting that does not parse.
+pub fn cpu_backend(isa: Option<Isa>, threads: Option<usize>) -> Result<CpuBackend, SessionError> {
+    let config = Config::global()?;
+    let isa = isa.or(config.isa).unwrap_or_else(Isa::detect);
+    if !isa.is_available() {
+        return Err(SessionError::Isa { isa });
+    }
+    let threads = threads.or(config.threads.map(NonZeroUsize::get));
+    Ok(CpuBackend::new(isa, threads.unwrap_or_else(|| default_threads(Path::new("/")))))
+}
+
 impl Session {
     /// A session on a device, set up as the process's settings say (threads, instruction set), with a registry of its own.
     ///
@@ -64,13 +78,7 @@ impl Session {
         if device != DeviceId::CPU {
             return Err(SessionError::NoBackend { device });
         }
-        let config = Config::global()?;
-        let isa = config.isa.unwrap_or_else(Isa::detect);
-        if !isa.is_available() {
-            return Err(SessionError::Isa { isa });
-        }
-        let threads = config.threads.map_or_else(|| default_threads(Path::new("/")), NonZeroUsize::get);
-        Ok(Self::with_backend(Arc::new(CpuBackend::new(isa, threads))))
+        Ok(Self::with_backend(Arc::new(cpu_backend(None, None)?)))
     }
 
     /// A session on a backend, with a registry of its own.

@@ -63,6 +63,14 @@ pub enum FrameError {
         /// The capacity.
         capacity: usize,
     },
+    /// The pool has more workers than the frame has scratch for.
+    #[error("the frame was made for {frame} workers, the pool has {pool}")]
+    TooManyWorkers {
+        /// Workers the frame was made for.
+        frame: usize,
+        /// Workers of the pool.
+        pool: usize,
+    },
     /// The system refused the memory.
     #[error("the system refuses {bytes} bytes for the arena and scratch of a run")]
     OutOfMemory {
@@ -91,6 +99,7 @@ pub struct Frame {
     schedule: Arc<Schedule>,
     arena: AlignedBytes,
     scratch: AlignedBytes,
+    workers: usize,
     worker_scratch: usize,
     shared_scratch: usize,
     capacities: Vec<usize>,
@@ -140,6 +149,7 @@ impl Frame {
             schedule,
             arena,
             scratch,
+            workers,
             worker_scratch,
             shared_scratch,
             capacities: capacities.to_vec(),
@@ -168,7 +178,17 @@ impl Frame {
 
     /// Starts binding the regions that are not in the arena.
     pub fn launch(&mut self) -> Launch<'_> {
+        // A launch that was forgotten rather than dropped must not leave its borrows behind.
+        self.clear_external();
         Launch { frame: self }
+    }
+
+    fn clear_external(&mut self) {
+        for (region, external) in self.regions.iter_mut().zip(&self.external) {
+            if *external {
+                *region = RawRegion::EMPTY;
+            }
+        }
     }
 
     /// Within each step, what is written must not overlap anything else, but for an identical range in place. Regions outside the
@@ -263,6 +283,9 @@ impl<'f> Launch<'f> {
     /// Checks every operand against its region, then executes the steps on the pool. Allocates nothing unless it fails.
     pub fn run(&mut self, pool: &Pool, control: RunControl<'_>) -> Result<(), FrameError> {
         let frame = &mut *self.frame;
+        if pool.threads() > frame.workers {
+            return Err(FrameError::TooManyWorkers { frame: frame.workers, pool: pool.threads() });
+        }
         frame.check_bounds()?;
         let schedule = Arc::clone(&frame.schedule);
         for (step, kernel) in schedule.steps.iter().enumerate() {
@@ -311,11 +334,7 @@ impl<'f> Launch<'f> {
 
 impl Drop for Launch<'_> {
     fn drop(&mut self) {
-        for (region, external) in self.frame.regions.iter_mut().zip(&self.frame.external) {
-            if *external {
-                *region = RawRegion::EMPTY;
-            }
-        }
+        self.frame.clear_external();
     }
 }
 

@@ -4,4 +4,5 @@ mod agreement;
 mod backends;
 mod conformance;
 mod determinism;
+mod frames;
 mod models;
