@@ -131,6 +131,22 @@ dtypes! {
     IQ4_NL = "IQ4_NL", 32 per 18, Quant;
     /// GGUF `IQ4_XS`.
     IQ4_XS = "IQ4_XS", 256 per 136, Quant;
+    /// GGUF `IQ2_XXS`.
+    IQ2_XXS = "IQ2_XXS", 256 per 66, Quant;
+    /// GGUF `IQ2_XS`.
+    IQ2_XS = "IQ2_XS", 256 per 74, Quant;
+    /// GGUF `IQ2_S`.
+    IQ2_S = "IQ2_S", 256 per 82, Quant;
+    /// GGUF `IQ3_XXS`.
+    IQ3_XXS = "IQ3_XXS", 256 per 98, Quant;
+    /// GGUF `IQ3_S`.
+    IQ3_S = "IQ3_S", 256 per 110, Quant;
+    /// GGUF `IQ1_S`.
+    IQ1_S = "IQ1_S", 256 per 50, Quant;
+    /// GGUF `IQ1_M`.
+    IQ1_M = "IQ1_M", 256 per 56, Quant;
+    /// GGUF `MXFP4`: OCP microscaling, E2M1 with an E8M0 scale.
+    MXFP4 = "MXFP4", 32 per 17, Quant;
 }
 
 impl DType {

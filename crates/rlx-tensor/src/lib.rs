@@ -1,7 +1,8 @@
-//! Data: dtypes, shapes with symbolic dims, host tensors, aligned storage. Knows nothing of graphs.
+//! Data: dtypes, shapes with symbolic dims, host tensors, aligned storage, quantised blocks. Knows nothing of graphs.
 
 mod dim;
 mod dtype;
+pub mod quant;
 mod shape;
 mod sizes;
 pub mod storage;
