@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub mod gguf;
 pub mod hf;
 pub mod json;
 pub mod npz;

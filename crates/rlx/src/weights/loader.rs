@@ -9,6 +9,7 @@ use rlx_tensor::storage::mapped::MapError;
 use rlx_tensor::{DType, Element, Shape, byte_count};
 
 use super::bytes::{SharedBytes, WeightBytes};
+use crate::import::gguf;
 use crate::import::npz::parse_npz;
 use crate::import::safetensors::parse_header;
 
@@ -356,6 +357,19 @@ impl BytesWeightLoader {
     pub fn from_safetensors(file: impl Into<SharedBytes>) -> Result<Self, LoadError> {
         let file = file.into();
         let header = parse_header(in_memory(), file.as_slice())?;
+        Self::from_typed(header.tensors.into_iter().map(|tensor| {
+            let bytes = file.slice(tensor.offset, tensor.bytes).unwrap_or_else(|| Vec::new().into());
+            (tensor.name, tensor.dims, tensor.dtype, bytes)
+        }))
+    }
+
+    /// A whole GGUF file in memory, checked like a mapped one.
+    ///
+    /// # Errors
+    /// [`LoadError`] as for a mapped file; the file is named `(memory)`.
+    pub fn from_gguf(file: impl Into<SharedBytes>) -> Result<Self, LoadError> {
+        let file = file.into();
+        let header = gguf::parse_header(in_memory(), file.as_slice())?;
         Self::from_typed(header.tensors.into_iter().map(|tensor| {
             let bytes = file.slice(tensor.offset, tensor.bytes).unwrap_or_else(|| Vec::new().into());
             (tensor.name, tensor.dims, tensor.dtype, bytes)
