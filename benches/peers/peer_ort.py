@@ -1,6 +1,6 @@
-"""ONNX Runtime on the CPU. --model: the file written by export_minilm_onnx.py."""
+"""ONNX Runtime on the CPU: MiniLM in f32. --model: the file written by export_minilm_onnx.py."""
 
-from worker import arguments, serve
+from worker import Worker, arguments, package_folder
 
 args = arguments(__doc__, required=True)
 if args.precision != "f32":
@@ -8,14 +8,23 @@ if args.precision != "f32":
 
 import onnxruntime
 
+from padded import Padded
+
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = args.threads
 options.inter_op_num_threads = 1
 session = onnxruntime.InferenceSession(str(args.model), options, providers=["CPUExecutionProvider"])
 
 
-def prepare(inputs):
-    return lambda: session.run(None, inputs)[0]
+class Ort(Worker):
+    name, version = "onnxruntime", onnxruntime.__version__
+
+    def embed(self, inputs):
+        return lambda: session.run(None, inputs)[0]
+
+    def texts(self, lines):
+        padded = Padded(package_folder(), lambda inputs: session.run(None, inputs)[0])
+        return lambda: padded.run(lines)
 
 
-serve("onnxruntime", onnxruntime.__version__, args.threads, prepare)
+Ort().serve(args.threads)

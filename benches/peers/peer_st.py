@@ -1,6 +1,6 @@
-"""sentence-transformers' own model object on the CPU, token ids in, token embeddings out (no tokenizer in the loop)."""
+"""sentence-transformers on the CPU. `embed` runs its model object, token ids in, token embeddings out."""
 
-from worker import arguments, package_folder, serve
+from worker import Worker, arguments, package_folder
 
 args = arguments(__doc__, default=None)
 
@@ -9,18 +9,24 @@ import torch
 
 torch.set_num_threads(args.threads)
 dtype = torch.float32 if args.precision == "f32" else torch.bfloat16
-model = sentence_transformers.SentenceTransformer(str(args.model or package_folder()), device="cpu", model_kwargs={"dtype": dtype})
+folder = str(args.model or package_folder())
+model = sentence_transformers.SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": dtype})
 
 
-def prepare(inputs):
-    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+class SentenceTransformers(Worker):
+    name, version = "sentence-transformers", sentence_transformers.__version__
 
-    def run():
-        with torch.inference_mode():
-            return model(dict(tensors))["token_embeddings"].float().numpy()
+    def embed(self, inputs):
+        tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
 
-    return run
+        def run():
+            with torch.inference_mode():
+                return model(dict(tensors))["token_embeddings"].float().numpy()
+
+        return run
+
+    def texts(self, lines):
+        return lambda: model.encode(lines, batch_size=32, normalize_embeddings=True, show_progress_bar=False)
 
 
-name = "sentence-transformers" if args.precision == "f32" else "sentence-transformers-bf16"
-serve(name, sentence_transformers.__version__, args.threads, prepare)
+SentenceTransformers().serve(args.threads)

