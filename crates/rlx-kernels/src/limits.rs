@@ -4,6 +4,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::aligned::AlignedBuf;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::CpuFeatures;
 use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
 use crate::pool::Pool;
 
@@ -112,18 +114,64 @@ fn fastest(calls: usize, mut call: impl FnMut()) -> Duration {
 ///
 /// Takes some milliseconds. `None` if the machine lacks the instruction set.
 pub fn fma_flops(pool: &Pool, isa: Isa) -> Option<f64> {
+    fma_rate(pool, isa, 40)
+}
+
+/// As [`fma_flops`], of the fastest of `calls` runs of less than a millisecond.
+pub fn fma_rate(pool: &Pool, isa: Isa, calls: usize) -> Option<f64> {
     let kernel: Entry<FmaArgs> = entry::<FmaPeak>(isa).filter(|_| isa.is_available())?;
     let rounds = if isa == Isa::Scalar { 1_000 } else { 10_000 };
-    let time = fastest(40, || {
+    let per_round = 4 * chains(isa) * LANES * 2;
+    Some(chain_rate(pool, kernel, rounds, per_round, calls))
+}
+
+/// Operations per second of bf16 products with f32 accumulation (`vdpbf16ps`), as [`fma_flops`].
+///
+/// `None` if the machine lacks the instruction. Where it does less than fused multiply-adds do, products of bf16 operands are
+/// formed by those, so that the limit of such products is the larger of the two.
+pub fn bf16_flops(pool: &Pool, isa: Isa) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && isa.is_available() && CpuFeatures::detect().avx512_bf16 {
+        return Some(chain_rate(pool, bf16_chains, 10_000, BF16_CHAINS * 2 * LANES * 2, 40));
+    }
+    let _ = (pool, isa);
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+const BF16_CHAINS: usize = 16;
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn bf16_chains(args: &FmaArgs, _tile: usize) {
+    use std::arch::x86_64::*;
+    // SAFETY: equal sizes, and every bit pattern is a value.
+    let pairs = |bits| unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits)) };
+    let (a, b) = (pairs(black_box(0x3c00_3c00)), pairs(black_box(0x3c00_3c00)));
+    let mut acc = [_mm512_setzero_ps(); BF16_CHAINS];
+    for _ in 0..args.rounds {
+        for chain in &mut acc {
+            *chain = _mm512_dpbf16_ps(*chain, a, b);
+        }
+    }
+    let mut sum = _mm512_setzero_ps();
+    for chain in acc {
+        sum = _mm512_add_ps(sum, chain);
+    }
+    // SAFETY: the caller guarantees 16 writable values.
+    unsafe { _mm512_storeu_ps(args.sink, sum) };
+}
+
+fn chain_rate(pool: &Pool, kernel: Entry<FmaArgs>, rounds: usize, per_round: usize, calls: usize) -> f64 {
+    let time = fastest(calls, || {
         pool.run(|_| {
             let mut sink = [0.0f32; LANES];
-            // SAFETY: the sink has 16 values and the instruction set is available.
+            // SAFETY: the sink has 16 values; callers pass kernels of instruction sets that are available.
             unsafe { kernel(&FmaArgs { rounds, sink: sink.as_mut_ptr() }, 0) };
             black_box(sink);
         });
     });
-    let operations = pool.threads() * rounds * 4 * chains(isa) * LANES * 2;
-    Some(operations as f64 / time.as_secs_f64())
+    (pool.threads() * rounds * per_round) as f64 / time.as_secs_f64()
 }
 
 /// Bytes per second that all workers together read from a buffer of `bytes` bytes (rounded down to 64 KiB), each
@@ -131,30 +179,52 @@ pub fn fma_flops(pool: &Pool, isa: Isa) -> Option<f64> {
 ///
 /// `None` if the machine lacks the instruction set or the buffer cannot be had.
 pub fn read_rate(pool: &Pool, isa: Isa, bytes: usize) -> Option<f64> {
+    let reader = Reader::new(isa, bytes)?;
+    let calls = (1 << 30) / bytes.max(1 << 20);
+    Some(reader.rate(pool, calls.clamp(3, 50)))
+}
+
+/// A buffer to measure the read rate with.
+pub struct Reader {
+    kernel: Entry<ReadArgs>,
+    buf: AlignedBuf,
+}
+
+impl Reader {
     const PIECE: usize = 64 << 10;
-    let kernel: Entry<ReadArgs> = entry::<Read>(isa).filter(|_| isa.is_available())?;
-    let pieces = (bytes / PIECE).max(1);
-    let mut buf = AlignedBuf::zeroed(pieces * PIECE)?;
-    buf.bytes_mut().fill(1);
-    let data: &[u8] = buf.as_ref();
-    let calls = (1 << 30) / data.len().max(1 << 20);
-    let time = fastest(calls.clamp(3, 50), || {
-        pool.run(|team| {
-            let mut sink = [0.0f32; LANES];
-            let own = team.index() * pieces / team.count()..(team.index() + 1) * pieces / team.count();
-            let own = &data[own.start * PIECE..own.end * PIECE];
-            let args = ReadArgs { start: own.as_ptr().cast(), len: own.len() / 4, sink: sink.as_mut_ptr() };
-            // SAFETY: the part has `len` values, a multiple of 128, aligned to 64 bytes; the sink has 16.
-            unsafe { kernel(&args, 0) };
-            black_box(sink);
+
+    /// A buffer of `bytes` bytes, rounded down to 64 KiB; `None` as for [`read_rate`].
+    pub fn new(isa: Isa, bytes: usize) -> Option<Reader> {
+        let kernel: Entry<ReadArgs> = entry::<Read>(isa).filter(|_| isa.is_available())?;
+        let mut buf = AlignedBuf::zeroed((bytes / Self::PIECE).max(1) * Self::PIECE)?;
+        buf.bytes_mut().fill(1);
+        Some(Reader { kernel, buf })
+    }
+
+    /// Bytes per second of the fastest of `calls` passes over the buffer.
+    pub fn rate(&self, pool: &Pool, calls: usize) -> f64 {
+        let data: &[u8] = self.buf.as_ref();
+        let pieces = data.len() / Self::PIECE;
+        let time = fastest(calls, || {
+            pool.run(|team| {
+                let mut sink = [0.0f32; LANES];
+                let own = team.index() * pieces / team.count()..(team.index() + 1) * pieces / team.count();
+                let own = &data[own.start * Self::PIECE..own.end * Self::PIECE];
+                let args =
+                    ReadArgs { start: own.as_ptr().cast(), len: own.len() / 4, sink: sink.as_mut_ptr() };
+                // SAFETY: the part has `len` values, a multiple of 128, aligned to 64 bytes; the sink has 16.
+                unsafe { (self.kernel)(&args, 0) };
+                black_box(sink);
+            });
         });
-    });
-    Some(data.len() as f64 / time.as_secs_f64())
+        data.len() as f64 / time.as_secs_f64()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::isa::CpuFeatures;
 
     #[test]
     fn limits_are_finite_and_positive() {
@@ -166,6 +236,9 @@ mod tests {
                 flops.is_finite() && flops > 1e6 && read.is_finite() && read > 1e6,
                 "{isa} {flops} {read}"
             );
+            let bf16 = bf16_flops(&pool, isa);
+            let has_dot = isa == Isa::Avx512 && CpuFeatures::detect().avx512_bf16;
+            assert_eq!(bf16.is_some_and(|rate| rate.is_finite() && rate > 1e6), has_dot);
         }
     }
 }

@@ -10,11 +10,12 @@ use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::backend::Backend;
+use rlx::backend::cpu::Precision;
 use rlx::config::Config;
 use rlx::import::hf::HfFolder;
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
-use rlx_kernels::isa::Isa;
+use rlx_kernels::isa::{CpuFeatures, Isa};
 use rlx_tensor::DType;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
+    /// Precision of matrix products. If not given: bf16 for a bf16 checkpoint where the CPU has `vdpbf16ps`, else f32.
+    pub precision: Option<Precision>,
     /// Element type of KV caches: F32 if not given.
     pub cache_dtype: Option<DType>,
 }
@@ -36,6 +39,7 @@ pub struct Model {
     folder: HfFolder,
     weights: Box<dyn WeightLoader>,
     backend: Arc<dyn Backend>,
+    precision: Option<Precision>,
     built: Built,
     compiled: Arc<CompiledGraph>,
     tokenizer: TextTokenizer,
@@ -71,6 +75,20 @@ impl Default for TextOptions {
     }
 }
 
+/// bf16 where the processor has an instruction for it and most of the checkpoint's bytes are bf16.
+fn default_precision(weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> {
+    if isa != Isa::Avx512 || !CpuFeatures::detect().avx512_bf16 {
+        return Ok(Precision::F32);
+    }
+    let (mut bf16, mut all) = (0, 0);
+    for name in weights.names() {
+        let Some(tensor) = weights.tensor(name)? else { continue };
+        all += tensor.bytes.len();
+        bf16 += if tensor.dtype == DType::BF16 { tensor.bytes.len() } else { 0 };
+    }
+    Ok(if bf16 > all / 2 { Precision::Bf16 } else { Precision::F32 })
+}
+
 impl Model {
     /// Opens a model folder, or a hub name that is in the local cache, with default options.
     ///
@@ -96,15 +114,32 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        Self::on_backend(folder, options, Arc::new(backend))
+        let weights = folder.loader()?;
+        let precision = match options.precision {
+            Some(precision) => precision,
+            None => default_precision(weights.as_ref(), backend.isa())?,
+        };
+        let mut model =
+            Self::on_weights(folder, weights, options, Arc::new(backend.with_precision(precision)))?;
+        model.precision = Some(precision);
+        Ok(model)
     }
 
-    /// Opens a model for a backend: the reference evaluation, say.
+    /// Opens a model for a backend: the reference evaluation, say. Threads, instruction set and precision are the backend's.
     ///
     /// # Errors
     /// As [`Model::open_with`].
     pub fn on_backend(folder: HfFolder, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
         let weights = folder.loader()?;
+        Self::on_weights(folder, weights, options, backend)
+    }
+
+    fn on_weights(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self> {
         let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
         let build = BuildOptions { cache_dtype, ..BuildOptions::default() };
         let built = build_folder(&folder, weights.as_ref(), &build)?;
@@ -112,7 +147,7 @@ impl Model {
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
         let encoder = Mutex::new(None);
-        Ok(Self { folder, weights, backend, built, compiled, tokenizer, stop, encoder })
+        Ok(Self { folder, weights, backend, precision: None, built, compiled, tokenizer, stop, encoder })
     }
 
     /// The folder.
@@ -133,6 +168,11 @@ impl Model {
     /// The device.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// The precision of matrix products; `None` of a model that was opened on a backend of the caller's.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision
     }
 
     /// The checkpoint.

@@ -5,7 +5,7 @@ use crate::failure::Result;
 use crate::output;
 use rlx::config::{ByteSize, Config};
 use rlx::memory::{MemoryProbe, MemoryView, SystemProbe};
-use rlx_kernels::gemm::BLOCKS;
+use rlx_kernels::gemm::{BLOCKS, Precision};
 use rlx_kernels::isa::{CpuFeatures, Isa};
 use rlx_kernels::limits;
 use rlx_kernels::pool::Pool;
@@ -46,6 +46,8 @@ struct Cpu {
 pub struct Limits {
     /// f32 operations per second; a multiply-add is two.
     pub f32_flops: Option<f64>,
+    /// bf16 operations per second by `vdpbf16ps`; absent where the CPU has none.
+    pub bf16_flops: Option<f64>,
     /// Bytes read per second from memory.
     pub read_bytes_per_s: Option<f64>,
 }
@@ -63,11 +65,20 @@ struct Memory {
 const STREAM_BYTES: usize = 256 << 20;
 
 impl Limits {
+    /// Operations per second of products: of bf16 operands, by whichever instructions are faster.
+    pub fn product_flops(&self, precision: Precision) -> Option<f64> {
+        match (precision, self.bf16_flops) {
+            (Precision::Bf16, Some(bf16)) => self.f32_flops.map(|f32| f32.max(bf16)),
+            _ => self.f32_flops,
+        }
+    }
+
     /// Measures this machine; takes a fraction of a second.
     pub fn measure(isa: Isa, threads: usize) -> Limits {
         let pool = Pool::new(threads);
         Limits {
             f32_flops: limits::fma_flops(&pool, isa),
+            bf16_flops: limits::bf16_flops(&pool, isa),
             read_bytes_per_s: limits::read_rate(&pool, isa, STREAM_BYTES),
         }
     }
@@ -133,6 +144,7 @@ impl Report {
             ("threads", cpu.threads.to_string()),
             ("caches", format!("{}, {}, {}", cache(cpu.l1_bytes), cache(cpu.l2_bytes), cache(cpu.l3_bytes))),
             ("f32 limit", rate(limits.f32_flops, "GFLOP/s")),
+            ("bf16 limit", limits.bf16_flops.map_or("as f32".to_owned(), |bf16| rate(Some(bf16), "GFLOP/s"))),
             ("read limit", rate(limits.read_bytes_per_s, "GB/s")),
             (
                 "memory",

@@ -6,31 +6,15 @@ mod ops;
 use super::{Backend, BackendError, Context, Io, KernelChoice, Program};
 use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
 use crate::weights::WeightRegistry;
-use lower::LowerCx;
+use lower::{LowerCx, ShapeCx};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
+pub use rlx_kernels::gemm::Precision;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::Pool;
 use rlx_kernels::schedule::{Frame, Schedule};
 use rlx_tensor::{Shape, SizeTable};
 use std::sync::Arc;
-
-/// How the CPU runs a matmul's operands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Precision {
-    /// Operands and accumulation in f32; narrower weights are widened in registers.
-    #[default]
-    F32,
-}
-
-impl Precision {
-    /// The name in settings and keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-        }
-    }
-}
 
 /// The CPU: an instruction set and a pool of threads.
 pub struct CpuBackend {
@@ -50,6 +34,17 @@ impl CpuBackend {
         Self { isa, pool, precision: Precision::F32 }
     }
 
+    /// The same with products of another precision; f32 unless chosen.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The precision of matrix products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
@@ -58,6 +53,12 @@ impl CpuBackend {
     /// The pool.
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+}
+
+impl CpuBackend {
+    fn shapes<'t>(&self, template: &'t Template) -> ShapeCx<'t> {
+        ShapeCx { template, isa: self.isa, precision: self.precision }
     }
 }
 
@@ -104,7 +105,7 @@ impl Backend for CpuBackend {
     }
 
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
-        lower::packed_bytes(template, self.isa)
+        lower::packed_bytes(&self.shapes(template))
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
@@ -112,8 +113,7 @@ impl Backend for CpuBackend {
         let (mut each, mut shared) = (0, 0);
         for step in lir.template().steps() {
             let Some(op) = ops::find(step.op.def().name()) else { continue };
-            let (e, s) =
-                op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
+            let (e, s) = op.scratch(&self.shapes(lir.template()), step, lir.capacities(), workers)?;
             (each, shared) = (each.max(e), shared.max(s));
         }
         let line = |bytes: usize| bytes.next_multiple_of(64);

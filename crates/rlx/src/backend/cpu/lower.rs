@@ -6,7 +6,7 @@ use crate::plan::{BufferKind, Place, StepSpec, Template};
 use crate::weights::{Packed, PackedKey, PinGuard, WeightRegistry};
 use rlx_graph::eval::to_f64;
 use rlx_kernels::gemm::{
-    PackError, PackedLayout, PackedMatrix, WeightOrder, WeightPart, WeightType, pack_on,
+    PackError, PackedLayout, PackedMatrix, Precision, Products, WeightOrder, WeightPart, WeightType, pack_on,
 };
 use rlx_kernels::isa::Isa;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub(super) struct ShapeCx<'t> {
     pub template: &'t Template,
     pub isa: Isa,
+    pub precision: Precision,
 }
 
 /// The weights of a linear layer: how many, how they lie, whether gate and up are interleaved.
@@ -30,8 +31,9 @@ pub(super) struct MatrixSpec<'s> {
 }
 
 impl<'t> ShapeCx<'t> {
-    pub fn new(template: &'t Template, isa: Isa) -> Self {
-        Self { template, isa }
+    /// How products are formed.
+    pub fn products(&self) -> Products {
+        Products::choose(self.precision, self.isa)
     }
 
     /// The number a size is, if it has no symbols.
@@ -49,17 +51,16 @@ impl<'t> ShapeCx<'t> {
 
     /// The packed layout of a linear layer's weights; `None` if they are no params of known size and supported dtype.
     pub fn matrix_layout(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
-        let first = spec.weights.first()?;
-        let (mut n, mut k) = (0, None);
+        let (mut n, mut k, mut dtypes) = (0, None, Vec::with_capacity(spec.weights.len()));
         for weight in spec.weights {
             self.param(weight)?;
             let (rows, columns) = (self.known(weight, 0)?, self.known(weight, 1)?);
             let (part_n, part_k) = if spec.transposed { (columns, rows) } else { (rows, columns) };
             n += part_n;
             k = Some(part_k);
+            dtypes.push(weight_type(weight.dtype)?);
         }
-        let same = spec.weights.iter().all(|w| w.dtype == first.dtype);
-        let dtype = if same { weight_type(first.dtype)? } else { WeightType::F32 };
+        let dtype = self.precision.packed_type(dtypes)?;
         PackedLayout::new(dtype, n, k?, spec.gated, self.isa).ok()
     }
 
@@ -91,13 +92,12 @@ pub(super) fn weight_type(dtype: DType) -> Option<WeightType> {
 }
 
 /// Bytes of the copies of weights that the CPU makes for a template.
-pub(super) fn packed_bytes(template: &Template, isa: Isa) -> Result<usize, BackendError> {
-    let cx = ShapeCx::new(template, isa);
+pub(super) fn packed_bytes(cx: &ShapeCx<'_>) -> Result<usize, BackendError> {
     let mut counted = HashSet::new();
     let mut total = 0usize;
-    for step in template.steps() {
+    for step in cx.template.steps() {
         let Some(op) = ops::find(step.op.def().name()) else { continue };
-        for (key, bytes) in op.packed(&cx, step) {
+        for (key, bytes) in op.packed(cx, step) {
             if counted.insert(key) {
                 total = total.saturating_add(bytes);
             }
@@ -145,7 +145,7 @@ impl AsRef<[u8]> for Constant {
 
 impl<'a> LowerCx<'a> {
     pub fn new(template: &'a Template, weights: &'a WeightRegistry, backend: &'a CpuBackend) -> Self {
-        let packed_alone = ShapeCx::new(template, backend.isa()).packed_alone();
+        let packed_alone = backend.shapes(template).packed_alone();
         Self {
             template,
             weights,
@@ -159,11 +159,16 @@ impl<'a> LowerCx<'a> {
     }
 
     pub fn shapes(&self) -> ShapeCx<'a> {
-        ShapeCx::new(self.template, self.backend.isa())
+        self.backend.shapes(self.template)
     }
 
     pub fn isa(&self) -> Isa {
         self.backend.isa()
+    }
+
+    /// How products are formed.
+    pub fn products(&self) -> Products {
+        self.shapes().products()
     }
 
     /// Adds the schedule step of a template step; false if it runs by the reference evaluation.
@@ -263,7 +268,7 @@ impl<'a> LowerCx<'a> {
             for (guard, weight) in guards.iter().zip(spec.weights) {
                 parts.push(self.part(&shapes, guard, weight, spec.transposed)?);
             }
-            let matrix = pack_on(self.backend.pool(), &parts, spec.gated, self.isa());
+            let matrix = pack_on(self.backend.pool(), &parts, spec.gated, self.isa(), self.backend.precision);
             let matrix = matrix.map_err(|e: PackError| self.unsupported(e.to_string()))?;
             let bytes = matrix.bytes().len() as u64;
             Ok::<_, BackendError>(Packed::new(matrix, bytes))

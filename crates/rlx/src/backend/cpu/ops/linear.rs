@@ -74,7 +74,7 @@ impl CpuOp for CpuLinear {
         _workers: usize,
     ) -> Result<(usize, usize), BackendError> {
         let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
-        let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout));
+        let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
         Ok((kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>()), 0))
     }
 
@@ -82,7 +82,7 @@ impl CpuOp for CpuLinear {
         let (Some(op), Some(spec)) = (step.op.downcast::<Linear>(), matrix_of(step)) else { return Ok(None) };
         let Some(act) = activation(op.activation) else { return Ok(None) };
         let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
-        let kernel = LinearKernel::select(cx.isa(), matrix.layout());
+        let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
         let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
         let bias = match op.bias {
             true => {

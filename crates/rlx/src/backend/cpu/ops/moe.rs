@@ -39,7 +39,7 @@ fn with_kernel(
     spec: &MatrixSpec<'_>,
 ) -> Result<Option<(LinearKernel, PackedMatrix)>, BackendError> {
     let Some(matrix) = cx.matrix(spec)? else { return Ok(None) };
-    Ok(LinearKernel::select(cx.isa(), matrix.layout()).map(|kernel| (kernel, matrix)))
+    Ok(LinearKernel::select(cx.isa(), matrix.layout(), cx.products()).map(|kernel| (kernel, matrix)))
 }
 
 impl CpuOp for CpuMoe {
@@ -80,7 +80,8 @@ impl CpuOp for CpuMoe {
     ) -> Result<(usize, usize), BackendError> {
         let Some(op) = step.op.downcast::<Moe>() else { return Ok((0, 0)) };
         let Some(layouts) = layouts(cx, op, step) else { return Ok((0, 0)) };
-        let kernels = layouts.iter().flatten().filter_map(|layout| LinearKernel::select(cx.isa, layout));
+        let kernels =
+            layouts.iter().flatten().filter_map(|layout| LinearKernel::select(cx.isa, layout, cx.products()));
         let each = kernels.map(|k| k.scratch_len() * size_of::<f32>()).max().unwrap_or(0);
         let (rows, width) = (sizes[step.inputs[1].dims[0].index()], layouts.first().map_or(0, |l| l[0].k()));
         let inner = layouts.iter().map(|l| l[1].k()).max().unwrap_or(0);
