@@ -41,6 +41,7 @@ pub struct Model {
     tokenizer: TextTokenizer,
     stop: Vec<u32>,
     encoder: Mutex<Option<EncoderRunner>>,
+    threads: usize,
 }
 
 /// What to generate from a text.
@@ -96,7 +97,8 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        Self::on_backend(folder, options, Arc::new(backend))
+        let threads = backend.pool().threads();
+        Ok(Self { threads, ..Self::on_backend(folder, options, Arc::new(backend))? })
     }
 
     /// Opens a model for a backend: the reference evaluation, say.
@@ -112,7 +114,7 @@ impl Model {
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
         let encoder = Mutex::new(None);
-        Ok(Self { folder, weights, backend, built, compiled, tokenizer, stop, encoder })
+        Ok(Self { folder, weights, backend, built, compiled, tokenizer, stop, encoder, threads: 1 })
     }
 
     /// The folder.
@@ -158,7 +160,7 @@ impl Model {
             Some(runner) => runner,
             none => none.insert(self.encoder_runner(ENCODER_ROWS)?),
         };
-        embed_texts(runner, &model.info, &self.tokenizer, texts)
+        embed_texts(runner, &model.info, &self.tokenizer, texts, self.threads)
     }
 
     /// A runner of the encoder for runs of up to `max_rows` rows.
