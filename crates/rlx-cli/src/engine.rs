@@ -1,5 +1,6 @@
 //! A model, opened as arguments and settings say.
 
+use crate::args::CacheType;
 use crate::context::Context;
 use crate::demo;
 use crate::failure::Result;
@@ -27,8 +28,8 @@ impl Engine {
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
         context.device()?;
         let isa = context.isa()?;
-        let options =
-            OpenOptions { threads: Some(context.threads()), isa: Some(isa), ..OpenOptions::default() };
+        let cache_dtype = context.shared.cache_type.map(CacheType::dtype);
+        let options = OpenOptions { threads: Some(context.threads()), isa: Some(isa), cache_dtype };
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
