@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 use rlx::config::Config;
 use rlx::devices::DeviceId;
+use rlx_tensor::DType;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 
@@ -28,6 +29,9 @@ pub struct Shared {
     /// Precision of matrix products [default: bf16 for a bf16 checkpoint where the CPU has vdpbf16ps, else f32]
     #[arg(long, global = true)]
     pub precision: Option<Precision>,
+    /// Element type of key and value caches [default: f32]
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub cache_type: Option<CacheType>,
     /// Device to run on, such as cpu [default: chosen among those that can run the model]
     #[arg(long, global = true)]
     pub device: Option<DeviceId>,
@@ -56,6 +60,28 @@ impl From<Precision> for rlx::backend::cpu::Precision {
         match precision {
             Precision::F32 => Self::F32,
             Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// Element type of key and value caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// As computed.
+    F32,
+    /// Rounded to IEEE half precision.
+    F16,
+    /// Rounded to bfloat16.
+    Bf16,
+}
+
+impl CacheType {
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            CacheType::F32 => DType::F32,
+            CacheType::F16 => DType::F16,
+            CacheType::Bf16 => DType::BF16,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A model, opened as arguments and settings say.
 
+use crate::args::CacheType;
 use crate::context::Context;
 use crate::demo;
 use crate::failure::Result;
@@ -30,8 +31,8 @@ impl Engine {
         let options = OpenOptions {
             threads: Some(context.threads()),
             isa: Some(isa),
+            cache_dtype: context.shared.cache_type.map(CacheType::dtype),
             precision: context.shared.precision.map(Into::into),
-            ..OpenOptions::default()
         };
         let source = Source::find(model, context)?;
         let started = Instant::now();

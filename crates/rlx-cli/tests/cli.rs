@@ -393,6 +393,21 @@ fn a_plan_adds_up_and_says_what_would_fit() {
 }
 
 #[test]
+fn a_narrower_cache_halves_the_state_and_still_tells_a_story() {
+    let state = |cache: &str| {
+        let plan = json(&["plan", "--ctx", "128", "--cache-type", cache, "--json"]);
+        plan["parts"]["state"].as_u64().expect("a number of bytes")
+    };
+    let whole = state("f32");
+    assert!(whole > 0);
+    assert_eq!([2 * state("f16"), 2 * state("bf16")], [whole; 2]);
+    for cache in ["f16", "bf16"] {
+        let story = json(&["generate", "-n", "8", "--cache-type", cache, "--json"]);
+        assert_eq!(story["token_ids"].as_array().map(Vec::len), Some(8), "{story}");
+    }
+}
+
+#[test]
 fn explain_shows_every_stage() {
     let llama = model("llama");
     for stage in ["hir", "mir", "lir"] {

@@ -108,7 +108,7 @@ pub fn embed_tokens<R: EncoderRuntime + ?Sized>(
     Ok(embeddings)
 }
 
-/// Embeds texts: one vector each, in order.
+/// Embeds texts: one vector each, in order; tokenised on up to `threads` threads.
 ///
 /// # Errors
 /// As [`embed_tokens`], and of the tokenizer.
@@ -117,8 +117,7 @@ pub fn embed_texts<R: EncoderRuntime + ?Sized>(
     info: &EncoderInfo,
     tokenizer: &TextTokenizer,
     texts: &[impl AsRef<str>],
+    threads: usize,
 ) -> Result<Vec<Vec<f32>>> {
-    let sequences: Result<Vec<Vec<u32>>> =
-        texts.iter().map(|text| tokenizer.encode(text.as_ref(), true)).collect();
-    embed_tokens(runtime, info, &sequences?)
+    embed_tokens(runtime, info, &tokenizer.encode_all(texts, true, threads)?)
 }

@@ -247,6 +247,8 @@ pub fn generate<R: DecoderRuntime>(
     prompt.iter().for_each(|&token| sampler.observe(token));
     let (mut pool, mut table) = (BlockPool::new(limits.blocks), BlockTable::new());
     pool.reserve(&mut table, prompt_tokens + new_tokens)?;
+    let mut tokens = Vec::with_capacity(prompt_tokens + new_tokens);
+    tokens.extend_from_slice(prompt);
     Ok(Generation {
         runtime,
         info: info.clone(),
@@ -254,7 +256,7 @@ pub fn generate<R: DecoderRuntime>(
         sampler,
         pool,
         table,
-        tokens: prompt.to_vec(),
+        tokens,
         prompt_tokens,
         past: 0,
         inputs: StepInputs::default(),

@@ -45,6 +45,7 @@ pub struct Model {
     tokenizer: TextTokenizer,
     stop: Vec<u32>,
     encoder: Mutex<Option<EncoderRunner>>,
+    threads: usize,
 }
 
 /// What to generate from a text.
@@ -114,6 +115,7 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
+        let threads = backend.pool().threads();
         let weights = folder.loader()?;
         let precision = match options.precision {
             Some(precision) => precision,
@@ -122,6 +124,7 @@ impl Model {
         let mut model =
             Self::on_weights(folder, weights, options, Arc::new(backend.with_precision(precision)))?;
         model.precision = Some(precision);
+        model.threads = threads;
         Ok(model)
     }
 
@@ -147,7 +150,19 @@ impl Model {
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
         let encoder = Mutex::new(None);
-        Ok(Self { folder, weights, backend, precision: None, built, compiled, tokenizer, stop, encoder })
+        let precision = None;
+        Ok(Self {
+            folder,
+            weights,
+            backend,
+            precision,
+            built,
+            compiled,
+            tokenizer,
+            stop,
+            encoder,
+            threads: 1,
+        })
     }
 
     /// The folder.
@@ -198,7 +213,7 @@ impl Model {
             Some(runner) => runner,
             none => none.insert(self.encoder_runner(ENCODER_ROWS)?),
         };
-        embed_texts(runner, &model.info, &self.tokenizer, texts)
+        embed_texts(runner, &model.info, &self.tokenizer, texts, self.threads)
     }
 
     /// A runner of the encoder for runs of up to `max_rows` rows.

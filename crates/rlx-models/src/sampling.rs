@@ -92,13 +92,10 @@ impl Sampler {
     /// # Errors
     /// [`ModelError::Logits`] for a NaN, a plus infinity, or no token that is possible.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        let bad = logits.iter().position(|v| v.is_nan() || *v == f32::INFINITY);
-        if let Some(token) = bad {
-            return Err(ModelError::Logits { token, found: logits[token] });
-        }
+        let top = largest(logits)?;
         let plain = self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0;
         if plain {
-            return greedy(logits);
+            return first_of(logits, top);
         }
         self.candidates.clear();
         let finite = logits.iter().enumerate().filter(|(_, v)| v.is_finite());
@@ -170,10 +167,34 @@ impl Sampler {
 
 const IMPOSSIBLE: ModelError = ModelError::Logits { token: 0, found: f32::NEG_INFINITY };
 
-fn greedy(logits: &[f32]) -> Result<u32> {
-    let larger = |best: (usize, f32), next: (usize, f32)| if next.1 > best.1 { next } else { best };
-    let best = logits.iter().copied().enumerate().reduce(larger);
-    best.filter(|(_, value)| value.is_finite()).map(|(token, _)| token as u32).ok_or(IMPOSSIBLE)
+/// Logits looked at together, in as many lanes as the compiler likes.
+const TOGETHER: usize = 64;
+
+/// The largest logit; an error names the first that is NaN or plus infinity.
+fn largest(logits: &[f32]) -> Result<f32> {
+    let mut top = [f32::NEG_INFINITY; TOGETHER];
+    let mut sound = [true; TOGETHER];
+    let (chunks, rest) = logits.as_chunks::<TOGETHER>();
+    for chunk in chunks {
+        for ((&value, top), sound) in chunk.iter().zip(&mut top).zip(&mut sound) {
+            *top = if value > *top { value } else { *top };
+            *sound &= value < f32::INFINITY;
+        }
+    }
+    let all_sound = !sound.contains(&false) && rest.iter().all(|&value| value < f32::INFINITY);
+    if !all_sound && let Some(token) = logits.iter().position(|v| v.is_nan() || *v == f32::INFINITY) {
+        return Err(ModelError::Logits { token, found: logits[token] });
+    }
+    Ok(top.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max))
+}
+
+/// The first token with the largest logit.
+fn first_of(logits: &[f32], top: f32) -> Result<u32> {
+    let holds = |chunk: &[f32]| chunk.iter().fold(false, |found, &value| found | (value == top));
+    let chunk = logits.chunks(TOGETHER).position(holds).filter(|_| top.is_finite()).ok_or(IMPOSSIBLE)?;
+    let first = chunk * TOGETHER;
+    let within = logits[first..].iter().position(|&value| value == top).unwrap_or(0);
+    Ok((first + within) as u32)
 }
 
 fn best_of(candidates: &[Candidate]) -> Option<Candidate> {
@@ -250,6 +271,17 @@ mod tests {
         let mut greedy = Sampler::new(SamplingOptions::greedy()).unwrap();
         assert_eq!(greedy.sample(&[0.5, 2.0, -1.0, 2.0]).unwrap(), 1);
         assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -3.0]).unwrap(), 1);
+        for n in [1usize, 63, 64, 65, 1000] {
+            for at in [0, n / 2, n - 1] {
+                let mut logits: Vec<f32> = (0..n).map(|i| -((i * 37 % 101) as f32) - 1.0).collect();
+                logits[at..].fill(0.0);
+                assert_eq!(greedy.sample(&logits).unwrap(), at as u32, "{n} logits");
+                logits[at] = f32::NAN;
+                assert!(
+                    matches!(greedy.sample(&logits), Err(ModelError::Logits { token, .. }) if token == at)
+                );
+            }
+        }
     }
 
     #[test]

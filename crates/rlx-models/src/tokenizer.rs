@@ -3,7 +3,7 @@
 use crate::arch::{DecoderInfo, EncoderInfo};
 use crate::error::{ModelError, Result};
 use rlx::import::hf::{ConfigReader, HfFolder, OneOrMany};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use tokenizers::{TruncationDirection, TruncationParams};
 
@@ -130,6 +130,33 @@ impl TextTokenizer {
         }
     }
 
+    /// Ids of each text, in order, on up to `threads` threads.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`], of the first text that fails.
+    pub fn encode_all(
+        &self,
+        texts: &[impl AsRef<str>],
+        special: bool,
+        threads: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let encode =
+            |part: &[&str]| part.iter().map(|text| self.encode(text, special)).collect::<Result<Vec<_>>>();
+        let bytes: usize = texts.iter().map(|text| text.len()).sum();
+        if threads < 2 || bytes < LEAST_SHARED_BYTES {
+            return encode(&texts);
+        }
+        let shares = split_by_bytes(&texts, bytes.div_ceil(threads));
+        let parts = std::thread::scope(|scope| {
+            let encode = &encode;
+            let workers: Vec<_> = shares.iter().map(|part| scope.spawn(move || encode(part))).collect();
+            let joined = workers.into_iter().map(|worker| worker.join());
+            joined.map(|part| part.unwrap_or_else(|panic| resume_unwind(panic))).collect::<Result<Vec<_>>>()
+        })?;
+        Ok(parts.into_iter().flatten().collect())
+    }
+
     /// The text of ids; `skip_special` leaves special tokens out.
     ///
     /// # Errors
@@ -159,6 +186,26 @@ impl TextTokenizer {
         let ids = context[tail..].to_vec();
         Detokenizer { tokenizer: self, printed: ids.len(), ids }
     }
+}
+
+/// Bytes of text below which starting threads costs more than it saves.
+const LEAST_SHARED_BYTES: usize = 4096;
+
+/// Texts in runs of about `share` bytes each.
+fn split_by_bytes<'t, 'a>(texts: &'t [&'a str], share: usize) -> Vec<&'t [&'a str]> {
+    let (mut parts, mut rest) = (Vec::new(), texts);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let within = rest.iter().take_while(|text| {
+            let room = bytes < share;
+            bytes += text.len();
+            room
+        });
+        let (part, after) = rest.split_at(within.count());
+        parts.push(part);
+        rest = after;
+    }
+    parts
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>> {

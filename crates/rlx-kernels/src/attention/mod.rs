@@ -3,15 +3,21 @@
 //! A row is one query position; its heads lie side by side. Key `j` is visible to a query at absolute position `p` iff
 //! `p - left <= j <= p + right`. A row that sees no key gives zeros.
 //!
-//! Numeric contract. A score is one accumulator over d = 0, 1, ..., fused; then `* scale`, soft-cap, `+ mask`. Keys are
-//! taken in blocks of [`BLOCK`] absolute positions with running maximum, sum and output per row; a block's exponentials
-//! are summed in a fixed tree; an output element is one accumulator over the visible keys in order. Every [`CHUNK`]
-//! absolute positions start from an empty state, and the states of chunks are merged in ascending order. So the bits of
-//! a row depend on its query and on the keys and values it sees, never on the batch, the tile, the threads, whether it
-//! was prefilled or decoded, or whether chunks ran in one tile or in several.
+//! Numeric contract. A score is one accumulator over d = 0, 1, ..., fused; then one factor `scale * log2(e)`, or `* scale`,
+//! soft-cap, `+ mask`, `* log2(e)` where there is a soft-cap or a mask; weights are powers of two. Keys are taken in blocks
+//! of [`BLOCK`] absolute positions with running maximum, sum and output per row; a block's weights are summed in a fixed
+//! tree; an output element is one accumulator over the visible keys in order, and in the end times `1 / sum`. Every
+//! [`CHUNK`] absolute positions start from an empty state, and the states of chunks are merged in ascending order. So the
+//! bits of a row depend on its query and on the keys and values it sees, never on the batch, the tile, the threads,
+//! whether it was prefilled or decoded, or whether chunks ran in one tile or in several.
+//!
+//! Tiles of up to 8 rows (`few`) hold keys in the lanes of a vector and read a cache once for all rows, as it is
+//! stored; larger ones (`many`) hold rows in the lanes, so that nothing is reduced across lanes. Both give the same bits.
 
 mod append;
+mod few;
 mod generic;
+mod many;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -25,6 +31,20 @@ pub const BLOCK: usize = 64;
 pub const CHUNK: usize = 512;
 /// Query rows times heads of a group that one tile aims at.
 const TILE_ROWS: usize = 128;
+/// Rows of a tile up to which its vectors hold keys.
+const FEW_ROWS: usize = 8;
+
+/// Query rows of a tile for groups of `group` heads.
+const fn queries_per_tile(group: usize) -> usize {
+    let queries = TILE_ROWS / group;
+    if queries == 0 { 1 } else { queries }
+}
+
+/// Values of scratch that one tile needs: a block of keys and values, queries, scores, two states.
+pub const fn scratch_floats(group: usize, head_dim: usize, value_dim: usize) -> usize {
+    let rows = (queries_per_tile(group) * group).next_multiple_of(many::WIDEST);
+    BLOCK * (head_dim + value_dim + many::WIDEST) + rows * head_dim + 2 * rows * (value_dim + 2)
+}
 
 /// Storage type of a KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,14 +161,12 @@ impl AttentionArgs {
 
     /// Query rows of one tile.
     pub const fn queries_per_tile(&self) -> usize {
-        let queries = TILE_ROWS / self.group();
-        if queries == 0 { 1 } else { queries }
+        queries_per_tile(self.group())
     }
 
     /// Values of scratch that one tile needs.
     pub const fn scratch_floats(&self) -> usize {
-        let rows = self.queries_per_tile() * self.group();
-        BLOCK * (self.head_dim + self.value_dim) + 2 * rows * (self.value_dim + 2)
+        scratch_floats(self.group(), self.head_dim, self.value_dim)
     }
 
     /// Values of `partials` for `rows` query rows.

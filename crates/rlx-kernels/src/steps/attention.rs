@@ -2,7 +2,7 @@
 
 use crate::attention::{
     AppendArgs, AttentionArgs, BLOCK, CHUNK, CacheDtype, Keys, append_entry, attention_entry, left_of_window,
-    merge_entry,
+    merge_entry, scratch_floats,
 };
 use crate::isa::{Entry, Isa};
 use crate::pool::Team;
@@ -274,9 +274,8 @@ fn cache_dtype(dtype: DType) -> CacheDtype {
 /// Scratch of attention, for the memory estimate: `(each worker's, shared)` bytes for up to `rows` query rows and, with a cache,
 /// `blocks` blocks of it and `table` blocks a sequence.
 pub fn attention_scratch(form: &AttentionForm, rows: usize, cache: Option<(usize, usize)>) -> (usize, usize) {
-    let group = form.heads / form.kv_heads.max(1);
-    let queries = (128 / group.max(1)).max(1);
-    let floats = BLOCK * 2 * form.head_dim + 2 * queries * group * (form.head_dim + 2);
+    let group = (form.heads / form.kv_heads.max(1)).max(1);
+    let floats = scratch_floats(group, form.head_dim, form.head_dim);
     let (blocks, table) = cache.unwrap_or((0, 0));
     let chunks = (table * BLOCK).div_ceil(CHUNK);
     let partials =
@@ -346,8 +345,10 @@ impl Step for AttentionStep {
         // SAFETY: as above; `seq_starts` has batch + 1 values; the scratch is this worker's, the partials are shared scratch of
         // the size `attention_scratch` gives; tiles write disjoint rows and heads of `out` or of the partials.
         unsafe {
-            for tile in team.tiles(args.tiles()) {
-                (self.attend)(&args, tile);
+            // Backwards: the last rows of a causal sequence see the most keys, and no worker should be left alone with them.
+            let tiles = args.tiles();
+            for tile in team.tiles(tiles) {
+                (self.attend)(&args, tiles - 1 - tile);
             }
             if args.chunks > 0 {
                 team.barrier();
