@@ -1,6 +1,7 @@
 //! Model families: config and tensor names to graph, tokenizer, chat template, sampling, generation, embeddings.
 
 pub mod arch;
+mod artefact;
 pub mod blocks;
 pub mod embed;
 mod error;

@@ -9,10 +9,12 @@ use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
-use rlx::backend::Backend;
+use rlx::aot::Artefact;
 use rlx::backend::cpu::Precision;
+use rlx::backend::{Backend, Program};
 use rlx::config::Config;
 use rlx::import::hf::HfFolder;
+use rlx::import::{ModelSource, sniff};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::{CpuFeatures, Isa};
@@ -45,6 +47,7 @@ pub struct Model {
     tokenizer: TextTokenizer,
     stop: Vec<u32>,
     encoder: Mutex<Option<EncoderRunner>>,
+    artefact: Option<Arc<Artefact>>,
     threads: usize,
 }
 
@@ -99,12 +102,22 @@ impl Model {
         Self::open_with(path, &OpenOptions::default())
     }
 
-    /// Opens a model folder. No weight is read before the model is used.
+    /// Opens a model folder, or a file that `rlx compile` wrote. No weight is read before the model is used.
     ///
     /// # Errors
     /// Files that are missing or broken, a config that is not understood, weights that do not fit it.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref().to_string_lossy();
+        let path = path.as_ref();
+        if path.is_file() && sniff(path)? == ModelSource::Rlx {
+            let found = Artefact::precision_of(path).map_err(rlx::SessionError::from)?;
+            let compiled_for = Precision::ALL.into_iter().find(|precision| precision.name() == found);
+            let precision = options.precision.or(compiled_for).unwrap_or_default();
+            let backend = cpu_backend(options.isa, options.threads)?.with_precision(precision);
+            let threads = backend.pool().threads();
+            let model = Self::open_artefact(path, options, Arc::new(backend))?;
+            return Ok(Self { precision: Some(precision), threads, ..model });
+        }
+        let path = path.to_string_lossy();
         let dirs = Config::global().map_err(rlx::SessionError::from)?.hf_cache_dirs();
         Self::from_folder(HfFolder::open(&path, &dirs)?, options)
     }
@@ -149,20 +162,60 @@ impl Model {
         let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
+        Ok(Self::assemble(folder, weights, backend, built, compiled, tokenizer, stop))
+    }
+
+    pub(crate) fn assemble(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        backend: Arc<dyn Backend>,
+        built: Built,
+        compiled: Arc<CompiledGraph>,
+        tokenizer: TextTokenizer,
+        stop: Vec<u32>,
+    ) -> Self {
         let encoder = Mutex::new(None);
-        let precision = None;
-        Ok(Self {
+        Self {
             folder,
             weights,
             backend,
-            precision,
+            precision: None,
             built,
             compiled,
             tokenizer,
             stop,
             encoder,
+            artefact: None,
             threads: 1,
-        })
+        }
+    }
+
+    pub(crate) fn with_artefact(self, artefact: Arc<Artefact>) -> Self {
+        Self { artefact: Some(artefact), ..self }
+    }
+
+    /// The compiled file it was opened from.
+    pub fn artefact(&self) -> Option<&Artefact> {
+        self.artefact.as_deref()
+    }
+
+    /// Binds and packs the weights, or maps packed ones, unless that is done already.
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`] before anything is allocated if they do not fit; [`ModelError::Session`].
+    pub fn load(&self) -> Result<Arc<dyn Program>> {
+        self.admit(1)?;
+        Ok(self.compiled.program()?)
+    }
+
+    /// Worker threads to count with.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Tokens that end a text, ascending.
+    pub fn stop(&self) -> &[u32] {
+        &self.stop
     }
 
     /// The folder.
@@ -222,7 +275,10 @@ impl Model {
     /// [`ModelError::NotAnEncoder`], [`ModelError::Session`].
     pub fn encoder_runner(&self, max_rows: usize) -> Result<EncoderRunner> {
         match &self.built {
-            Built::Encoder(model) => EncoderRunner::new(model, Arc::clone(&self.compiled), max_rows),
+            Built::Encoder(model) => {
+                self.admit(max_rows.min(model.info.max_tokens).max(1))?;
+                EncoderRunner::new(model, Arc::clone(&self.compiled), max_rows)
+            }
             Built::Decoder(_) => Err(ModelError::NotAnEncoder { path: self.folder.root().to_path_buf() }),
         }
     }
@@ -234,6 +290,7 @@ impl Model {
     pub fn decoder_runner(&self, context: usize) -> Result<DecoderRunner> {
         match &self.built {
             Built::Decoder(model) => {
+                self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
                 DecoderRunner::new(model, Arc::clone(&self.compiled), context, PREFILL_ROWS)
             }
             Built::Encoder(_) => Err(ModelError::NotADecoder { path: self.folder.root().to_path_buf() }),

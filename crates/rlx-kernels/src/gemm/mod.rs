@@ -24,7 +24,7 @@ use block::BlockArgs;
 use epilogue::EpilogueArgs;
 pub use pack::{
     PackError, PackJob, PackedLayout, PackedMatrix, PackedStorage, WeightOrder, WeightPart, WeightType, pack,
-    pack_on, panel_columns, size_of_packed,
+    pack_on, pack_on_releasing, panel_columns, size_of_packed,
 };
 pub use precision::{Precision, Products, UnknownPrecision};
 use rounded::RoundArgs;

@@ -1,11 +1,16 @@
 //! The CPU backend: steps bound to kernels of the chosen instruction set, on a thread pool of its own.
 
+mod keeper;
 mod lower;
 mod ops;
+mod stored;
 
-use super::{Backend, BackendError, Context, Io, KernelChoice, Program};
+use super::{Backend, BackendError, Context, Io, KernelChoice, PackedStorage, Program, WeightUses};
+use crate::aot::AotCache;
 use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
-use crate::weights::WeightRegistry;
+use crate::weights::{RegistryError, WeightRegistry};
+use keeper::Keeper;
+pub use keeper::LEAST_KEPT_BYTES;
 use lower::{LowerCx, ShapeCx};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
@@ -13,7 +18,9 @@ pub use rlx_kernels::gemm::Precision;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::Pool;
 use rlx_kernels::schedule::{Frame, Schedule};
+use rlx_tensor::storage::mapped::MappedFile;
 use rlx_tensor::{Shape, SizeTable};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The CPU: an instruction set and a pool of threads.
@@ -21,6 +28,7 @@ pub struct CpuBackend {
     isa: Isa,
     pool: Arc<Pool>,
     precision: Precision,
+    keeper: Option<Keeper>,
 }
 
 impl CpuBackend {
@@ -31,7 +39,15 @@ impl CpuBackend {
 
     /// A backend that shares a pool.
     pub fn with_pool(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, pool, precision: Precision::F32 }
+        Self { isa, pool, precision: Precision::F32, keeper: None }
+    }
+
+    /// The same backend, which takes packed weights from a cache and leaves new ones there. Only copies of weights in mapped files of
+    /// at least [`LEAST_KEPT_BYTES`] are kept: others are packed faster than a file is opened.
+    #[must_use]
+    pub fn with_cache(mut self, cache: AotCache) -> Self {
+        self.keeper = Some(Keeper::new(cache));
+        self
     }
 
     /// The same with products of another precision; f32 unless chosen.
@@ -105,7 +121,25 @@ impl Backend for CpuBackend {
     }
 
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
-        lower::packed_bytes(&self.shapes(template))
+        Ok(lower::packed_bytes(&self.shapes(template)))
+    }
+
+    fn raw_params(&self, template: &Template) -> Option<BTreeSet<String>> {
+        Some(lower::weight_needs(&self.shapes(template)).raw)
+    }
+
+    fn packed_mapped_bytes(
+        &self,
+        template: &Template,
+        weights: &WeightRegistry,
+    ) -> Result<u64, BackendError> {
+        let mut mapped = 0u64;
+        for spec in lower::weight_needs(&self.shapes(template)).packed {
+            if lower::is_mapped(self, weights, &spec)? {
+                mapped = mapped.saturating_add(spec.bytes as u64);
+            }
+        }
+        Ok(mapped)
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
@@ -120,6 +154,10 @@ impl Backend for CpuBackend {
         Ok(line(each) * workers + line(shared))
     }
 
+    fn storage(&self) -> Option<&dyn PackedStorage> {
+        Some(self)
+    }
+
     fn load(
         &self,
         template: &Arc<Template>,
@@ -131,7 +169,8 @@ impl Backend for CpuBackend {
             let native = cx.lower(step)?;
             kernels.push(native);
         }
-        let schedule = Arc::new(cx.finish());
+        let (schedule, uses, files) = cx.finish();
+        let schedule = Arc::new(schedule);
         let kernels = schedule.steps().iter().zip(kernels);
         let kernels = kernels.map(|(s, native)| KernelChoice { kernel: s.name(), native }).collect();
         Ok(Arc::new(CpuProgram {
@@ -139,6 +178,8 @@ impl Backend for CpuBackend {
             schedule,
             pool: Arc::clone(&self.pool),
             kernels,
+            uses,
+            files: files.into(),
         }))
     }
 }
@@ -149,6 +190,8 @@ struct CpuProgram {
     schedule: Arc<Schedule>,
     pool: Arc<Pool>,
     kernels: Vec<KernelChoice>,
+    uses: WeightUses,
+    files: Arc<[Arc<MappedFile>]>,
 }
 
 impl Program for CpuProgram {
@@ -169,11 +212,16 @@ impl Program for CpuProgram {
             states: of(self.template.states()),
         };
         let sizes = self.template.sizes().clone();
-        Ok(Box::new(CpuContext { frame, regions, sizes, pool: Arc::clone(&self.pool) }))
+        let (pool, files) = (Arc::clone(&self.pool), Arc::clone(&self.files));
+        Ok(Box::new(CpuContext { frame, regions, sizes, pool, files }))
     }
 
     fn kernels(&self) -> Vec<KernelChoice> {
         self.kernels.clone()
+    }
+
+    fn weight_uses(&self) -> Option<&WeightUses> {
+        Some(&self.uses)
     }
 }
 
@@ -191,10 +239,14 @@ struct CpuContext {
     regions: Regions,
     sizes: SizeTable,
     pool: Arc<Pool>,
+    files: Arc<[Arc<MappedFile>]>,
 }
 
 impl Context for CpuContext {
     fn run(&mut self, io: Io<'_, '_>) -> Result<(), BackendError> {
+        for file in &*self.files {
+            file.still_valid().map_err(RegistryError::from)?;
+        }
         self.sizes.eval(io.symbols, self.frame.sizes_mut()).map_err(PlanError::from)?;
         let mut launch = self.frame.launch();
         for (&region, bytes) in self.regions.inputs.iter().zip(io.inputs) {

@@ -3,7 +3,7 @@
 use super::CpuOp;
 use super::linear::activation;
 use crate::backend::BackendError;
-use crate::backend::cpu::lower::{LowerCx, MatrixSpec, ShapeCx};
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::moe::Moe;
@@ -56,19 +56,12 @@ impl CpuOp for CpuMoe {
         operand < 2
     }
 
-    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         let Some(op) = step.op.downcast::<Moe>() else { return Vec::new() };
-        let Some(layouts) = layouts(cx, op, step) else { return Vec::new() };
-        let specs = matrices(op, step);
-        specs
-            .iter()
-            .flatten()
-            .zip(layouts.iter().flatten())
-            .map(|(spec, layout)| {
-                let names: Vec<&str> = spec.weights.iter().filter_map(|w| cx.param(w)).collect();
-                (format!("{} gated={}", names.join("+"), spec.gated), layout.bytes())
-            })
-            .collect()
+        if layouts(cx, op, step).is_none() {
+            return Vec::new();
+        }
+        matrices(op, step).iter().flatten().filter_map(|spec| cx.packed_spec(spec)).collect()
     }
 
     fn scratch(
