@@ -1,5 +1,9 @@
 //! What this machine can do at most, measured: the scale that kernel figures are read against.
 
+mod dot;
+
+pub use dot::{DotKind, dot_ops};
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -166,6 +170,13 @@ mod tests {
                 flops.is_finite() && flops > 1e6 && read.is_finite() && read > 1e6,
                 "{isa} {flops} {read}"
             );
+        }
+        let features = crate::isa::CpuFeatures::detect();
+        for (kind, present) in [(DotKind::Bf16, features.avx512_bf16), (DotKind::Int8, features.avx512_vnni)]
+        {
+            let rate = dot_ops(&pool, kind);
+            assert_eq!(rate.is_some(), present && features.avx512, "{kind:?}");
+            assert!(rate.is_none_or(|rate| rate.is_finite() && rate > 1e6), "{kind:?} {rate:?}");
         }
     }
 }
