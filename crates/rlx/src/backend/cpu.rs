@@ -3,7 +3,8 @@
 mod lower;
 mod ops;
 
-use super::{Backend, BackendError, Context, Io, KernelChoice, Program};
+use super::{Backend, BackendError, Context, ExpertLayer, Io, KernelChoice, Program};
+use crate::memory::experts::ExpertPool;
 use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
 use crate::weights::WeightRegistry;
 use lower::LowerCx;
@@ -37,6 +38,7 @@ pub struct CpuBackend {
     isa: Isa,
     pool: Arc<Pool>,
     precision: Precision,
+    experts: Option<Arc<ExpertPool>>,
 }
 
 impl CpuBackend {
@@ -47,7 +49,14 @@ impl CpuBackend {
 
     /// A backend that shares a pool.
     pub fn with_pool(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, pool, precision: Precision::F32 }
+        Self { isa, pool, precision: Precision::F32, experts: None }
+    }
+
+    /// The same with mixtures of experts that keep only some experts in memory.
+    #[must_use]
+    pub fn with_experts(mut self, experts: Arc<ExpertPool>) -> Self {
+        self.experts = Some(experts);
+        self
     }
 
     /// The instruction set.
@@ -104,7 +113,12 @@ impl Backend for CpuBackend {
     }
 
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
-        lower::packed_bytes(template, self.isa)
+        lower::packed_bytes(template, self)
+    }
+
+    fn expert_layers(&self, template: &Template) -> Vec<ExpertLayer> {
+        let cx = lower::ShapeCx::new(template, self);
+        template.steps().iter().filter_map(|step| ops::moe::expert_layer(&cx, step)).collect()
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
@@ -113,7 +127,7 @@ impl Backend for CpuBackend {
         for step in lir.template().steps() {
             let Some(op) = ops::find(step.op.def().name()) else { continue };
             let (e, s) =
-                op.scratch(&lower::ShapeCx::new(lir.template(), self.isa), step, lir.capacities(), workers)?;
+                op.scratch(&lower::ShapeCx::new(lir.template(), self), step, lir.capacities(), workers)?;
             (each, shared) = (each.max(e), shared.max(s));
         }
         let line = |bytes: usize| bytes.next_multiple_of(64);

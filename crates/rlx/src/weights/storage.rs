@@ -505,6 +505,19 @@ impl PinGuard {
         Ok(built)
     }
 
+    /// Tells the system that a mapped storage is read soon, so that it reads ahead while others work.
+    pub fn will_need(&self) {
+        if let WeightBytes::Mapped(range) = &self.storage.source {
+            // Advice only: without it the pages are read when they are touched.
+            drop(range.will_need());
+        }
+    }
+
+    /// Lets the system take back the pages of a mapped storage; they are read again when needed.
+    pub fn release_pages(&self) {
+        self.storage.drop_bytes_if_mapped();
+    }
+
     pub(super) fn done_packing(self) {
         let (storage, streamer) = (Arc::clone(&self.storage), Arc::clone(&self.streamer));
         drop(self);

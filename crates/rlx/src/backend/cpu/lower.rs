@@ -2,6 +2,7 @@
 
 use super::{CpuBackend, ops};
 use crate::backend::BackendError;
+use crate::memory::experts::{ExpertPool, ExpertWeight};
 use crate::plan::{BufferKind, Place, StepSpec, Template};
 use crate::weights::{Packed, PackedKey, PinGuard, WeightRegistry};
 use rlx_graph::eval::to_f64;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub(super) struct ShapeCx<'t> {
     pub template: &'t Template,
     pub isa: Isa,
+    /// Experts of a layer that are in memory at once; all if none.
+    pub expert_slots: Option<usize>,
 }
 
 /// The weights of a linear layer: how many, how they lie, whether gate and up are interleaved.
@@ -30,8 +33,9 @@ pub(super) struct MatrixSpec<'s> {
 }
 
 impl<'t> ShapeCx<'t> {
-    pub fn new(template: &'t Template, isa: Isa) -> Self {
-        Self { template, isa }
+    pub fn new(template: &'t Template, backend: &CpuBackend) -> Self {
+        let expert_slots = backend.experts.as_ref().map(|pool| pool.slots());
+        Self { template, isa: backend.isa, expert_slots }
     }
 
     /// The number a size is, if it has no symbols.
@@ -91,8 +95,8 @@ pub(super) fn weight_type(dtype: DType) -> Option<WeightType> {
 }
 
 /// Bytes of the copies of weights that the CPU makes for a template.
-pub(super) fn packed_bytes(template: &Template, isa: Isa) -> Result<usize, BackendError> {
-    let cx = ShapeCx::new(template, isa);
+pub(super) fn packed_bytes(template: &Template, backend: &CpuBackend) -> Result<usize, BackendError> {
+    let cx = ShapeCx::new(template, backend);
     let mut counted = HashSet::new();
     let mut total = 0usize;
     for step in template.steps() {
@@ -145,7 +149,7 @@ impl AsRef<[u8]> for Constant {
 
 impl<'a> LowerCx<'a> {
     pub fn new(template: &'a Template, weights: &'a WeightRegistry, backend: &'a CpuBackend) -> Self {
-        let packed_alone = ShapeCx::new(template, backend.isa()).packed_alone();
+        let packed_alone = ShapeCx::new(template, backend).packed_alone();
         Self {
             template,
             weights,
@@ -159,7 +163,7 @@ impl<'a> LowerCx<'a> {
     }
 
     pub fn shapes(&self) -> ShapeCx<'a> {
-        ShapeCx::new(self.template, self.backend.isa())
+        ShapeCx::new(self.template, self.backend)
     }
 
     pub fn isa(&self) -> Isa {
@@ -269,6 +273,22 @@ impl<'a> LowerCx<'a> {
             Ok::<_, BackendError>(Packed::new(matrix, bytes))
         })?;
         Ok(packed.downcast_ref::<PackedMatrix>().cloned())
+    }
+
+    /// The backend's pool of experts.
+    pub fn expert_pool(&self) -> Option<&ExpertPool> {
+        self.backend.experts.as_deref()
+    }
+
+    /// A weight of an expert for the pool.
+    pub fn expert_weight(&self, place: &Place) -> Result<ExpertWeight, BackendError> {
+        let shapes = self.shapes();
+        let sizes = (shapes.known(place, 0), shapes.known(place, 1), weight_type(place.dtype));
+        let (Some(n), Some(k), Some(dtype), Some(name)) = (sizes.0, sizes.1, sizes.2, shapes.param(place))
+        else {
+            return Err(self.unsupported("the weight's size or dtype has no packed layout"));
+        };
+        Ok(ExpertWeight { guard: self.guard(name)?, n, k, dtype })
     }
 
     fn part<'g>(
