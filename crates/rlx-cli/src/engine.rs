@@ -27,8 +27,12 @@ impl Engine {
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
         context.device()?;
         let isa = context.isa()?;
-        let options =
-            OpenOptions { threads: Some(context.threads()), isa: Some(isa), ..OpenOptions::default() };
+        let options = OpenOptions {
+            threads: Some(context.threads()),
+            isa: Some(isa),
+            expert_budget: context.shared.expert_budget.map(usize::from),
+            ..OpenOptions::default()
+        };
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {

@@ -1,7 +1,9 @@
 //! Golden checkpoints through the public path, run by the reference interpreter.
 
+mod adapters;
 mod broken;
 mod cpu;
+mod experts;
 mod goldens;
 mod interpreter;
 mod plans;
