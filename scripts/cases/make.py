@@ -315,6 +315,48 @@ def experts():
         case("pool", f"{kind}, one sequence empty", f"kind={kind}", [x, starts], [np.array(rows)], terms=4)
 
 
+def adapters():
+    """Its own stream, so that the cases above stay as they are."""
+    own = np.random.default_rng(20251125)
+
+    def values(*dims):
+        return own.standard_normal(dims).astype(np.float32)
+
+    attrs = ("parts={}, transposed={}, bias={}, activation={}, gated={}, residual={}, slots={}, sites={}, columns={}")
+
+    def update(x, slots, scales, adapters, site, column, n):
+        y, k = np.zeros((len(x), n)), x.shape[1]
+        for row, slot in enumerate(slots):
+            if slot >= 0:
+                factors = wide(adapters[slot])[:, column:column + k + n]
+                y[row] = float(scales[slot, site]) * ((wide(x[row]) @ factors[:, :k].T) @ factors[:, k:])
+        return y
+
+    x, w1, w2, b1, b2 = values(5, 6), values(4, 6), values(5, 6), values(4), values(5)
+    slots, scales = i32([1, -1, 0, 1, 1]), values(2, 3)
+    bank = [values(3, 30), values(2, 30)]
+    y1 = wide(x) @ wide(w1).T + update(x, slots, scales, bank, 1, 2, 4)
+    case("lora_linear", "two adapters and none", attrs.format(1, "false", "false", "identity", "false", "false", 2, "[1]", "[2]"),
+         [x, w1, slots, scales] + bank, [y1], terms=20)
+    case("lora_linear", "transposed with bias and activation",
+         attrs.format(1, "true", "true", "gelu", "false", "false", 2, "[1]", "[2]"),
+         [x, w1.T.copy(), b1, slots, scales] + bank, [ACT["gelu"](y1 + b1)], terms=20)
+    y2 = wide(x) @ wide(w2).T + update(x, slots, scales, bank, 2, 16, 5)
+    case("lora_linear", "two parts with biases", attrs.format(2, "false", "true", "identity", "false", "false", 2, "[1, 2]", "[2, 16]"),
+         [x, w1, w2, b1, b2, slots, scales] + bank, [np.concatenate([y1 + b1, y2 + b2], 1)], terms=20)
+    u, r = values(4, 6), values(5, 4)
+    up = wide(x) @ wide(u).T + update(x, slots, scales, bank, 0, 18, 4)
+    case("lora_linear", "gated with residual", attrs.format(2, "false", "false", "silu", "true", "true", 2, "[1, 0]", "[2, 18]"),
+         [x, w1, u, r, slots, scales] + bank, [r + ACT["silu"](y1) * up], terms=20)
+    none = i32([-1] * 5)
+    case("lora_linear", "no row has an adapter", attrs.format(1, "false", "false", "identity", "false", "false", 2, "[1]", "[2]"),
+         [x, w1, none, scales] + bank, [wide(x) @ wide(w1).T], terms=20)
+    x, w = values(3, 40), values(33, 40)
+    one, slots, scales = values(5, 73), i32([0, 0, -1]), np.float32([[0.25]])
+    case("lora_linear", "odd widths", attrs.format(1, "false", "false", "identity", "false", "false", 1, "[0]", "[0]"),
+         [x, w, slots, scales, one], [wide(x) @ wide(w).T + update(x, slots, scales, [one], 0, 0, 33)], terms=250)
+
+
 elementwise()
 moving()
 reducing()
@@ -322,6 +364,7 @@ layers()
 rotating()
 attention()
 experts()
+adapters()
 CASES.mkdir(parents=True, exist_ok=True)
 for op, entries in cases.items():
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)

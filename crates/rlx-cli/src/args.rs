@@ -35,6 +35,9 @@ pub struct Shared {
     /// Device to run on, such as cpu [default: chosen among those that can run the model]
     #[arg(long, global = true)]
     pub device: Option<DeviceId>,
+    /// Experts of each layer in memory at once; the others are loaded as the router asks for them [default: all]
+    #[arg(long, global = true, value_name = "N")]
+    pub expert_budget: Option<NonZeroUsize>,
     /// Say on standard error what is done; twice for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -33,6 +33,8 @@ impl Engine {
             isa: Some(isa),
             cache_dtype: context.shared.cache_type.map(CacheType::dtype),
             precision: context.shared.precision.map(Into::into),
+            expert_budget: context.shared.expert_budget.map(usize::from),
+            ..OpenOptions::default()
         };
         let source = Source::find(model, context)?;
         let started = Instant::now();

@@ -182,6 +182,12 @@ impl From<ModelError> for Failure {
                 "shorten the prompt, ask for fewer tokens, or use a larger context",
             ),
             ModelError::Setting { .. } => ("the options", "choose a value in the range that is named"),
+            ModelError::UnknownAdapter { .. } | ModelError::AdapterExists { .. } => {
+                ("--lora and --adapter", "give each adapter a name of its own: --lora NAME=PATH")
+            }
+            ModelError::Adapter { .. } => {
+                ("the adapter's folder", "use an adapter that was trained for this very model")
+            }
             ModelError::Logits { .. } => {
                 ("the weight files", "fetch the model again; report it if it still fails")
             }

@@ -596,3 +596,57 @@ fn what_does_not_fit_the_budget_is_refused_with_numbers() {
     assert!(told.starts_with("status 1\n"), "{told}");
     assert!(told.contains("MiB more than the budget of") && told.contains("rlx plan"), "{told}");
 }
+
+/// A folder of the repository's models, as an argument.
+fn demo(name: &str) -> String {
+    format!("{}/../../models/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn an_adapter_given_by_name_changes_the_story() {
+    let prompt = "Once upon a time, Mia and her dog Rex";
+    let sailor = format!("sailor={}", demo("demo-lora"));
+    let story = |more: &[&str]| run(&[&["generate", "--prompt", prompt, "-n", "40"], more].concat());
+    let told = story(&["--lora", &sailor]);
+    assert!(told.starts_with("status 0\n went to the island. Aye, aye!"), "{told}");
+    assert_eq!(story(&["--lora", &sailor, "--adapter", "none"]), story(&[]));
+    let second =
+        story(&["--lora", &format!("other={}", demo("demo-lora")), "--lora", &sailor, "--adapter", "sailor"]);
+    assert_eq!(second, told);
+    let unknown = story(&["--lora", &sailor, "--adapter", "pirate"]);
+    assert!(
+        unknown.starts_with("status 1\n")
+            && unknown.contains("no adapter is called `pirate`; loaded: sailor"),
+        "{unknown}"
+    );
+    let nameless = story(&["--lora", "models/demo-lora"]);
+    assert!(nameless.starts_with("status 2\n") && nameless.contains("NAME=PATH"), "{nameless}");
+    let absent = story(&["--lora", "sailor=no/such/folder"]);
+    assert!(absent.starts_with("status 1\n") && absent.contains("adapter_config.json"), "{absent}");
+}
+
+#[test]
+fn an_expert_budget_changes_memory_and_not_the_text() {
+    let folder = demo("demo-moe");
+    let text = |more: &[&str]| {
+        run(&[&["generate", &folder, "--prompt", "Once upon a time", "-n", "24"], more].concat())
+    };
+    assert_eq!(text(&["--expert-budget", "1"]), text(&[]));
+    let trace = tempfile::tempdir().unwrap();
+    let file = trace.path().join("experts.txt").to_string_lossy().into_owned();
+    text(&["--expert-budget", "2", "--expert-trace", &file]);
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.starts_with("experts 4 bytes ") && written.lines().count() > 24, "{written}");
+    let alone = text(&["--expert-trace", &file]);
+    assert!(alone.starts_with("status 2\n") && alone.contains("--expert-budget"), "{alone}");
+    assert!(text(&["--expert-budget", "0"]).starts_with("status 2\n"));
+    let plan = |more: &[&str]| run(&[&["plan", &folder, "--ctx", "64"], more].concat());
+    assert!(plan(&[]).contains("\nexperts: 4 of 4 of each of"), "{}", plan(&[]));
+    assert!(plan(&["--expert-budget", "1"]).contains("\nexperts: 1 of 4 of each of"));
+    let peak = |more: &[&str]| {
+        json(&[&["plan", &folder, "--ctx", "64", "--json"], more].concat())["peak_bytes"].as_u64().unwrap()
+    };
+    let (all, one) = (peak(&[]), peak(&["--expert-budget", "1"]));
+    let tight = plan(&["--budget", &((all + one) / 2).to_string()]);
+    assert!(all > one && tight.contains("--expert-budget 2 would fit"), "{all} {one}: {tight}");
+}

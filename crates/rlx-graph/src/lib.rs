@@ -1,5 +1,6 @@
 //! Meaning: the graph, its ops, their reference evaluation, text form, rewrites and passes.
 
+pub mod adapters;
 pub mod attrs;
 pub mod eval;
 pub mod expand;

@@ -20,6 +20,7 @@ pub mod iota;
 pub mod l2_normalize;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora_linear;
 pub mod matmul;
 pub mod moe;
 pub mod pad;
@@ -87,6 +88,7 @@ op_list! {
     activation::Activation,
     reshape::Reshape,
     linear::Linear,
+    lora_linear::LoraLinear,
     rms_norm::RmsNorm,
     layer_norm::LayerNorm,
     l2_normalize::L2Normalize,

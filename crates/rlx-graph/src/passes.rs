@@ -1,9 +1,12 @@
 //! The passes, one file each, and the list in which they run.
 
 use crate::GraphError;
+use crate::adapters::AdapterLayout;
 use crate::ids::NodeId;
 use crate::rewrite::{BuildError, Draft, FusionReport, RewriteError, Rule, rewrite};
+use std::sync::Arc;
 
+pub mod attach_adapters;
 pub mod canonicalise;
 mod cse;
 mod dce;
@@ -31,12 +34,14 @@ pub struct PassOptions {
     pub fold_limit_bytes: usize,
     /// Build and verify the graph after each pass.
     pub verify: bool,
+    /// Adapters that linear layers make room for; the graph gains the inputs of [`AdapterLayout::with_inputs`].
+    pub adapters: Option<Arc<AdapterLayout>>,
 }
 
 impl Default for PassOptions {
     /// Nothing left out, folding up to 1 MiB, verification in builds with debug assertions.
     fn default() -> Self {
-        Self { skip: Vec::new(), fold_limit_bytes: 1 << 20, verify: cfg!(debug_assertions) }
+        Self { skip: Vec::new(), fold_limit_bytes: 1 << 20, verify: cfg!(debug_assertions), adapters: None }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod gather;
 pub mod gemm;
 pub mod isa;
 pub mod limits;
+pub mod lora;
 pub mod math;
 pub mod matmul;
 pub mod moe;

@@ -1,11 +1,13 @@
 //! What this machine can do at most, measured: the scale that kernel figures are read against.
 
+mod dot;
+
+pub use dot::{DotKind, dot_ops};
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::aligned::AlignedBuf;
-#[cfg(target_arch = "x86_64")]
-use crate::isa::CpuFeatures;
 use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
 use crate::pool::Pool;
 
@@ -125,43 +127,6 @@ pub fn fma_rate(pool: &Pool, isa: Isa, calls: usize) -> Option<f64> {
     Some(chain_rate(pool, kernel, rounds, per_round, calls))
 }
 
-/// Operations per second of bf16 products with f32 accumulation (`vdpbf16ps`), as [`fma_flops`].
-///
-/// `None` if the machine lacks the instruction. Where it does less than fused multiply-adds do, products of bf16 operands are
-/// formed by those, so that the limit of such products is the larger of the two.
-pub fn bf16_flops(pool: &Pool, isa: Isa) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 && isa.is_available() && CpuFeatures::detect().avx512_bf16 {
-        return Some(chain_rate(pool, bf16_chains, 10_000, BF16_CHAINS * 2 * LANES * 2, 40));
-    }
-    let _ = (pool, isa);
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
-const BF16_CHAINS: usize = 16;
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn bf16_chains(args: &FmaArgs, _tile: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: equal sizes, and every bit pattern is a value.
-    let pairs = |bits| unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(bits)) };
-    let (a, b) = (pairs(black_box(0x3c00_3c00)), pairs(black_box(0x3c00_3c00)));
-    let mut acc = [_mm512_setzero_ps(); BF16_CHAINS];
-    for _ in 0..args.rounds {
-        for chain in &mut acc {
-            *chain = _mm512_dpbf16_ps(*chain, a, b);
-        }
-    }
-    let mut sum = _mm512_setzero_ps();
-    for chain in acc {
-        sum = _mm512_add_ps(sum, chain);
-    }
-    // SAFETY: the caller guarantees 16 writable values.
-    unsafe { _mm512_storeu_ps(args.sink, sum) };
-}
-
 fn chain_rate(pool: &Pool, kernel: Entry<FmaArgs>, rounds: usize, per_round: usize, calls: usize) -> f64 {
     let time = fastest(calls, || {
         pool.run(|_| {
@@ -224,7 +189,6 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::CpuFeatures;
 
     #[test]
     fn limits_are_finite_and_positive() {
@@ -236,9 +200,13 @@ mod tests {
                 flops.is_finite() && flops > 1e6 && read.is_finite() && read > 1e6,
                 "{isa} {flops} {read}"
             );
-            let bf16 = bf16_flops(&pool, isa);
-            let has_dot = isa == Isa::Avx512 && CpuFeatures::detect().avx512_bf16;
-            assert_eq!(bf16.is_some_and(|rate| rate.is_finite() && rate > 1e6), has_dot);
+        }
+        let features = crate::isa::CpuFeatures::detect();
+        for (kind, present) in [(DotKind::Bf16, features.avx512_bf16), (DotKind::Int8, features.avx512_vnni)]
+        {
+            let rate = dot_ops(&pool, kind);
+            assert_eq!(rate.is_some(), present && features.avx512, "{kind:?}");
+            assert!(rate.is_none_or(|rate| rate.is_finite() && rate > 1e6), "{kind:?} {rate:?}");
         }
     }
 }

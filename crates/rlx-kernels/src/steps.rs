@@ -6,6 +6,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gather;
 pub mod linear;
+pub mod lora;
 pub mod matmul;
 pub mod moe;
 pub mod norm;

@@ -183,6 +183,28 @@ pub enum ModelError {
         /// Blocks free.
         free: usize,
     },
+    /// No adapter of this name.
+    #[error("no adapter is called `{name}`; {}", adapters(known))]
+    UnknownAdapter {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+    /// An adapter of this name is there already.
+    #[error("an adapter called `{name}` is loaded; replace it, or choose another name")]
+    AdapterExists {
+        /// The name.
+        name: String,
+    },
+    /// The adapter does not fit the model.
+    #[error("adapter `{name}`: {reason}")]
+    Adapter {
+        /// The adapter.
+        name: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -192,6 +214,10 @@ pub enum ModelError {
     /// The runtime failed to run a step.
     #[error("running the model: {0}")]
     Run(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn adapters(known: &[String]) -> String {
+    if known.is_empty() { "none is loaded".to_owned() } else { format!("loaded: {}", known.join(", ")) }
 }
 
 /// A result with [`ModelError`].

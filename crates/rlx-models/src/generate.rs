@@ -64,6 +64,10 @@ pub struct StepInputs {
     pub logit_rows: Vec<i32>,
     /// `[rows, rotary_dim]` where [`DecoderInfo::rope`] is there, else empty.
     pub angles: Vec<f32>,
+    /// `[rows]`: the adapter slot of each row, -1 for none.
+    pub slots: Vec<i32>,
+    /// `[outs]`: as `slots`, of the rows in `logit_rows`.
+    pub logit_slots: Vec<i32>,
 }
 
 /// One sequence's part of a step.
@@ -87,6 +91,8 @@ impl StepInputs {
         for list in [&mut self.input_ids, &mut self.positions, &mut self.past, &mut self.block_table] {
             list.clear();
         }
+        self.slots.clear();
+        self.logit_slots.clear();
         self.logit_rows.clear();
         self.angles.clear();
         self.seq_starts.clear();
@@ -94,8 +100,15 @@ impl StepInputs {
         self.table = table;
     }
 
-    /// Adds a sequence.
+    /// Adds a sequence without an adapter.
     pub fn push(&mut self, info: &DecoderInfo, sequence: SequenceStep<'_>) {
+        self.push_adapted(info, sequence, None);
+    }
+
+    /// Adds a sequence that runs with the adapter in a slot of the runtime.
+    pub fn push_adapted(&mut self, info: &DecoderInfo, sequence: SequenceStep<'_>, slot: Option<usize>) {
+        let slot = slot.map_or(-1, |slot| slot as i32);
+        self.slots.extend(sequence.tokens.iter().map(|_| slot));
         for (i, &token) in sequence.tokens.iter().enumerate() {
             let position = sequence.past + i;
             self.input_ids.push(token as i32);
@@ -109,7 +122,13 @@ impl StepInputs {
         sequence.table.push_row(self.table, &mut self.block_table);
         if sequence.wants_logits {
             self.logit_rows.push(self.input_ids.len() as i32 - 1);
+            self.logit_slots.push(slot);
         }
+    }
+
+    /// True if some row has an adapter.
+    pub fn is_adapted(&self) -> bool {
+        self.slots.iter().any(|&slot| slot >= 0)
     }
 
     /// Rows of the step.
@@ -154,6 +173,8 @@ pub struct GenerateOptions {
     pub cancel: CancelToken,
     /// Ends the generation at this time.
     pub deadline: Option<Instant>,
+    /// The slot of the runtime whose adapter the text runs with.
+    pub adapter_slot: Option<usize>,
 }
 
 impl GenerateOptions {
@@ -166,6 +187,7 @@ impl GenerateOptions {
             context: None,
             cancel: CancelToken::new(),
             deadline: None,
+            adapter_slot: None,
         }
     }
 }
@@ -310,7 +332,7 @@ impl<R: DecoderRuntime> Generation<R> {
                 table: &self.table,
                 wants_logits: end == length,
             };
-            self.inputs.push(&self.info, sequence);
+            self.inputs.push_adapted(&self.info, sequence, self.options.adapter_slot);
             let wanted = self.inputs.logit_rows.len() * self.info.vocab;
             self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(ModelError::Run)?;
             self.past = end;

@@ -2,11 +2,13 @@
 
 pub mod arch;
 mod artefact;
+pub mod batch;
 pub mod blocks;
 pub mod embed;
 mod error;
 pub mod generate;
 pub mod kv;
+pub mod lora;
 mod model;
 pub mod plan;
 pub mod runtime;
@@ -15,6 +17,8 @@ pub mod template;
 pub mod tokenizer;
 
 pub use arch::{BuildOptions, Built, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder};
+pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
 pub use error::{ModelError, Result};
+pub use lora::{Adapter, LoraScheduler};
 pub use model::{Model, OpenOptions, TextGeneration, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};

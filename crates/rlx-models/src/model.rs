@@ -1,9 +1,10 @@
 //! The short way in: open a model folder, embed texts, generate text.
 
-use crate::arch::{BuildOptions, Built, build_folder};
+use crate::arch::{BuildOptions, Built, Decoder, build_folder};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, FinishReason, GenerateOptions, Generation, generate};
+use crate::lora::{AdaptedGraph, Adapter, Adapters};
 use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS, compile};
 use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
@@ -15,6 +16,7 @@ use rlx::backend::{Backend, Program};
 use rlx::config::Config;
 use rlx::import::hf::HfFolder;
 use rlx::import::{ModelSource, sniff};
+use rlx::memory::experts::{ExpertPolicy, ExpertPool};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::{CpuFeatures, Isa};
@@ -34,6 +36,11 @@ pub struct OpenOptions {
     pub precision: Option<Precision>,
     /// Element type of KV caches: F32 if not given.
     pub cache_dtype: Option<DType>,
+    /// Element type that adapters are held in, F32 or BF16: F32 if not given, which keeps every stored value.
+    pub adapter_dtype: Option<DType>,
+    /// Experts of each layer that are in memory at once, the others being loaded as the router asks for them; all if not given.
+    /// Heeded where the model makes its own backend.
+    pub expert_budget: Option<usize>,
 }
 
 /// A model opened from a folder: its graph compiled, its weights mapped, packed at first use.
@@ -49,6 +56,8 @@ pub struct Model {
     encoder: Mutex<Option<EncoderRunner>>,
     artefact: Option<Arc<Artefact>>,
     threads: usize,
+    adapters: Adapters,
+    experts: Option<Arc<ExpertPool>>,
 }
 
 /// What to generate from a text.
@@ -60,6 +69,8 @@ pub struct TextOptions {
     pub sampling: SamplingOptions,
     /// Most positions of prompt and text together; the model's own limit if not given.
     pub context: Option<usize>,
+    /// The adapter to run with, by name; the plain model if none.
+    pub adapter: Option<String>,
     /// Ends the generation from outside.
     pub cancel: CancelToken,
     /// Ends the generation at this time.
@@ -73,6 +84,7 @@ impl Default for TextOptions {
             max_tokens: 128,
             sampling: SamplingOptions::greedy(),
             context: None,
+            adapter: None,
             cancel: CancelToken::new(),
             deadline: None,
         }
@@ -91,6 +103,15 @@ fn default_precision(weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> 
         bf16 += if tensor.dtype == DType::BF16 { tensor.bytes.len() } else { 0 };
     }
     Ok(if bf16 > all / 2 { Precision::Bf16 } else { Precision::F32 })
+}
+
+/// A pool that keeps `slots` experts of each layer.
+fn expert_pool(slots: usize) -> Result<Arc<ExpertPool>> {
+    let pool = ExpertPool::new(slots, ExpertPolicy::default()).map_err(|e| {
+        let (setting, expected) = ("expert_budget", "at least 1 expert");
+        ModelError::Setting { setting, expected, found: e.to_string() }
+    })?;
+    Ok(Arc::new(pool))
 }
 
 impl Model {
@@ -134,10 +155,16 @@ impl Model {
             Some(precision) => precision,
             None => default_precision(weights.as_ref(), backend.isa())?,
         };
-        let mut model =
-            Self::on_weights(folder, weights, options, Arc::new(backend.with_precision(precision)))?;
+        let backend = backend.with_precision(precision);
+        let experts = options.expert_budget.map(expert_pool).transpose()?;
+        let backend = match &experts {
+            Some(pool) => backend.with_experts(Arc::clone(pool)),
+            None => backend,
+        };
+        let mut model = Self::on_weights(folder, weights, options, Arc::new(backend))?;
         model.precision = Some(precision);
         model.threads = threads;
+        model.experts = experts;
         Ok(model)
     }
 
@@ -162,7 +189,14 @@ impl Model {
         let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
-        Ok(Self::assemble(folder, weights, backend, built, compiled, tokenizer, stop))
+        let adapter_dtype = options.adapter_dtype.unwrap_or(DType::F32);
+        if !matches!(adapter_dtype, DType::F32 | DType::BF16) {
+            let (setting, found) = ("adapter_dtype", adapter_dtype.to_string());
+            return Err(ModelError::Setting { setting, expected: "f32 or bf16", found });
+        }
+        let adapters = Adapters::of(built.graph(), adapter_dtype);
+        let model = Self::assemble(folder, weights, backend, built, compiled, tokenizer, stop);
+        Ok(Self { adapters, ..model })
     }
 
     pub(crate) fn assemble(
@@ -180,6 +214,8 @@ impl Model {
             weights,
             backend,
             precision: None,
+            adapters: Adapters::of(built.graph(), DType::F32),
+            experts: None,
             built,
             compiled,
             tokenizer,
@@ -288,13 +324,79 @@ impl Model {
     /// # Errors
     /// [`ModelError::NotADecoder`], [`ModelError::Session`].
     pub fn decoder_runner(&self, context: usize) -> Result<DecoderRunner> {
+        let model = self.decoder()?;
+        self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
+        DecoderRunner::new(model, Arc::clone(&self.compiled), context, PREFILL_ROWS)
+    }
+
+    /// Adds a low-rank adapter (a PEFT folder, or a GGUF file) under a name. Requests may use it at once.
+    ///
+    /// # Errors
+    /// [`ModelError::AdapterExists`]; [`ModelError::NotADecoder`]; what the adapter has and this model cannot use.
+    pub fn add_adapter(&self, name: &str, path: impl AsRef<Path>) -> Result<Arc<Adapter>> {
+        let head_dim = self.decoder()?.info.head_dim;
+        self.adapters.put(self.compiled.weights(), name, path.as_ref(), head_dim, false)
+    }
+
+    /// Replaces an adapter. Requests that run go on with the one they started with.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownAdapter`]; as [`Model::add_adapter`]. The old one stays where the new one cannot be used.
+    pub fn replace_adapter(&self, name: &str, path: impl AsRef<Path>) -> Result<Arc<Adapter>> {
+        let head_dim = self.decoder()?.info.head_dim;
+        self.adapters.put(self.compiled.weights(), name, path.as_ref(), head_dim, true)
+    }
+
+    /// Removes an adapter. Requests that run with it go on.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownAdapter`].
+    pub fn remove_adapter(&self, name: &str) -> Result<()> {
+        self.adapters.remove(self.compiled.weights(), name)
+    }
+
+    /// The present generation of an adapter.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownAdapter`].
+    pub fn adapter(&self, name: &str) -> Result<Arc<Adapter>> {
+        self.adapters.find(name)
+    }
+
+    /// Names of the adapters, sorted.
+    pub fn adapter_names(&self) -> Vec<String> {
+        self.adapters.names()
+    }
+
+    /// Bytes of the factors of all adapters.
+    pub fn adapter_bytes(&self) -> usize {
+        self.adapters.bytes()
+    }
+
+    /// The graph with room for adapters, compiled at first use. It shares packed weights with the plain one.
+    ///
+    /// # Errors
+    /// [`ModelError::Session`].
+    pub fn adapted_graph(&self) -> Result<AdaptedGraph> {
+        self.adapters.graph(&self.compiled, self.built.graph())
+    }
+
+    /// The pool of experts, where the model was opened with a budget for them.
+    pub fn experts(&self) -> Option<&Arc<ExpertPool>> {
+        self.experts.as_ref()
+    }
+
+    /// The model's decoder.
+    pub(crate) fn decoder(&self) -> Result<&Decoder> {
         match &self.built {
-            Built::Decoder(model) => {
-                self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
-                DecoderRunner::new(model, Arc::clone(&self.compiled), context, PREFILL_ROWS)
-            }
+            Built::Decoder(model) => Ok(model),
             Built::Encoder(_) => Err(ModelError::NotADecoder { path: self.folder.root().to_path_buf() }),
         }
+    }
+
+    /// Tokens that end a text.
+    pub(crate) fn stop_tokens(&self) -> &[u32] {
+        &self.stop
     }
 
     /// Continues a prompt. The result is an iterator of text pieces.
@@ -319,13 +421,17 @@ impl Model {
     /// # Errors
     /// As [`Model::generate`].
     pub fn generate_tokens(&self, prompt: &[u32], options: &TextOptions) -> Result<TextGeneration<'_>> {
-        let Built::Decoder(model) = &self.built else {
-            return Err(ModelError::NotADecoder { path: self.folder.root().to_path_buf() });
-        };
+        let model = self.decoder()?;
+        let adapter = options.adapter.as_deref().map(|name| self.adapter(name)).transpose()?;
         let limit = options.context.unwrap_or(usize::MAX).min(model.info.max_positions);
         let needed = prompt.len().saturating_add(options.max_tokens);
         let started = Instant::now();
-        let runner = self.decoder_runner(needed.min(limit))?;
+        let mut runner = self.decoder_runner(needed.min(limit))?;
+        let adapter_slot = adapter.is_some().then_some(0);
+        if let Some(adapter) = adapter {
+            runner = runner.with_adapters(self.adapted_graph()?);
+            runner.set_adapter(0, Some(adapter))?;
+        }
         let loop_options = GenerateOptions {
             max_new_tokens: options.max_tokens,
             sampling: options.sampling.clone(),
@@ -333,6 +439,7 @@ impl Model {
             context: Some(limit),
             cancel: options.cancel.clone(),
             deadline: options.deadline,
+            adapter_slot,
         };
         let inner = generate(runner, &model.info, prompt, loop_options)?;
         let load_ms = millis(started);

@@ -8,6 +8,7 @@ use crate::model::Model;
 use crate::runtime::{ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
 use rlx::config::Config;
 use rlx::import::hf::TOKENIZER_FILE;
+use rlx::memory::experts::{MoeOffloadEstimate, estimate_moe_offload};
 use rlx::memory::{MemoryEstimate, MemoryRefusal, MemoryView, SystemProbe, estimate_with};
 use rlx::plan::Lir;
 use rlx_tensor::DimBinding;
@@ -52,6 +53,7 @@ impl Model {
             (request.context.unwrap_or_else(|| self.context_limit()), request.batch.unwrap_or(1));
         let lir = self.compiled().specialize(&binding)?;
         let mut estimate = estimate_with(&lir, self.backend().as_ref(), self.compiled().weights())?;
+        estimate.adapter_bytes = estimate.adapter_bytes.saturating_add(self.adapter_bytes() as u64);
         estimate.host_bytes =
             self.tokenizer_bytes().saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
         Ok(ModelPlan { context, batch, lir, estimate })
@@ -116,6 +118,16 @@ impl Model {
             Built::Encoder(model) => encoder_binding(&model.info, context, batch),
             Built::Decoder(model) => decoder_binding(&model.info, context, batch),
         })
+    }
+
+    /// The mixture of experts of this model with all of its experts, each of the size it has in memory; `None` if it has none, or layers
+    /// of several kinds.
+    pub fn experts_in_all(&self) -> Option<MoeOffloadEstimate> {
+        let layers = self.backend().expert_layers(self.compiled().template());
+        let first = layers.first().filter(|first| layers.iter().all(|layer| layer == *first))?;
+        let (bytes, experts) = (first.expert_bytes, first.experts);
+        let all = estimate_moe_offload(bytes, layers.len(), experts, experts, 0, 0.0).ok()?;
+        Some(all.with_budget(experts))
     }
 
     /// Most tokens of a sequence that the model was made for.

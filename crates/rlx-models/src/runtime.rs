@@ -2,15 +2,17 @@
 
 use crate::arch::{Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::generate::{DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use crate::kv::blocks_for;
+use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
 use rlx::backend::Backend;
 use rlx::plan::Lir;
 use rlx::session::{CompileOptions, RunContext};
 use rlx::weights::{WeightKind, WeightLoader, WeightRegistry};
 use rlx::{CompiledGraph, Session, State, TensorArg};
 use rlx_graph::Graph;
+use rlx_graph::adapters::{SCALES, factors_input, rank_symbol, slots_input};
 use rlx_kernels::schedule::RunControl;
 use rlx_tensor::DimBinding;
 use std::sync::Arc;
@@ -122,16 +124,95 @@ pub struct DecoderRunner {
     context: RunContext,
     state: State,
     limits: DecoderLimits,
+    adapted: Option<Adapted>,
 }
+
+/// What runs with adapters need besides.
+struct Adapted {
+    graph: AdaptedGraph,
+    context: Option<RunContext>,
+    /// The highest rank that the context was made for.
+    rank: usize,
+    slots: [Option<Arc<Adapter>>; ADAPTER_SLOTS],
+    scales: Vec<f32>,
+    /// Names of the inputs: of slots with the symbol of the rows, and of factors.
+    slot_names: Vec<(bool, String)>,
+    factor_names: Vec<String>,
+}
+
+impl Adapted {
+    fn new(graph: AdaptedGraph) -> Self {
+        let sites = graph.layout.sites().len();
+        let slot_names = graph.layout.rows().iter().map(|rows| (rows.name() == "outs", slots_input(rows)));
+        Self {
+            slot_names: slot_names.collect(),
+            factor_names: (0..ADAPTER_SLOTS).map(factors_input).collect(),
+            scales: vec![0.0; ADAPTER_SLOTS * sites],
+            slots: Default::default(),
+            context: None,
+            rank: 0,
+            graph,
+        }
+    }
+
+    fn set(&mut self, slot: usize, adapter: Option<Arc<Adapter>>) {
+        let sites = self.graph.layout.sites().len();
+        let scales = &mut self.scales[slot * sites..(slot + 1) * sites];
+        match &adapter {
+            Some(adapter) => scales.copy_from_slice(adapter.scales()),
+            None => scales.fill(0.0),
+        }
+        self.slots[slot] = adapter;
+    }
+
+    /// Extents of the scales and of each slot's factors.
+    fn dims(&self) -> ([usize; 2], [[usize; 2]; ADAPTER_SLOTS]) {
+        let layout = &self.graph.layout;
+        let factors = |slot: &Option<Arc<Adapter>>| slot.as_ref().map_or([0, layout.width()], |a| a.dims());
+        ([ADAPTER_SLOTS, layout.sites().len()], self.slots.each_ref().map(factors))
+    }
+
+    /// The context for the ranks of these adapters; made anew where a higher one comes.
+    fn prepare(&mut self, plain: &DimBinding) -> Result<()> {
+        let rank = self.slots.iter().flatten().map(|adapter| adapter.rank()).max().unwrap_or(0);
+        if self.context.is_some() && rank <= self.rank {
+            return Ok(());
+        }
+        let mut binding = plain.clone();
+        for slot in 0..ADAPTER_SLOTS {
+            binding = binding.with(rank_symbol(slot).name(), rank);
+        }
+        let lir = self.graph.compiled.specialize(&binding)?;
+        (self.context, self.rank) = (Some(self.graph.compiled.context(&lir)?), rank);
+        Ok(())
+    }
+}
+
+/// The factors of an empty slot: no bytes, at an address that fits their dtype.
+const NO_FACTORS: &[f32] = &[];
+
+/// Inputs of one run.
+type Given<'a> = smallvec::SmallVec<[(&'a str, TensorArg<'a>); 24]>;
 
 impl DecoderRunner {
     /// Capacities for one sequence of up to `context` positions, prefilled in steps of up to `max_rows` rows.
     pub fn binding(info: &DecoderInfo, context: usize, max_rows: usize) -> (DimBinding, DecoderLimits) {
-        let blocks = blocks_for(context.min(info.max_positions).max(1));
-        let max_rows = max_rows.min(context).max(1);
-        let limits = DecoderLimits { max_rows, blocks, table: blocks };
-        let binding = DimBinding::new().with("rows", max_rows).with("batch", 1).with("outs", 1);
-        (binding.with("blocks", blocks).with("table", blocks), limits)
+        Self::batch_binding(info, context, max_rows, 1)
+    }
+
+    /// Capacities for `batch` sequences of up to `context` positions each.
+    pub fn batch_binding(
+        info: &DecoderInfo,
+        context: usize,
+        max_rows: usize,
+        batch: usize,
+    ) -> (DimBinding, DecoderLimits) {
+        let table = blocks_for(context.min(info.max_positions).max(1));
+        let blocks = table.saturating_mul(batch);
+        let max_rows = max_rows.min(context.saturating_mul(batch)).max(batch);
+        let limits = DecoderLimits { max_rows, blocks, table };
+        let binding = DimBinding::new().with("rows", max_rows).with("batch", batch).with("outs", batch);
+        (binding.with("blocks", blocks).with("table", table), limits)
     }
 
     /// A runner for one sequence of up to `context` positions.
@@ -144,10 +225,57 @@ impl DecoderRunner {
         context: usize,
         max_rows: usize,
     ) -> Result<Self> {
-        let (binding, limits) = Self::binding(&model.info, context, max_rows);
+        Self::with_batch(model, compiled, context, max_rows, 1)
+    }
+
+    /// A runner for `batch` sequences, at least 1, of up to `context` positions each.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::Session`].
+    pub fn with_batch(
+        model: &Decoder,
+        compiled: Arc<CompiledGraph>,
+        context: usize,
+        max_rows: usize,
+        batch: usize,
+    ) -> Result<Self> {
+        let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, batch.max(1));
         let lir = compiled.specialize(&binding)?;
         let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
-        Ok(Self { info: model.info.clone(), compiled, lir, context, state, limits })
+        Ok(Self { info: model.info.clone(), compiled, lir, context, state, limits, adapted: None })
+    }
+
+    /// Lets runs use adapters: rows that name a slot run with what [`DecoderRunner::set_adapter`] put there. A step in which no
+    /// row does runs the plain executable.
+    #[must_use]
+    pub fn with_adapters(mut self, graph: AdaptedGraph) -> Self {
+        self.adapted = Some(Adapted::new(graph));
+        self
+    }
+
+    /// As [`DecoderRunner::with_adapters`], once.
+    ///
+    /// # Errors
+    /// Of `graph`.
+    pub fn use_adapters(&mut self, graph: impl FnOnce() -> Result<AdaptedGraph>) -> Result<()> {
+        if self.adapted.is_none() {
+            self.adapted = Some(Adapted::new(graph()?));
+        }
+        Ok(())
+    }
+
+    /// Puts an adapter into a slot, or empties it.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::Session`] if memory for its rank is refused; [`crate::ModelError::Setting`] for a slot that is not there, or
+    /// a runner without adapters.
+    pub fn set_adapter(&mut self, slot: usize, adapter: Option<Arc<Adapter>>) -> Result<()> {
+        let Some(adapted) = self.adapted.as_mut().filter(|_| slot < ADAPTER_SLOTS) else {
+            let expected = "a slot of a runner with adapters";
+            return Err(ModelError::Setting { setting: "slot", expected, found: slot.to_string() });
+        };
+        adapted.set(slot, adapter);
+        adapted.prepare(self.lir.binding())
     }
 
     /// The executable's plan.
@@ -183,7 +311,8 @@ impl DecoderRuntime for DecoderRunner {
         let table = [inputs.past.len(), inputs.table];
         let width = inputs.angles.len().checked_div(rows[0]).unwrap_or(0);
         let angles = [rows[0], width];
-        let mut given = smallvec::SmallVec::<[(&str, TensorArg<'_>); 8]>::from_slice(&[
+        let (scale_dims, factor_dims) = self.adapted.as_ref().map_or_else(Default::default, Adapted::dims);
+        let mut given = Given::from_slice(&[
             ("input_ids", TensorArg::typed(&rows, &inputs.input_ids)),
             ("positions", TensorArg::typed(&rows, &inputs.positions)),
             ("seq_starts", TensorArg::typed(&starts, &inputs.seq_starts)),
@@ -195,7 +324,27 @@ impl DecoderRuntime for DecoderRunner {
             given.push(("angles", TensorArg::typed(&angles, &inputs.angles)));
         }
         let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
-        self.context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
+        if !inputs.is_adapted() {
+            self.context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
+            return Ok(());
+        }
+        let Some(Adapted { graph, context: Some(context), slots, scales, slot_names, factor_names, .. }) =
+            &mut self.adapted
+        else {
+            return Err("the step names an adapter, but the runner has none".into());
+        };
+        let layout = &graph.layout;
+        for (of_outs, name) in slot_names.iter() {
+            let (dims, list) = if *of_outs { (&outs, &inputs.logit_slots) } else { (&rows, &inputs.slots) };
+            given.push((name.as_str(), TensorArg::typed(dims, list)));
+        }
+        given.push((SCALES, TensorArg::typed(&scale_dims, scales)));
+        for ((name, adapter), dims) in factor_names.iter().zip(slots.iter()).zip(&factor_dims) {
+            let bytes =
+                adapter.as_ref().map_or(bytemuck::cast_slice(NO_FACTORS), |adapter| adapter.factors());
+            given.push((name.as_str(), TensorArg::new(dims, layout.dtype, bytes)));
+        }
+        context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
         Ok(())
     }
 }

@@ -52,12 +52,27 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// The layers of a template that have experts: how many, and the bytes of one in memory.
+    fn expert_layers(&self, template: &Template) -> Vec<ExpertLayer> {
+        let _ = template;
+        Vec::new()
+    }
+
     /// Binds a template's steps to kernels and weights.
     fn load(
         &self,
         template: &Arc<Template>,
         weights: &WeightRegistry,
     ) -> Result<Arc<dyn Program>, BackendError>;
+}
+
+/// A layer with experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertLayer {
+    /// Number of experts.
+    pub experts: usize,
+    /// Bytes of one in memory, in the layout of the kernels.
+    pub expert_bytes: u64,
 }
 
 /// A template bound to kernels and weights: immutable, shared by every specialisation and every run.

@@ -1,6 +1,6 @@
 //! `rlx chat`.
 
-use super::generate::{Sampling, stream};
+use super::generate::{Lora, Sampling, stream};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
@@ -17,6 +17,8 @@ pub struct Args {
     system: Option<String>,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    lora: Lora,
 }
 
 impl Args {
@@ -25,8 +27,9 @@ impl Args {
             let advice = "use `rlx generate --json`";
             return Err(Failure::usage("a conversation is not one JSON object", "rlx chat --json", advice));
         }
-        let options = self.sampling.options()?;
+        let mut options = self.sampling.options()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
+        options.adapter = self.lora.load(&engine.model, context)?;
         let template = ChatTemplate::open(engine.model.folder())?;
         engine.load(context)?;
         let message = |role: &str, content: String| Message { role: role.to_owned(), content };

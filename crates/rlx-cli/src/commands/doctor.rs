@@ -7,7 +7,7 @@ use rlx::config::{ByteSize, Config};
 use rlx::memory::{MemoryProbe, MemoryView, SystemProbe};
 use rlx_kernels::gemm::{BLOCKS, Precision};
 use rlx_kernels::isa::{CpuFeatures, Isa};
-use rlx_kernels::limits;
+use rlx_kernels::limits::{self, DotKind};
 use rlx_kernels::pool::Pool;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,8 +46,10 @@ struct Cpu {
 pub struct Limits {
     /// f32 operations per second; a multiply-add is two.
     pub f32_flops: Option<f64>,
-    /// bf16 operations per second by `vdpbf16ps`; absent where the CPU has none.
+    /// bf16 operations per second by `vdpbf16ps`.
     pub bf16_flops: Option<f64>,
+    /// int8 operations per second by `vpdpbusd`.
+    pub int8_ops: Option<f64>,
     /// Bytes read per second from memory.
     pub read_bytes_per_s: Option<f64>,
 }
@@ -76,9 +78,11 @@ impl Limits {
     /// Measures this machine; takes a fraction of a second.
     pub fn measure(isa: Isa, threads: usize) -> Limits {
         let pool = Pool::new(threads);
+        let dot = |kind| if isa == Isa::Avx512 { limits::dot_ops(&pool, kind) } else { None };
         Limits {
             f32_flops: limits::fma_flops(&pool, isa),
-            bf16_flops: limits::bf16_flops(&pool, isa),
+            bf16_flops: dot(DotKind::Bf16),
+            int8_ops: dot(DotKind::Int8),
             read_bytes_per_s: limits::read_rate(&pool, isa, STREAM_BYTES),
         }
     }
@@ -144,7 +148,8 @@ impl Report {
             ("threads", cpu.threads.to_string()),
             ("caches", format!("{}, {}, {}", cache(cpu.l1_bytes), cache(cpu.l2_bytes), cache(cpu.l3_bytes))),
             ("f32 limit", rate(limits.f32_flops, "GFLOP/s")),
-            ("bf16 limit", limits.bf16_flops.map_or("as f32".to_owned(), |bf16| rate(Some(bf16), "GFLOP/s"))),
+            ("bf16 limit", rate(limits.bf16_flops, "GFLOP/s")),
+            ("int8 limit", rate(limits.int8_ops, "GOP/s")),
             ("read limit", rate(limits.read_bytes_per_s, "GB/s")),
             (
                 "memory",

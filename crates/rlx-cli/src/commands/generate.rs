@@ -11,6 +11,7 @@ use rlx_models::sampling::SamplingOptions;
 use rlx_models::{Model, ModelError, TextGeneration, TextOptions};
 use serde::Serialize;
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
 /// Continue a text
 #[derive(Debug, clap::Args)]
@@ -22,9 +23,47 @@ pub struct Args {
     prompt: Option<String>,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    lora: Lora,
     /// Show the prompt and its token ids
     #[arg(long)]
     show_prompt: bool,
+    /// Write down which experts were needed, for a replay; needs --expert-budget
+    #[arg(long, value_name = "FILE")]
+    expert_trace: Option<PathBuf>,
+}
+
+/// Low-rank adapters.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Lora {
+    /// Load the adapter of a PEFT folder under a name; the first one given is used
+    #[arg(long = "lora", value_name = "NAME=PATH", value_parser = named_path)]
+    adapters: Vec<(String, PathBuf)>,
+    /// Use this one of the adapters given; `none` for the plain model
+    #[arg(long, value_name = "NAME", requires = "adapters")]
+    adapter: Option<String>,
+}
+
+fn named_path(text: &str) -> std::result::Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("expected NAME=PATH, such as sailor=models/demo-lora".to_owned()),
+    }
+}
+
+impl Lora {
+    /// Adds the adapters to a model; gives the name of the one to use.
+    pub fn load(&self, model: &Model, context: &Context) -> Result<Option<String>> {
+        for (name, path) in &self.adapters {
+            let adapter = model.add_adapter(name, path)?;
+            context.detail(format!("adapter {name}: rank {}", adapter.rank()));
+        }
+        Ok(match self.adapter.as_deref() {
+            Some("none") => None,
+            Some(chosen) => Some(chosen.to_owned()),
+            None => self.adapters.first().map(|(name, _)| name.clone()),
+        })
+    }
 }
 
 /// How text is generated.
@@ -115,18 +154,27 @@ impl Args {
         if prompt.is_empty() {
             return Err(ModelError::EmptyPrompt.into());
         }
-        let options = self.sampling.options()?;
+        if self.expert_trace.is_some() && context.shared.expert_budget.is_none() {
+            let advice = "add --expert-budget N: without it every expert stays in memory";
+            return Err(Failure::usage("nothing decides about experts", "--expert-trace", advice));
+        }
+        let mut options = self.sampling.options()?;
         let mut engine = Engine::open(self.model.as_deref(), context)?;
+        options.adapter = self.lora.load(&engine.model, context)?;
         if self.prompt.is_none() {
             context.note(format!("prompt: {prompt}"));
         }
         engine.load(context)?;
+        if let (Some(_), Some(pool)) = (&self.expert_trace, engine.model.experts()) {
+            pool.start_trace();
+        }
         let ids = engine.model.tokenizer().encode(prompt, true)?;
         let mut generation = self.sampling.continue_from(&engine.model, &ids, &options)?;
         if self.show_prompt && !context.shared.json {
             context.note(format!("prompt: {prompt:?}\nprompt ids: {:?}", generation.prompt_ids()));
         }
         let text = stream(&mut generation, context.shared.json)?;
+        self.tell_experts(&engine.model, context)?;
         if context.shared.json {
             return output::print_json(&Report {
                 prompt: self.show_prompt.then_some(prompt),
@@ -144,6 +192,27 @@ impl Args {
             context.note(NEXT);
         }
         Ok(())
+    }
+}
+
+impl Args {
+    /// What the pool of experts did, and the trace that was asked for.
+    fn tell_experts(&self, model: &Model, context: &Context) -> Result<()> {
+        let Some(pool) = model.experts() else { return Ok(()) };
+        let stats = pool.stats();
+        let rate = 100.0 * stats.hits as f64 / (stats.hits + stats.misses).max(1) as f64;
+        context.detail(format!(
+            "experts: {rate:.1}% of {} in memory when needed; {:.1} MiB loaded in {} stalls of {:.2} ms in all; {:.1} MiB held",
+            stats.hits + stats.misses,
+            stats.bytes_moved as f64 / f64::from(1 << 20),
+            stats.stalls,
+            stats.stall_nanos as f64 / 1e6,
+            stats.resident_bytes as f64 / f64::from(1 << 20),
+        ));
+        let (Some(path), Some(trace)) = (&self.expert_trace, pool.take_trace()) else { return Ok(()) };
+        let written = std::fs::write(path, trace.to_text());
+        written
+            .map_err(|e| Failure::new(e, path.display(), "check that the folder exists and may be written"))
     }
 }
 

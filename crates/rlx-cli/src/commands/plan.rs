@@ -6,6 +6,7 @@ use crate::failure::{Failure, Result};
 use crate::output;
 use crate::source::Source;
 use rlx::config::ByteSize;
+use rlx::memory::experts::estimate_moe_offload;
 use rlx::memory::{MemoryView, SystemProbe};
 use rlx_models::{Model, ModelPlan, PlanRequest};
 use serde::Serialize;
@@ -79,6 +80,7 @@ impl Args {
             });
         }
         let mut text = table(&plan);
+        text.push_str(&expert_line(&engine.model, context));
         text.push_str(&verdict(&engine.model, &plan, budget_bytes, context)?);
         output::print(&text)
     }
@@ -94,6 +96,33 @@ fn table(plan: &ModelPlan) -> String {
     output::table(&rows)
 }
 
+/// What the experts take, of a model that has any.
+fn expert_line(model: &Model, context: &Context) -> String {
+    let Some(all) = model.experts_in_all() else { return String::new() };
+    let budget = context.shared.expert_budget.map_or(all.num_experts, usize::from);
+    let held = all.with_budget(budget);
+    let mib = |bytes: u64| bytes as f64 / (1u64 << 20) as f64;
+    format!(
+        "experts: {} of {} of each of {} layers in memory, {:.2} of {:.2} MiB\n",
+        held.gpu_expert_budget_per_layer,
+        all.num_experts,
+        all.num_moe_layers,
+        mib(held.resident_expert_weight_bytes),
+        mib(all.all_expert_weight_bytes)
+    )
+}
+
+/// The most experts of each layer with which the plan fits.
+fn expert_remedy(model: &Model, plan: &ModelPlan, budget: u64, context: &Context) -> Option<usize> {
+    let all = model.experts_in_all()?;
+    let present = all.with_budget(context.shared.expert_budget.map_or(all.num_experts, usize::from));
+    let others = plan.estimate.peak_bytes().checked_sub(present.resident_expert_weight_bytes)?;
+    let experts = all.num_experts;
+    let room = budget.checked_sub(others)?;
+    let fit = estimate_moe_offload(all.expert_param_bytes, all.num_moe_layers, experts, experts, room, 0.0);
+    fit.ok().map(|fit| fit.gpu_expert_budget_per_layer).filter(|&count| count > 0)
+}
+
 fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Context) -> Result<String> {
     let Some(budget) = budget else {
         return Ok(
@@ -103,9 +132,14 @@ fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Conte
     let Err(deficit) = plan.estimate.fits_in(budget) else {
         return Ok(format!("fits in {}\n", ByteSize(budget)));
     };
-    let remedy = match model.largest_context(plan.context, plan.batch, budget, context.threads())? {
-        Some(tokens) => format!("--ctx {tokens} would fit"),
-        None => "no context would fit: more memory or a smaller model is needed".to_owned(),
+    let mut remedies = Vec::new();
+    let tokens = model.largest_context(plan.context, plan.batch, budget, context.threads())?;
+    remedies.extend(tokens.map(|tokens| format!("--ctx {tokens} would fit")));
+    let experts = expert_remedy(model, plan, budget, context);
+    remedies.extend(experts.map(|count| format!("--expert-budget {count} would fit")));
+    let remedy = match remedies.is_empty() {
+        true => "no context would fit: more memory or a smaller model is needed".to_owned(),
+        false => remedies.join("; "),
     };
     Ok(format!("does not fit: {deficit}\n{remedy}\n"))
 }

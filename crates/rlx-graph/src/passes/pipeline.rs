@@ -2,8 +2,8 @@
 
 use crate::graph::Graph;
 use crate::passes::{
-    Dispatch, PassCx, PassError, PassOptions, Target, canonicalise, cse, dce, fold_constants,
-    fuse_activation, fuse_attention, fuse_elementwise, fuse_gated, fuse_linear, fuse_norm,
+    Dispatch, PassCx, PassError, PassOptions, Target, attach_adapters, canonicalise, cse, dce,
+    fold_constants, fuse_activation, fuse_attention, fuse_elementwise, fuse_gated, fuse_linear, fuse_norm,
     fuse_norm_residual, fuse_shared_input, legalise,
 };
 use crate::rewrite::{Draft, FusionReport};
@@ -44,6 +44,7 @@ passes! {
     cse: "the same, after fusion",
     dce: "the same, after fusion",
     fuse_elementwise: "what is left of elementwise ops runs in chains",
+    attach_adapters: "linear layers make room for low-rank updates",
     legalise: "the target's own ops only",
     cse: "the same, after decomposition",
     dce: "the same, after decomposition",
@@ -85,7 +86,11 @@ pub fn compile_passes(
         return Err(unknown(name));
     }
     let skipped = |pass: &&Pass| pass.name == "legalise" || !options.skip.iter().any(|s| s == pass.name);
-    run_list(graph, PASSES.iter().filter(skipped), target, options)
+    let passes = PASSES.iter().filter(skipped);
+    match &options.adapters {
+        Some(layout) => run_list(&layout.with_inputs(graph)?, passes, target, options),
+        None => run_list(graph, passes, target, options),
+    }
 }
 
 /// Runs one pass of the list by name.

@@ -1,4 +1,4 @@
-//! From raw accumulators to outputs: bias, activation, gate and residual, in that order.
+//! From raw accumulators to outputs: bias, addend, activation, gate and residual, in that order.
 
 use super::activation::{Activate, Activation, Gelu, GeluTanh, None, QuickGelu, Relu, Sigmoid, Silu, Tanh};
 use crate::isa::{Kernel, LANES, Simd};
@@ -18,6 +18,11 @@ pub(super) struct EpilogueArgs {
     pub bias: *const f32,
     /// `columns` values of the up projection, or null.
     pub up_bias: *const f32,
+    /// Null, or values to add before the activation.
+    pub addend: *const f32,
+    /// Null, or as `addend`, of the up projection.
+    pub up_addend: *const f32,
+    pub addend_stride: usize,
     /// Null, or values to add; may be `out` itself with the same stride.
     pub residual: *const f32,
     pub residual_stride: usize,
@@ -60,7 +65,7 @@ unsafe fn finish<S: Simd, A: Activate>(s: S, args: &EpilogueArgs) {
         // SAFETY: the caller guarantees `columns` values in every operand, of which these are `lanes`.
         unsafe {
             let bias = load_or_neutral(s, args.bias, column, lanes);
-            if lanes == LANES && args.up == 0 {
+            if lanes == LANES && args.up == 0 && args.addend.is_null() {
                 finish_whole::<S, A>(s, args, column, bias);
             } else {
                 finish_any::<S, A>(s, args, column, lanes, bias);
@@ -70,7 +75,7 @@ unsafe fn finish<S: Simd, A: Activate>(s: S, args: &EpilogueArgs) {
     }
 }
 
-/// 16 columns without a gate.
+/// 16 columns without a gate or an addend.
 #[inline(always)]
 unsafe fn finish_whole<S: Simd, A: Activate>(s: S, args: &EpilogueArgs, column: usize, bias: S::V) {
     let (mut acc, mut out) = (args.acc.wrapping_add(column), args.out.wrapping_add(column));
@@ -107,9 +112,12 @@ unsafe fn finish_any<S: Simd, A: Activate>(
         let up_bias = load_or_neutral(s, args.up_bias, column, lanes);
         for row in 0..args.rows {
             let acc = args.acc.add(row * args.acc_stride + column);
-            let mut value = A::apply(s, s.add(load(s, acc, lanes), bias));
+            let at = row * args.addend_stride + column;
+            let addend = load_or_neutral(s, args.addend, at, lanes);
+            let mut value = A::apply(s, s.add(s.add(load(s, acc, lanes), bias), addend));
             if args.up != 0 {
-                value = s.mul(value, s.add(load(s, acc.add(args.up), lanes), up_bias));
+                let addend = load_or_neutral(s, args.up_addend, at, lanes);
+                value = s.mul(value, s.add(s.add(load(s, acc.add(args.up), lanes), up_bias), addend));
             }
             if !args.residual.is_null() {
                 let residual = args.residual.add(row * args.residual_stride + column);

@@ -66,6 +66,10 @@ pub struct LinearArgs {
     pub w: *const u8,
     /// `layout.n()` values in the order the weight's parts were stacked, or null.
     pub bias: *const f32,
+    /// `m` rows of `layout.n()` values, in the order of the bias, to add before the activation, or null.
+    pub addend: *const f32,
+    /// Row stride of `addend`.
+    pub addend_stride: usize,
     /// `m` rows of `layout.outputs()` values to add last, or null; may be `out` itself with the same stride.
     pub residual: *const f32,
     /// Row stride of `residual`.
@@ -284,6 +288,10 @@ impl LinearKernel {
         let bias_at = |start: usize| {
             if args.bias.is_null() { args.bias } else { args.bias.wrapping_add(start + column) }
         };
+        let addend_at = |start: usize| {
+            let at = rows.start * args.addend_stride + start + column;
+            if args.addend.is_null() { args.addend } else { args.addend.wrapping_add(at) }
+        };
         let residual = if args.residual.is_null() {
             args.residual
         } else {
@@ -297,6 +305,9 @@ impl LinearKernel {
             up: if layout.gated() { layout.panel_outputs() } else { 0 },
             bias: bias_at(0),
             up_bias: if layout.gated() { bias_at(layout.outputs()) } else { std::ptr::null() },
+            addend: addend_at(0),
+            up_addend: if layout.gated() { addend_at(layout.outputs()) } else { std::ptr::null() },
+            addend_stride: args.addend_stride,
             residual,
             residual_stride: args.residual_stride,
             out: args.out.wrapping_add(rows.start * args.out_stride + column),
@@ -458,6 +469,8 @@ impl LinearKernel {
             x_stride: operands.x_stride,
             w: w.bytes().as_ptr(),
             bias: operands.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            addend: std::ptr::null(),
+            addend_stride: 0,
             residual,
             residual_stride,
             out,

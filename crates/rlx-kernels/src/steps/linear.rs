@@ -53,6 +53,37 @@ impl LinearStep {
     pub fn weights(&self) -> &PackedMatrix {
         &self.weights
     }
+
+    pub(super) fn kernel(&self) -> &LinearKernel {
+        &self.kernel
+    }
+
+    /// The layer's arguments for a run; an error if rows or widths of the operands do not fit.
+    pub(super) fn args(&self, run: &Run<'_>) -> Result<LinearArgs, StepError> {
+        let m = run.rows(&self.x);
+        let layout = self.weights.layout();
+        let same_rows = m == run.rows(&self.out) && self.residual.as_ref().is_none_or(|r| run.rows(r) == m);
+        let widths = run.columns(&self.x) == layout.k()
+            && run.columns(&self.out) == layout.outputs()
+            && self.residual.as_ref().is_none_or(|r| run.columns(r) == layout.outputs());
+        if !same_rows || !widths {
+            return Err(StepError::Shape { step: self.name() });
+        }
+        Ok(LinearArgs {
+            m,
+            x: run.pointer::<f32>(&self.x),
+            x_stride: run.stride(&self.x),
+            w: self.weights.bytes().as_ptr(),
+            bias: self.bias.as_ref().map_or(null(), |b| b.as_ptr()),
+            addend: null(),
+            addend_stride: 0,
+            residual: self.residual.as_ref().map_or(null(), |r| run.pointer::<f32>(r).cast_const()),
+            residual_stride: self.residual.as_ref().map_or(0, |r| run.stride(r)),
+            out: run.pointer::<f32>(&self.out),
+            out_stride: run.stride(&self.out),
+            activation: self.activation,
+        })
+    }
 }
 
 impl Step for LinearStep {
@@ -73,28 +104,8 @@ impl Step for LinearStep {
     }
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
-        let m = run.rows(&self.x);
-        let layout = self.weights.layout();
-        let same_rows = m == run.rows(&self.out) && self.residual.as_ref().is_none_or(|r| run.rows(r) == m);
-        let widths = run.columns(&self.x) == layout.k()
-            && run.columns(&self.out) == layout.outputs()
-            && self.residual.as_ref().is_none_or(|r| run.columns(r) == layout.outputs());
-        if !same_rows || !widths {
-            return Err(StepError::Shape { step: self.name() });
-        }
-        let args = LinearArgs {
-            m,
-            x: run.pointer::<f32>(&self.x),
-            x_stride: run.stride(&self.x),
-            w: self.weights.bytes().as_ptr(),
-            bias: self.bias.as_ref().map_or(null(), |b| b.as_ptr()),
-            residual: self.residual.as_ref().map_or(null(), |r| run.pointer::<f32>(r).cast_const()),
-            residual_stride: self.residual.as_ref().map_or(0, |r| run.stride(r)),
-            out: run.pointer::<f32>(&self.out),
-            out_stride: run.stride(&self.out),
-            activation: self.activation,
-        };
-        // SAFETY: the launch checked that every operand lies in its region; widths and rows were checked above; the weights have
+        let args = self.args(run)?;
+        // SAFETY: the launch checked that every operand lies in its region; `args` checked widths and rows; the weights have
         // the kernel's layout and the bias its length (checked in `new`); the scratch is this worker's and as long as asked.
         unsafe { linear(team, &self.kernel, &args, run.worker_scratch(team)) };
         Ok(())

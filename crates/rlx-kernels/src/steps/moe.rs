@@ -7,7 +7,9 @@ use crate::moe::{CombineArgs, GroupArgs, RouteArgs, Routing, combine_entry, grou
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
 use std::any::Any;
-use std::ptr::null;
+use std::fmt;
+use std::ptr::{null, null_mut};
+use std::sync::Arc;
 
 /// What a mixture computes, apart from weights and operands.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,13 +22,34 @@ pub struct MoeForm {
     pub activation: Activation,
 }
 
-/// The weights of one expert with the kernels that read them.
+/// The kernels of one expert, and its weights if they stay in memory.
 #[derive(Debug)]
 pub struct Expert {
     /// Gate and up, interleaved.
-    pub gate_up: (LinearKernel, PackedMatrix),
+    pub gate_up: (LinearKernel, Option<PackedMatrix>),
     /// Down.
-    pub down: (LinearKernel, PackedMatrix),
+    pub down: (LinearKernel, Option<PackedMatrix>),
+}
+
+/// An expert whose weights are in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct LoadedExpert<'e> {
+    /// Its number.
+    pub expert: usize,
+    /// Gate and up, interleaved.
+    pub gate_up: &'e PackedMatrix,
+    /// Down.
+    pub down: &'e PackedMatrix,
+}
+
+/// Brings experts into memory as they are needed.
+pub trait ExpertSource: Send + Sync + fmt::Debug {
+    /// Calls `each` with groups of the `needed` experts, ascending, so that every one of them is in one group. What a group holds
+    /// stays in memory until `each` returns.
+    ///
+    /// # Errors
+    /// In words, if an expert cannot be loaded; groups before it have run.
+    fn visit(&self, needed: &[usize], each: &mut dyn FnMut(&[LoadedExpert<'_>])) -> Result<(), String>;
 }
 
 /// Each row through its experts, whose outputs are summed from the most probable down. Rows are grouped by expert, so that each
@@ -36,6 +59,7 @@ pub struct MoeStep {
     isa: Isa,
     form: MoeForm,
     experts: Vec<Expert>,
+    source: Option<Arc<dyn ExpertSource>>,
     width: usize,
     inner: usize,
     route: Entry<RouteArgs>,
@@ -55,6 +79,8 @@ struct Layout {
     starts: usize,
     row_of_place: usize,
     place_of: usize,
+    /// See [`Grouped::loaded`].
+    loaded: usize,
     /// Gathered rows, later the experts' results.
     rows: usize,
     inner: usize,
@@ -72,8 +98,9 @@ impl Layout {
         };
         let (weights, chosen, starts) = (take(places), take(places), take(experts + 1));
         let (row_of_place, place_of) = (take(places), take(places));
+        let loaded = take((2 * experts + 1) * (size_of::<usize>() / 4));
         let (rows, inner) = (take(places.saturating_mul(width)), take(places.saturating_mul(inner)));
-        Self { weights, chosen, starts, row_of_place, place_of, rows, inner, end }
+        Self { weights, chosen, starts, row_of_place, place_of, loaded, rows, inner, end }
     }
 }
 
@@ -83,19 +110,25 @@ pub fn moe_shared_scratch(rows: usize, top_k: usize, experts: usize, width: usiz
 }
 
 impl MoeStep {
-    /// The step for an instruction set; `None` if it is not available, or the weights do not fit each other or the kernels.
+    /// The step for an instruction set; `None` if it is not available, or the weights do not fit each other or the kernels. Experts
+    /// without weights come from `source`.
     pub fn new(
         isa: Isa,
         form: MoeForm,
         experts: Vec<Expert>,
+        source: Option<Arc<dyn ExpertSource>>,
         x: Operand,
         logits: Operand,
         out: Operand,
     ) -> Option<Self> {
-        let width = experts.first()?.gate_up.1.layout().k();
+        let width = experts.first()?.gate_up.0.layout().k();
+        let held = |(kernel, matrix): &(LinearKernel, Option<PackedMatrix>)| match matrix {
+            Some(matrix) => matrix.layout() == kernel.layout(),
+            None => source.is_some(),
+        };
         let fits = |expert: &Expert| {
-            let (gate_up, down) = (expert.gate_up.1.layout(), expert.down.1.layout());
-            let kernels = expert.gate_up.0.layout() == gate_up && expert.down.0.layout() == down;
+            let (gate_up, down) = (expert.gate_up.0.layout(), expert.down.0.layout());
+            let kernels = held(&expert.gate_up) && held(&expert.down);
             let plain = gate_up.gated() && !down.gated();
             kernels && plain && gate_up.k() == width && down.n() == width && gate_up.outputs() == down.k()
         };
@@ -103,10 +136,10 @@ impl MoeStep {
         if !routed || !experts.iter().all(fits) {
             return None;
         }
-        let inner = experts.iter().map(|e| e.down.1.layout().k()).max()?;
+        let inner = experts.iter().map(|e| e.down.0.layout().k()).max()?;
         let (route, group) = (route_entry(isa)?, group_entry(isa)?);
         let (gather, combine) = (gather_entry(isa)?, combine_entry(isa)?);
-        Some(Self { isa, form, experts, width, inner, route, group, gather, combine, x, logits, out })
+        Some(Self { isa, form, experts, source, width, inner, route, group, gather, combine, x, logits, out })
     }
 
     fn fits(&self, run: &Run<'_>, rows: usize) -> bool {
@@ -121,20 +154,18 @@ impl MoeStep {
         Layout::new(rows, self.form.top_k, self.experts.len(), self.width, self.inner)
     }
 
-    /// Runs one linear layer of every expert on its group of rows. Tiles of all experts are claimed from one ticket.
+    /// Runs one linear layer of every expert on its rows. Tiles of all experts are claimed from one ticket.
     ///
     /// # Safety
-    /// `starts` has a value more than there are experts and ascends; `args` gives operands valid for the rows of an expert's
-    /// group and the kernel that `pick` gives.
+    /// `args` gives operands valid for that many rows of an expert and the kernel that `pick` gives.
     unsafe fn every_expert<'s>(
         &'s self,
         team: &Team<'_>,
-        starts: &[i32],
+        rows: impl Fn(usize) -> usize,
         scratch: *mut f32,
         pick: impl Fn(&'s Expert) -> &'s LinearKernel,
-        args: impl Fn(&'s Expert, usize, usize) -> LinearArgs,
+        args: impl Fn(usize) -> LinearArgs,
     ) {
-        let rows = |e: usize| (starts[e + 1] - starts[e]) as usize;
         let grid = |e: usize| pick(&self.experts[e]).grid(rows(e), team.count());
         let total = (0..self.experts.len()).map(|e| grid(e).tiles()).sum();
         let (mut expert, mut base, mut current) = (0, 0, grid(0));
@@ -144,11 +175,114 @@ impl MoeStep {
                 expert += 1;
                 current = grid(expert);
             }
-            let of = &self.experts[expert];
-            let args = args(of, starts[expert] as usize, rows(expert));
             // SAFETY: passed on to the caller; each tile is claimed by one worker.
-            unsafe { pick(of).run_tile(&args, &current, tile - base, scratch) };
+            unsafe { pick(&self.experts[expert]).run_tile(&args(expert), &current, tile - base, scratch) };
         }
+    }
+
+    /// Runs the experts that are in memory on their rows, and ends with a barrier.
+    ///
+    /// # Safety
+    /// `grouped` is of this run, past the barrier after the gather; `scratch` is this worker's.
+    unsafe fn run_loaded(&self, team: &Team<'_>, grouped: &Grouped<'_>, scratch: *mut f32) {
+        let (width, inner) = (self.width, self.inner);
+        let rows = |e: usize| match grouped.weights(&self.experts[e], e) {
+            [gate_up, _] if gate_up.is_null() => 0,
+            _ => grouped.rows(e),
+        };
+        let up = |e: usize| {
+            let start = grouped.starts[e] as usize;
+            let (from, to) =
+                (grouped.gathered.wrapping_add(start * width), grouped.hidden.wrapping_add(start * inner));
+            let [w, _] = grouped.weights(&self.experts[e], e);
+            LinearArgs {
+                m: rows(e),
+                w,
+                activation: self.form.activation,
+                ..linear_args(from, width, to, inner)
+            }
+        };
+        let down = |e: usize| {
+            let start = grouped.starts[e] as usize;
+            let (from, to) =
+                (grouped.hidden.wrapping_add(start * inner), grouped.gathered.wrapping_add(start * width));
+            let [_, w] = grouped.weights(&self.experts[e], e);
+            LinearArgs { m: rows(e), w, ..linear_args(from, inner, to, width) }
+        };
+        // SAFETY: the caller's; an expert's rows are apart from those of others, and the weights of those that run are held.
+        unsafe {
+            self.every_expert(team, rows, scratch, |e| &e.gate_up.0, up);
+            team.barrier();
+            self.every_expert(team, rows, scratch, |e| &e.down.0, down);
+            team.barrier();
+        }
+    }
+
+    /// Worker 0's part of a run over a source: it loads, tells the others what is there, and runs with them.
+    ///
+    /// # Safety
+    /// As for [`MoeStep::run_loaded`].
+    unsafe fn lead(
+        &self,
+        source: &dyn ExpertSource,
+        team: &Team<'_>,
+        grouped: &Grouped<'_>,
+        scratch: *mut f32,
+    ) -> Result<(), StepError> {
+        let needed: Vec<usize> = (0..self.experts.len()).filter(|&e| grouped.rows(e) > 0).collect();
+        let result = source.visit(&needed, &mut |loaded| {
+            let fits = |l: &LoadedExpert<'_>| {
+                self.experts.get(l.expert).is_some_and(|e| {
+                    e.gate_up.0.layout() == l.gate_up.layout() && e.down.0.layout() == l.down.layout()
+                })
+            };
+            // SAFETY: the others wait at the barrier, so nobody reads the table; weights have the kernels' layouts and are held until
+            // this closure returns.
+            unsafe {
+                grouped.loaded.write_bytes(0, 2 * self.experts.len());
+                for expert in loaded.iter().filter(|l| fits(l)) {
+                    *grouped.loaded.add(2 * expert.expert) = expert.gate_up.bytes().as_ptr();
+                    *grouped.loaded.add(2 * expert.expert + 1) = expert.down.bytes().as_ptr();
+                }
+                *grouped.more() = 1;
+                team.barrier();
+                self.run_loaded(team, grouped, scratch);
+            }
+        });
+        // SAFETY: as above.
+        unsafe { *grouped.more() = 0 };
+        team.barrier();
+        result.map_err(|reason| StepError::Value { step: self.name(), reason })
+    }
+}
+
+/// The rows of a run by expert.
+struct Grouped<'g> {
+    experts: usize,
+    starts: &'g [i32],
+    gathered: *mut f32,
+    hidden: *mut f32,
+    /// Two pointers for each expert, null for those not in memory, and a word that says whether there is another group; null if all
+    /// experts stay in memory.
+    loaded: *mut *const u8,
+}
+
+impl Grouped<'_> {
+    fn rows(&self, expert: usize) -> usize {
+        (self.starts[expert + 1] - self.starts[expert]) as usize
+    }
+
+    fn more(&self) -> *mut usize {
+        self.loaded.wrapping_add(2 * self.experts).cast()
+    }
+
+    fn weights(&self, of: &Expert, expert: usize) -> [*const u8; 2] {
+        let held = |matrix: &Option<PackedMatrix>| matrix.as_ref().map_or(null(), |m| m.bytes().as_ptr());
+        if self.loaded.is_null() {
+            return [held(&of.gate_up.1), held(&of.down.1)];
+        }
+        // SAFETY: the table has two pointers for each expert, written before the barrier that this worker has passed.
+        unsafe { [*self.loaded.add(2 * expert), *self.loaded.add(2 * expert + 1)] }
     }
 }
 
@@ -159,6 +293,8 @@ fn linear_args(x: *const f32, x_stride: usize, out: *mut f32, out_stride: usize)
         x_stride,
         w: null(),
         bias: null(),
+        addend: null(),
+        addend_stride: 0,
         residual: null(),
         residual_stride: 0,
         out,
@@ -192,7 +328,7 @@ impl Step for MoeStep {
         if !self.fits(run, rows) {
             return Err(StepError::Shape { step: format!("moe_{}", self.isa) });
         }
-        let (k, width, inner) = (self.form.top_k, self.width, self.inner);
+        let (k, width) = (self.form.top_k, self.width);
         let layout = self.layout(rows);
         let shared = run.shared_scratch::<u8>();
         let at = |offset: usize| shared.wrapping_add(offset);
@@ -240,34 +376,26 @@ impl Step for MoeStep {
                 (self.gather)(&gather, tile);
             }
             team.barrier();
-            let starts = std::slice::from_raw_parts(group.starts, self.experts.len() + 1);
             let (gathered, hidden) = (at(layout.rows).cast::<f32>(), at(layout.inner).cast::<f32>());
+            let grouped = Grouped {
+                experts: self.experts.len(),
+                starts: std::slice::from_raw_parts(group.starts, self.experts.len() + 1),
+                gathered,
+                hidden,
+                loaded: if self.source.is_some() { at(layout.loaded).cast() } else { null_mut() },
+            };
             let scratch = run.worker_scratch(team);
-            let up = |e: &Expert, start: usize, m: usize| LinearArgs {
-                m,
-                w: e.gate_up.1.bytes().as_ptr(),
-                activation: self.form.activation,
-                ..linear_args(
-                    gathered.wrapping_add(start * width),
-                    width,
-                    hidden.wrapping_add(start * inner),
-                    inner,
-                )
-            };
-            self.every_expert(team, starts, scratch, |e| &e.gate_up.0, up);
-            team.barrier();
-            let down = |e: &Expert, start: usize, m: usize| LinearArgs {
-                m,
-                w: e.down.1.bytes().as_ptr(),
-                ..linear_args(
-                    hidden.wrapping_add(start * inner),
-                    inner,
-                    gathered.wrapping_add(start * width),
-                    width,
-                )
-            };
-            self.every_expert(team, starts, scratch, |e| &e.down.0, down);
-            team.barrier();
+            match &self.source {
+                None => self.run_loaded(team, &grouped, scratch),
+                Some(source) if team.index() == 0 => self.lead(source.as_ref(), team, &grouped, scratch)?,
+                Some(_) => {
+                    team.barrier();
+                    while *grouped.more() != 0 {
+                        self.run_loaded(team, &grouped, scratch);
+                        team.barrier();
+                    }
+                }
+            }
             let combine = CombineArgs {
                 y: gathered,
                 y_stride: width,

@@ -1,8 +1,10 @@
 //! Golden checkpoints through the public path, run by the reference interpreter.
 
+mod adapters;
 mod artefacts;
 mod broken;
 mod cpu;
+mod experts;
 mod goldens;
 mod interpreter;
 mod plans;

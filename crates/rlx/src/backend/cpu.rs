@@ -5,8 +5,11 @@ mod lower;
 mod ops;
 mod stored;
 
-use super::{Backend, BackendError, Context, Io, KernelChoice, PackedStorage, Program, WeightUses};
+use super::{
+    Backend, BackendError, Context, ExpertLayer, Io, KernelChoice, PackedStorage, Program, WeightUses,
+};
 use crate::aot::AotCache;
+use crate::memory::experts::ExpertPool;
 use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
 use crate::weights::{RegistryError, WeightRegistry};
 use keeper::Keeper;
@@ -29,6 +32,7 @@ pub struct CpuBackend {
     pool: Arc<Pool>,
     precision: Precision,
     keeper: Option<Keeper>,
+    experts: Option<Arc<ExpertPool>>,
 }
 
 impl CpuBackend {
@@ -39,7 +43,7 @@ impl CpuBackend {
 
     /// A backend that shares a pool.
     pub fn with_pool(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, pool, precision: Precision::F32, keeper: None }
+        Self { isa, pool, precision: Precision::F32, keeper: None, experts: None }
     }
 
     /// The same backend, which takes packed weights from a cache and leaves new ones there. Only copies of weights in mapped files of
@@ -61,6 +65,13 @@ impl CpuBackend {
         self.precision
     }
 
+    /// The same with mixtures of experts that keep only some experts in memory.
+    #[must_use]
+    pub fn with_experts(mut self, experts: Arc<ExpertPool>) -> Self {
+        self.experts = Some(experts);
+        self
+    }
+
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
@@ -74,7 +85,8 @@ impl CpuBackend {
 
 impl CpuBackend {
     fn shapes<'t>(&self, template: &'t Template) -> ShapeCx<'t> {
-        ShapeCx { template, isa: self.isa, precision: self.precision }
+        let expert_slots = self.experts.as_ref().map(|pool| pool.slots());
+        ShapeCx { template, isa: self.isa, precision: self.precision, expert_slots }
     }
 }
 
@@ -140,6 +152,11 @@ impl Backend for CpuBackend {
             }
         }
         Ok(mapped)
+    }
+
+    fn expert_layers(&self, template: &Template) -> Vec<ExpertLayer> {
+        let cx = self.shapes(template);
+        template.steps().iter().filter_map(|step| ops::moe::expert_layer(&cx, step)).collect()
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {

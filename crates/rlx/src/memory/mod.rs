@@ -2,6 +2,7 @@
 
 mod budget;
 mod estimate;
+pub mod experts;
 mod probe;
 
 pub use budget::{

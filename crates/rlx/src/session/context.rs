@@ -152,7 +152,7 @@ impl RunContext {
         &mut self,
         state: &State,
         inputs: &[(&str, TensorArg<'a>)],
-    ) -> Result<SmallVec<[&'a [u8]; 16]>, SessionError> {
+    ) -> Result<SmallVec<[&'a [u8]; 32]>, SessionError> {
         for (name, _) in inputs {
             if !self.template.inputs().iter().any(|e| e.name == *name) {
                 return Err(unknown("input", name, self.template.inputs()));
@@ -166,7 +166,7 @@ impl RunContext {
         }
         self.symbols.clear();
         self.symbols.resize(self.template.sizes().symbols().len(), UNBOUND);
-        let mut given: SmallVec<[&[u8]; 16]> = SmallVec::new();
+        let mut given: SmallVec<[&[u8]; 32]> = SmallVec::new();
         for index in 0..self.template.inputs().len() {
             let entry = &self.template.inputs()[index];
             let found = inputs.iter().find(|(name, _)| *name == entry.name);

@@ -534,6 +534,14 @@ impl PinGuard {
         }
     }
 
+    /// Tells the system that a mapped storage is read soon, so that it reads ahead while others work.
+    pub fn will_need(&self) {
+        if let WeightBytes::Mapped(range) = &self.storage.source {
+            // Advice only: without it the pages are read when they are touched.
+            drop(range.will_need());
+        }
+    }
+
     /// Gives the pages of mapped bytes back: who reads them again waits for the file.
     pub fn release_pages(&self) {
         self.storage.drop_bytes_if_mapped();

@@ -43,6 +43,14 @@ fn weights(case: &Case) -> Vec<usize> {
     let flag = |name: &str| case.attrs.contains(&format!("{name}=true"));
     match case.op.as_str() {
         "linear" => (1..count - usize::from(flag("residual"))).collect(),
+        "lora_linear" => {
+            let places = |name: &str| {
+                case.attrs.split_once(name).map_or(0, |(_, rest)| {
+                    rest.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+                })
+            };
+            (1..count - 2 - places("slots=") - usize::from(flag("residual"))).collect()
+        }
         "moe" => (2..count).collect(),
         "layer_norm" | "rms_norm" => (1..count - usize::from(flag("residual"))).collect(),
         "embedding" | "rope_angles" => vec![1],

@@ -2,6 +2,7 @@
 
 use super::{CpuBackend, ops};
 use crate::backend::{BackendError, PackedUse, WeightUses};
+use crate::memory::experts::{ExpertPool, ExpertWeight};
 use crate::plan::{BufferKind, Place, StepSpec, Template};
 use crate::weights::{Packed, PackedKey, PinGuard, WeightHandle, WeightRegistry};
 use rlx_graph::eval::to_f64;
@@ -24,6 +25,8 @@ pub(super) struct ShapeCx<'t> {
     pub template: &'t Template,
     pub isa: Isa,
     pub precision: Precision,
+    /// Experts of a layer that are in memory at once; all if none.
+    pub expert_slots: Option<usize>,
 }
 
 /// The weights of a linear layer: how many, how they lie, whether gate and up are interleaved.
@@ -423,6 +426,22 @@ impl<'a> LowerCx<'a> {
         })?;
         guards.iter().for_each(PinGuard::release_pages);
         Ok(packed)
+    }
+
+    /// The backend's pool of experts.
+    pub fn expert_pool(&self) -> Option<&ExpertPool> {
+        self.backend.experts.as_deref()
+    }
+
+    /// A weight of an expert for the pool.
+    pub fn expert_weight(&self, place: &Place) -> Result<ExpertWeight, BackendError> {
+        let shapes = self.shapes();
+        let sizes = (shapes.known(place, 0), shapes.known(place, 1), weight_type(place.dtype));
+        let (Some(n), Some(k), Some(dtype), Some(name)) = (sizes.0, sizes.1, sizes.2, shapes.param(place))
+        else {
+            return Err(self.unsupported("the weight's size or dtype has no packed layout"));
+        };
+        Ok(ExpertWeight { guard: self.raw(name)?, n, k, dtype })
     }
 
     fn part<'g>(

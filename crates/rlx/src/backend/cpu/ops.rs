@@ -16,6 +16,7 @@ pub(super) mod iota;
 pub(super) mod l2_normalize;
 pub(super) mod layer_norm;
 pub(super) mod linear;
+pub(super) mod lora_linear;
 pub(super) mod matmul;
 pub(super) mod moe;
 pub(super) mod pad;
@@ -86,6 +87,7 @@ pub(super) trait CpuOp: Sync {
 /// The list.
 pub(super) const OPS: &[&dyn CpuOp] = &[
     &linear::CpuLinear,
+    &lora_linear::CpuLoraLinear,
     &attention::CpuAttention,
     &embedding::CpuEmbedding,
     &layer_norm::CpuLayerNorm,

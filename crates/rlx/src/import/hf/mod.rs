@@ -2,6 +2,7 @@
 
 pub mod config;
 mod generation;
+mod gguf_adapter;
 mod hub;
 mod peft;
 mod sentence;

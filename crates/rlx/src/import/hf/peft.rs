@@ -1,6 +1,7 @@
 //! A low-rank adapter in PEFT layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::weights::{LoraSide, RegistryError, WeightHandle, WeightKind, WeightLo
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 const MAX_RANK: usize = 1 << 16;
 
 /// Of no influence on a trained adapter: how it was trained and where it came from.
@@ -39,13 +40,18 @@ const IRRELEVANT: &[&str] = &[
 ];
 
 /// An adapter on disk, its factors paired and named by the weight they update.
-#[derive(Debug)]
 pub struct PeftAdapter {
-    rank: usize,
-    alpha: f32,
-    loader: SafetensorsLoader,
+    pub(super) rank: usize,
+    pub(super) alpha: f32,
+    pub(super) loader: Box<dyn WeightLoader>,
     // Base weight -> the tensors of A and B.
-    factors: BTreeMap<String, [String; 2]>,
+    pub(super) factors: BTreeMap<String, [String; 2]>,
+}
+
+impl fmt::Debug for PeftAdapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeftAdapter(rank {}, alpha {}, {} weights)", self.rank, self.alpha, self.factors.len())
+    }
 }
 
 impl PeftAdapter {
@@ -72,7 +78,7 @@ impl PeftAdapter {
         let path = need(WEIGHTS_FILE)?;
         let loader = SafetensorsLoader::open(&path)?;
         let factors = pair_factors(&path, &loader)?;
-        Ok(PeftAdapter { rank, alpha, loader, factors })
+        Ok(PeftAdapter { rank, alpha, loader: Box::new(loader), factors })
     }
 
     /// Inner dim of the factors.
@@ -171,9 +177,9 @@ fn read_config(cfg: &ConfigReader) -> Result<(usize, f32), ImportError> {
     Ok((rank, if stabilised { alpha * (rank as f32).sqrt() } else { alpha }))
 }
 
-fn pair_factors(
+pub(super) fn pair_factors(
     path: &Path,
-    loader: &SafetensorsLoader,
+    loader: &dyn WeightLoader,
 ) -> Result<BTreeMap<String, [String; 2]>, ImportError> {
     let wrong = |tensor: &str, expected: &str| ImportError::Field {
         path: path.to_path_buf(),

@@ -7,6 +7,7 @@ use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::linear::Linear;
+use rlx_graph::ops::lora_linear::LoraLinear;
 use rlx_graph::{Op, OpDef};
 use rlx_kernels::gemm::{Activation, LinearKernel};
 use rlx_kernels::schedule::Step;
@@ -34,9 +35,50 @@ pub(in super::super) fn activation(kind: ActivationKind) -> Option<Activation> {
 
 /// The weights of a linear step.
 pub(in super::super) fn matrix_of(step: &StepSpec) -> Option<MatrixSpec<'_>> {
-    let op = step.op.downcast::<Linear>()?;
+    let adapted = || step.op.downcast::<LoraLinear>().map(LoraLinear::linear);
+    let op = step.op.downcast::<Linear>().cloned().or_else(adapted)?;
     let weights = step.inputs.get(1..=op.parts)?;
     Some(MatrixSpec { weights, transposed: op.transposed, gated: op.gated })
+}
+
+/// Copies of weights that a linear step reads.
+pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
+    matrix_of(step).and_then(|spec| cx.packed_spec(&spec)).into_iter().collect()
+}
+
+/// Bytes of scratch that each worker of a linear step needs.
+pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+    let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
+    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
+    kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>())
+}
+
+/// The step of a linear layer over a step's first operands; `None` where the kernels have no such layer.
+pub(super) fn linear_step(
+    cx: &mut LowerCx<'_>,
+    op: &Linear,
+    step: &StepSpec,
+) -> Result<Option<LinearStep>, BackendError> {
+    let Some(spec) = matrix_of(step) else { return Ok(None) };
+    let Some(act) = activation(op.activation) else { return Ok(None) };
+    let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
+    let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
+    let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
+    let bias = match op.bias {
+        true => {
+            let mut joined = Vec::with_capacity(matrix.layout().n());
+            for place in &step.inputs[op.bias_at()..op.bias_at() + op.parts] {
+                let Some(values) = cx.vector(place)? else { return Ok(None) };
+                joined.extend_from_slice(&values);
+            }
+            Some(Arc::from(joined))
+        }
+        false => None,
+    };
+    let residual = op.residual.then(|| cx.operand(&step.inputs[op.arity() - 1]));
+    let (x, out) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
+    let step = LinearStep::new(kernel, matrix, bias, act, x, residual, out);
+    Ok(Some(step.map_err(|e| cx.unsupported(e.to_string()))?))
 }
 
 impl CpuOp for CpuLinear {
@@ -60,7 +102,7 @@ impl CpuOp for CpuLinear {
     }
 
     fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
-        matrix_of(step).and_then(|spec| cx.packed_spec(&spec)).into_iter().collect()
+        packed_by(cx, step)
     }
 
     fn scratch(
@@ -70,31 +112,11 @@ impl CpuOp for CpuLinear {
         _sizes: &[usize],
         _workers: usize,
     ) -> Result<(usize, usize), BackendError> {
-        let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
-        let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
-        Ok((kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>()), 0))
+        Ok((scratch_of(cx, step), 0))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
-        let (Some(op), Some(spec)) = (step.op.downcast::<Linear>(), matrix_of(step)) else { return Ok(None) };
-        let Some(act) = activation(op.activation) else { return Ok(None) };
-        let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
-        let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
-        let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
-        let bias = match op.bias {
-            true => {
-                let mut joined = Vec::with_capacity(matrix.layout().n());
-                for place in &step.inputs[op.bias_at()..op.bias_at() + op.parts] {
-                    let Some(values) = cx.vector(place)? else { return Ok(None) };
-                    joined.extend_from_slice(&values);
-                }
-                Some(Arc::from(joined))
-            }
-            false => None,
-        };
-        let residual = op.residual.then(|| cx.operand(&step.inputs[op.arity() - 1]));
-        let (x, out) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
-        let step = LinearStep::new(kernel, matrix, bias, act, x, residual, out);
-        Ok(Some(Box::new(step.map_err(|e| cx.unsupported(e.to_string()))?)))
+        let Some(op) = step.op.downcast::<Linear>() else { return Ok(None) };
+        Ok(linear_step(cx, op, step)?.map(|step| Box::new(step) as Box<dyn Step>))
     }
 }
