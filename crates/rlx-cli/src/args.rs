@@ -25,7 +25,7 @@ pub struct Shared {
     /// Worker threads of a run [default: the CPUs granted to the process]
     #[arg(short, long, global = true, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Precision of matrix products [default: f32]
+    /// Precision of matrix products [default: bf16 for a bf16 checkpoint where the CPU has vdpbf16ps, else f32]
     #[arg(long, global = true)]
     pub precision: Option<Precision>,
     /// Device to run on, such as cpu [default: chosen among those that can run the model]
@@ -50,6 +50,17 @@ pub struct Shared {
 pub enum Precision {
     /// Operands as f32; narrower weights are widened.
     F32,
+    /// Operands rounded to bf16, sums in f32.
+    Bf16,
+}
+
+impl From<Precision> for rlx::backend::cpu::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// The command line as clap sees it, with the settings below the help.

@@ -30,6 +30,7 @@ impl Engine {
         let options = OpenOptions {
             threads: Some(context.threads()),
             isa: Some(isa),
+            precision: context.shared.precision.map(Into::into),
             expert_budget: context.shared.expert_budget.map(usize::from),
             ..OpenOptions::default()
         };

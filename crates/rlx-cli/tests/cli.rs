@@ -79,7 +79,7 @@ fn bad_use_is_three_lines_and_status_2() {
     "#);
     assert_snapshot!(run(&["devices", "--precision", "f8"]), @r#"
     status 2
-    error: invalid value 'f8' for '--precision <PRECISION>' [possible values: f32]
+    error: invalid value 'f8' for '--precision <PRECISION>' [possible values: f32, bf16]
        in: rlx devices
       try: `rlx devices --help`
     "#);

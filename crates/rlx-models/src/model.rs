@@ -11,12 +11,13 @@ use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::backend::Backend;
+use rlx::backend::cpu::Precision;
 use rlx::config::Config;
 use rlx::import::hf::HfFolder;
 use rlx::memory::experts::{ExpertPolicy, ExpertPool};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
-use rlx_kernels::isa::Isa;
+use rlx_kernels::isa::{CpuFeatures, Isa};
 use rlx_tensor::DType;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +30,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
+    /// Precision of matrix products. If not given: bf16 for a bf16 checkpoint where the CPU has `vdpbf16ps`, else f32.
+    pub precision: Option<Precision>,
     /// Element type of KV caches: F32 if not given.
     pub cache_dtype: Option<DType>,
     /// Element type that adapters are held in, F32 or BF16: F32 if not given, which keeps every stored value.
@@ -43,6 +46,7 @@ pub struct Model {
     folder: HfFolder,
     weights: Box<dyn WeightLoader>,
     backend: Arc<dyn Backend>,
+    precision: Option<Precision>,
     built: Built,
     compiled: Arc<CompiledGraph>,
     tokenizer: TextTokenizer,
@@ -83,6 +87,20 @@ impl Default for TextOptions {
     }
 }
 
+/// bf16 where the processor has an instruction for it and most of the checkpoint's bytes are bf16.
+fn default_precision(weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> {
+    if isa != Isa::Avx512 || !CpuFeatures::detect().avx512_bf16 {
+        return Ok(Precision::F32);
+    }
+    let (mut bf16, mut all) = (0, 0);
+    for name in weights.names() {
+        let Some(tensor) = weights.tensor(name)? else { continue };
+        all += tensor.bytes.len();
+        bf16 += if tensor.dtype == DType::BF16 { tensor.bytes.len() } else { 0 };
+    }
+    Ok(if bf16 > all / 2 { Precision::Bf16 } else { Precision::F32 })
+}
+
 impl Model {
     /// Opens a model folder, or a hub name that is in the local cache, with default options.
     ///
@@ -108,26 +126,42 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        let Some(slots) = options.expert_budget else {
-            return Self::on_backend(folder, options, Arc::new(backend));
+        let weights = folder.loader()?;
+        let precision = match options.precision {
+            Some(precision) => precision,
+            None => default_precision(weights.as_ref(), backend.isa())?,
         };
-        let pool = ExpertPool::new(slots, ExpertPolicy::default());
-        let pool = Arc::new(pool.map_err(|e| {
-            let (setting, expected) = ("expert_budget", "at least 1 expert");
-            ModelError::Setting { setting, expected, found: e.to_string() }
-        })?);
-        let backend = Arc::new(backend.with_experts(Arc::clone(&pool)));
-        let mut model = Self::on_backend(folder, options, backend)?;
-        model.experts = Some(pool);
+        let mut backend = backend.with_precision(precision);
+        let mut experts = None;
+        if let Some(slots) = options.expert_budget {
+            let pool = ExpertPool::new(slots, ExpertPolicy::default());
+            let pool = Arc::new(pool.map_err(|e| {
+                let (setting, expected) = ("expert_budget", "at least 1 expert");
+                ModelError::Setting { setting, expected, found: e.to_string() }
+            })?);
+            backend = backend.with_experts(Arc::clone(&pool));
+            experts = Some(pool);
+        }
+        let mut model = Self::on_weights(folder, weights, options, Arc::new(backend))?;
+        (model.experts, model.precision) = (experts, Some(precision));
         Ok(model)
     }
 
-    /// Opens a model for a backend: the reference evaluation, say.
+    /// Opens a model for a backend: the reference evaluation, say. Threads, instruction set and precision are the backend's.
     ///
     /// # Errors
     /// As [`Model::open_with`].
     pub fn on_backend(folder: HfFolder, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
         let weights = folder.loader()?;
+        Self::on_weights(folder, weights, options, backend)
+    }
+
+    fn on_weights(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self> {
         let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
         let build = BuildOptions { cache_dtype, ..BuildOptions::default() };
         let built = build_folder(&folder, weights.as_ref(), &build)?;
@@ -145,6 +179,7 @@ impl Model {
             folder,
             weights,
             backend,
+            precision: None,
             built,
             compiled,
             tokenizer,
@@ -173,6 +208,11 @@ impl Model {
     /// The device.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
+    }
+
+    /// The precision of matrix products; `None` of a model that was opened on a backend of the caller's.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision
     }
 
     /// The checkpoint.

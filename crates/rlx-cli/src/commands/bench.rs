@@ -65,6 +65,7 @@ impl Work {
 struct Report {
     threads: usize,
     isa: &'static str,
+    precision: Option<&'static str>,
     limits: Limits,
     rows: Vec<Row>,
     peak_rss_bytes: Option<u64>,
@@ -88,6 +89,7 @@ impl Args {
         let report = Report {
             threads: context.threads(),
             isa: context.isa()?.name(),
+            precision: engine.model.precision().map(|precision| precision.name()),
             limits,
             rows,
             peak_rss_bytes: SystemProbe.peak_rss_bytes(),

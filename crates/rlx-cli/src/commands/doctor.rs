@@ -5,7 +5,7 @@ use crate::failure::Result;
 use crate::output;
 use rlx::config::{ByteSize, Config};
 use rlx::memory::{MemoryProbe, MemoryView, SystemProbe};
-use rlx_kernels::gemm::BLOCKS;
+use rlx_kernels::gemm::{BLOCKS, Precision};
 use rlx_kernels::isa::{CpuFeatures, Isa};
 use rlx_kernels::limits::{self, DotKind};
 use rlx_kernels::pool::Pool;
@@ -67,6 +67,14 @@ struct Memory {
 const STREAM_BYTES: usize = 256 << 20;
 
 impl Limits {
+    /// Operations per second of products: of bf16 operands, by whichever instructions are faster.
+    pub fn product_flops(&self, precision: Precision) -> Option<f64> {
+        match (precision, self.bf16_flops) {
+            (Precision::Bf16, Some(bf16)) => self.f32_flops.map(|f32| f32.max(bf16)),
+            _ => self.f32_flops,
+        }
+    }
+
     /// Measures this machine; takes a fraction of a second.
     pub fn measure(isa: Isa, threads: usize) -> Limits {
         let pool = Pool::new(threads);

@@ -1,11 +1,13 @@
 //! The microkernels: raw accumulators of a block of rows by one or several panels.
 //!
 //! Numeric contract: an accumulator starts at zero and takes `fma(x[k], w[k], acc)` for k = 0, 1, 2, ... in order, in
-//! f32. Every instance, of every instruction set, gives the same bits.
+//! f32; where both operands are rounded to bf16, for k = 1, 0, 3, 2, ... (the order of `vdpbf16ps`, see `dot.rs`). Every
+//! instance, of every instruction set, gives the same bits.
 
 use std::marker::PhantomData;
 
 use super::pack::{WeightType, panel_columns};
+use super::precision::Products;
 use crate::isa::{Kernel, LANES, Simd};
 
 /// One call of a microkernel.
@@ -25,8 +27,11 @@ pub(super) struct BlockArgs {
 pub(super) trait Weight: Copy + 'static {
     const DTYPE: WeightType;
     const NAME: &'static str;
+    const PRODUCTS: Products = Products::F32;
     /// Consecutive k per word: 1 or 2.
     const INPUTS: usize;
+    /// Which of a word's k is added first.
+    const FIRST: usize = 0;
 
     /// Value `part < INPUTS` of each of 16 words.
     ///
@@ -65,6 +70,24 @@ impl Weight for Bf16 {
         // SAFETY: the caller guarantees 16 readable words.
         let bits = unsafe { s.iload(words.cast()) };
         s.with_bits(if part == 0 { s.ishl(bits, 16) } else { s.iand(bits, s.isplat(!0xffff)) })
+    }
+}
+
+/// bf16 weights, widened in registers, for rows rounded to bf16.
+#[derive(Clone, Copy)]
+pub(super) struct RoundedBf16;
+
+impl Weight for RoundedBf16 {
+    const DTYPE: WeightType = WeightType::Bf16;
+    const NAME: &'static str = "bf16xbf16";
+    const PRODUCTS: Products = Products::Bf16Fma;
+    const INPUTS: usize = 2;
+    const FIRST: usize = 1;
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(s: S, words: *const u8, part: usize) -> S::V {
+        // SAFETY: passed on to the caller.
+        unsafe { Bf16::widen(s, words, part) }
     }
 }
 
@@ -112,7 +135,7 @@ impl<W: Weight, const ROWS: usize, const PANELS: usize> Kernel for Block<W, ROWS
     }
 }
 
-const VARIANTS: [[&str; 14]; 4] = [
+pub(super) const VARIANTS: [[&str; 14]; 4] = [
     [
         "1x1p", "2x1p", "3x1p", "4x1p", "5x1p", "6x1p", "7x1p", "8x1p", "9x1p", "10x1p", "11x1p", "12x1p",
         "13x1p", "14x1p",
@@ -160,6 +183,8 @@ macro_rules! for_each_row {
         }
     )*};
 }
+
+pub(super) use for_each_row;
 
 struct Operands<const PANELS: usize> {
     rows: [*const f32; GROUPS],
@@ -253,9 +278,9 @@ unsafe fn step_and_fetch<S: Simd, W: Weight, const ROWS: usize, const PANELS: us
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 0);
+        step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, W::FIRST);
         if W::INPUTS == 2 {
-            step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 1);
+            step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 1 - W::FIRST);
         }
     }
     fetch::<S, PANELS, VECS>(s, at, word * VECS * LANES * 4 + ahead);

@@ -1,12 +1,17 @@
 //! Linear layers on packed weights: `out = residual + act(x . W^T + bias)`, from one row (GEMV) to many (GEMM).
 //!
-//! An output element is one f32 accumulator, updated by fused multiply-add for k = 0, 1, 2, ..., so its bits depend
-//! neither on the number of rows, nor on tiles, threads or the instruction set.
+//! An output element is one f32 accumulator, updated by fused multiply-add in an order that the [`Precision`] fixes
+//! (k = 0, 1, 2, ... in f32), so its bits depend neither on the number of rows, nor on tiles or threads, nor, denormals of
+//! [`Products::Bf16Dot`] apart, on the instruction set.
 
 mod activation;
 mod block;
+#[cfg(target_arch = "x86_64")]
+mod dot;
 mod epilogue;
 mod pack;
+mod precision;
+mod rounded;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -21,6 +26,8 @@ pub use pack::{
     PackError, PackJob, PackedLayout, PackedMatrix, PackedStorage, WeightOrder, WeightPart, WeightType, pack,
     pack_on, panel_columns, size_of_packed,
 };
+pub use precision::{Precision, Products, UnknownPrecision};
+use rounded::RoundArgs;
 pub use table::{BLOCKS, BlockRow};
 use table::{Chosen, MAX_ACCUMULATORS};
 
@@ -32,6 +39,7 @@ use crate::pool::{Pool, Team};
 pub struct LinearKernel {
     layout: PackedLayout,
     isa: Isa,
+    products: Products,
     chosen: Chosen,
 }
 
@@ -39,6 +47,7 @@ impl fmt::Debug for LinearKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LinearKernel")
             .field("isa", &self.isa)
+            .field("products", &self.products)
             .field("layout", &self.layout)
             .finish_non_exhaustive()
     }
@@ -120,15 +129,16 @@ const TILE_CHUNKS: usize = 8;
 const TILES_PER_WORKER: usize = 4;
 
 impl LinearKernel {
-    /// The kernels that read `layout` on `isa`.
+    /// The kernels that read `layout` on `isa` and form products like this.
     ///
-    /// `None` if this machine or build lacks the instruction set, or the layout is another one's.
-    pub fn select(isa: Isa, layout: &PackedLayout) -> Option<LinearKernel> {
+    /// `None` if this machine or build lacks the instructions, the layout is another instruction set's, or its element type is
+    /// not bf16 and products are.
+    pub fn select(isa: Isa, layout: &PackedLayout, products: Products) -> Option<LinearKernel> {
         if layout.panel_columns() != panel_columns(isa) {
             return None;
         }
-        let chosen = table::choose(isa, layout.dtype())?;
-        Some(LinearKernel { layout: *layout, isa, chosen })
+        let chosen = table::choose(isa, layout.dtype(), products)?;
+        Some(LinearKernel { layout: *layout, isa, products, chosen })
     }
 
     /// The layout the kernels read.
@@ -150,7 +160,7 @@ impl LinearKernel {
             if self.chosen.several[rows - 1].is_some_and(|(_, step)| step == panels) { panels } else { 1 };
         let rows_of = BLOCKS.iter().copied().flatten();
         rows_of
-            .filter(|row| row.isa() == self.isa && row.dtype == self.layout.dtype())
+            .filter(|row| row.serves(self.isa, self.layout.dtype(), self.products))
             .find(|row| row.rows == rows && row.panels == panels)
             .map_or_else(String::new, BlockRow::name)
     }
@@ -178,28 +188,63 @@ impl LinearKernel {
         LinearGrid { m, chunks, row_blocks, panels, panel_blocks, panel_step }
     }
 
-    /// f32 values of scratch each worker needs: none for f32 precision, whose instances read `x` in place.
+    /// f32 values of scratch each worker needs: none for f32 products, whose instances read `x` in place; else some rows of it,
+    /// rounded.
     pub fn scratch_len(&self) -> usize {
-        0
+        self.rounded_stride() * self.chosen.max_rows
+    }
+
+    /// 32-bit words from one rounded row to the next.
+    fn rounded_stride(&self) -> usize {
+        match self.products {
+            Products::F32 => 0,
+            Products::Bf16Fma => self.layout.k(),
+            Products::Bf16Dot => self.layout.k().div_ceil(2),
+        }
     }
 
     /// Computes one tile of the output.
     ///
     /// # Safety
-    /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `_scratch` is valid for
+    /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `scratch` is valid for
     /// [`LinearKernel::scratch_len`] values and this worker's alone; `out` overlaps no other operand except an
     /// identical `residual`; no other thread accesses this tile's outputs. `grid` is of [`LinearKernel::grid`] with
     /// `args.m` and `tile < grid.tiles()`.
-    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, _scratch: *mut f32) {
+    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, scratch: *mut f32) {
         let panels = grid.panels_of(tile);
         for chunk in grid.chunks_of(tile) {
+            let rows = grid.rows_of(chunk);
             // SAFETY: the rows and panels are in the operands; passed on.
-            unsafe { self.run_chunk(args, grid.rows_of(chunk), panels.clone()) };
+            unsafe {
+                let x = self.rows_to_read(args, &rows, scratch);
+                self.run_chunk(args, rows, panels.clone(), x);
+            }
         }
     }
 
-    /// Computes some rows (at most `max_rows`) of some panels.
-    unsafe fn run_chunk(&self, args: &LinearArgs, rows: Range<usize>, panels: Range<usize>) {
+    /// Where the kernels read some rows of `x`, and the stride there: in place, or rounded in `scratch`.
+    unsafe fn rows_to_read(
+        &self,
+        args: &LinearArgs,
+        rows: &Range<usize>,
+        scratch: *mut f32,
+    ) -> (*const f32, usize) {
+        let x = args.x.wrapping_add(rows.start * args.x_stride);
+        let Some(round) = self.chosen.round else { return (x, args.x_stride) };
+        let (stride, rows, k) = (args.x_stride, rows.len(), self.layout.k());
+        // SAFETY: the caller guarantees the rows, and scratch for as many as an instance takes.
+        unsafe { round(&RoundArgs { x, stride, rows, k, out: scratch }, 0) };
+        (scratch, self.rounded_stride())
+    }
+
+    /// Computes some rows (at most `max_rows`), to be read at `x` with a stride, of some panels.
+    unsafe fn run_chunk(
+        &self,
+        args: &LinearArgs,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        (x, ldx): (*const f32, usize),
+    ) {
         let layout = &self.layout;
         let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
         let acc = acc.0.as_mut_ptr().cast::<f32>();
@@ -212,8 +257,8 @@ impl LinearKernel {
                 return;
             };
             let block = BlockArgs {
-                x: args.x.wrapping_add(rows.start * args.x_stride),
-                ldx: args.x_stride,
+                x,
+                ldx,
                 w: args.w.wrapping_add(panel * layout.panel_bytes()),
                 panel_bytes: layout.panel_bytes(),
                 k: layout.k(),

@@ -8,7 +8,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::precision::Precision;
 use crate::aligned::AlignedBuf;
+use crate::isa::half::f32_to_bf16;
 use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
 use crate::pool::{Pool, Team};
 
@@ -246,8 +248,13 @@ pub struct PackJob<'a> {
 impl<'a> PackJob<'a> {
     /// Checks the parts and derives the layout.
     ///
-    /// Parts are stacked along n; parts of different element types are packed as f32.
-    pub fn new(parts: &'a [WeightPart<'a>], gated: bool, isa: Isa) -> Result<PackJob<'a>, PackError> {
+    /// Parts are stacked along n; their element type becomes that of [`Precision::packed_type`].
+    pub fn new(
+        parts: &'a [WeightPart<'a>],
+        gated: bool,
+        isa: Isa,
+        precision: Precision,
+    ) -> Result<PackJob<'a>, PackError> {
         let first = parts.first().ok_or(PackError::NoParts)?;
         let mut n = 0usize;
         for (index, part) in parts.iter().enumerate() {
@@ -264,8 +271,7 @@ impl<'a> PackJob<'a> {
         if gated && (parts.len() != 2 || parts[0].n != parts[1].n) {
             return Err(PackError::GatedParts { columns: parts.iter().map(|part| part.n).collect() });
         }
-        let same = parts.iter().all(|part| part.dtype == first.dtype);
-        let dtype = if same { first.dtype } else { WeightType::F32 };
+        let dtype = precision.packed_type(parts.iter().map(|part| part.dtype)).ok_or(PackError::NoParts)?;
         Ok(PackJob { parts, layout: PackedLayout::new(dtype, n, first.k, gated, isa)?, isa })
     }
 
@@ -296,12 +302,28 @@ impl<'a> PackJob<'a> {
             *source = self.layout.column(panel, lane).map(|column| self.source(column));
         }
         let sources = &sources[..self.layout.panel_columns];
-        let dtype = self.layout.dtype;
-        if self.parts.iter().all(|part| part.dtype == dtype && part.order == WeightOrder::RowMajor) {
-            transpose_words(self.isa, sources, self.layout.k * dtype.bytes(), out);
-        } else {
+        if self.parts.iter().any(|part| part.order != WeightOrder::RowMajor) {
             copy_elements(sources, self.layout, out);
+            return;
         }
+        let row_bytes = self.layout.k * self.layout.dtype.bytes();
+        let mut converted = Vec::new();
+        if self.parts.iter().any(|part| part.dtype != self.layout.dtype) {
+            converted = vec![0; sources.len() * row_bytes];
+            for (row, source) in converted.chunks_exact_mut(row_bytes.max(1)).zip(sources) {
+                if let Some(source) = source {
+                    convert_row(self.isa, source.row_bytes(), source.part.dtype, self.layout.dtype, row);
+                }
+            }
+        }
+        let mut rows = [None; 32];
+        for (lane, (row, source)) in rows.iter_mut().zip(sources).enumerate() {
+            *row = source.as_ref().map(|source| match converted.is_empty() {
+                true => source.row_bytes(),
+                false => &converted[lane * row_bytes..(lane + 1) * row_bytes],
+            });
+        }
+        transpose_words(self.isa, &rows[..sources.len()], row_bytes, out);
     }
 
     fn source(&self, column: usize) -> Source<'a> {
@@ -322,7 +344,13 @@ struct Source<'a> {
     row: usize,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    /// The values of a part in row order.
+    fn row_bytes(&self) -> &'a [u8] {
+        let bytes = self.part.k * self.part.dtype.bytes();
+        &self.part.bytes[self.row * bytes..(self.row + 1) * bytes]
+    }
+
     /// The bits of element `input`, at the low end.
     fn bits(&self, input: usize) -> u32 {
         let index = match self.part.order {
@@ -345,7 +373,7 @@ impl Source<'_> {
 /// Writes `out[word][lane]` from rows of 32-bit words: one f32, or two 16-bit values of consecutive k.
 ///
 /// The words are `row_bytes / 4`, rounded up; the missing half of the last is zero.
-fn transpose_words(isa: Isa, sources: &[Option<Source<'_>>], row_bytes: usize, out: &mut [u8]) {
+fn transpose_words(isa: Isa, sources: &[Option<&[u8]>], row_bytes: usize, out: &mut [u8]) {
     let lanes = sources.len();
     let words = row_bytes / 4;
     let groups = if words == 0 { 0 } else { lanes };
@@ -353,8 +381,7 @@ fn transpose_words(isa: Isa, sources: &[Option<Source<'_>>], row_bytes: usize, o
         let mut rows = [std::ptr::null(); LANES];
         for (row, source) in rows.iter_mut().zip(&sources[first..]) {
             if let Some(source) = source {
-                *row =
-                    source.part.bytes[source.row * row_bytes..(source.row + 1) * row_bytes].as_ptr().cast();
+                *row = source[..row_bytes].as_ptr().cast();
             }
         }
         assert!(out.len() >= row_bytes.div_ceil(4) * lanes * 4 && first + LANES <= lanes);
@@ -368,8 +395,7 @@ fn transpose_words(isa: Isa, sources: &[Option<Source<'_>>], row_bytes: usize, o
         for (lane, source) in sources.iter().enumerate() {
             let mut value = [0; 4];
             if let Some(source) = source {
-                let end = (source.row + 1) * row_bytes;
-                value[..2].copy_from_slice(&source.part.bytes[end - 2..end]);
+                value[..2].copy_from_slice(&source[row_bytes - 2..row_bytes]);
             }
             out[(words * lanes + lane) * 4..(words * lanes + lane) * 4 + 4].copy_from_slice(&value);
         }
@@ -380,6 +406,63 @@ const SCALAR_TRANSPOSE: Entry<TransposeArgs> = match entry::<Transpose>(Isa::Sca
     Some(kernel) => kernel,
     None => panic!("every build has the scalar instance"),
 };
+
+/// Converts a row to f32, exactly, or to bf16, rounded.
+fn convert_row(isa: Isa, from: &[u8], from_type: WeightType, to_type: WeightType, to: &mut [u8]) {
+    let n = from.len() / from_type.bytes();
+    assert!(to.len() >= n * to_type.bytes());
+    let args = ConvertArgs { from: from.as_ptr(), from_type, to: to.as_mut_ptr(), to_type, n };
+    let kernel = entry::<Convert>(isa).filter(|_| isa.is_available()).unwrap_or(SCALAR_CONVERT);
+    // SAFETY: both rows have `n` values of their types.
+    unsafe { kernel(&args, 0) };
+}
+
+const SCALAR_CONVERT: Entry<ConvertArgs> = match entry::<Convert>(Isa::Scalar) {
+    Some(kernel) => kernel,
+    None => panic!("every build has the scalar instance"),
+};
+
+struct ConvertArgs {
+    /// `n` values, at any alignment.
+    from: *const u8,
+    from_type: WeightType,
+    /// `n` values of f32 or bf16, at any alignment.
+    to: *mut u8,
+    to_type: WeightType,
+    n: usize,
+}
+
+struct Convert;
+
+impl Kernel for Convert {
+    type Args = ConvertArgs;
+    const OP: &'static str = "linear_convert";
+    const DTYPES: &'static str = "any";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, args: &ConvertArgs, _tile: usize) {
+        for at in (0..args.n).step_by(LANES) {
+            let count = LANES.min(args.n - at);
+            let from = args.from.wrapping_add(at * args.from_type.bytes());
+            let to = args.to.wrapping_add(at * args.to_type.bytes());
+            // SAFETY: the caller guarantees `n` values of both types.
+            unsafe {
+                let value = match args.from_type {
+                    WeightType::F32 => s.load_to(from.cast(), count),
+                    WeightType::Bf16 if count == LANES => s.load_bf16(from.cast()),
+                    WeightType::Bf16 => s.load_bf16_part(from.cast(), count),
+                    WeightType::F16 if count == LANES => s.load_f16(from.cast()),
+                    WeightType::F16 => s.load_f16_part(from.cast(), count),
+                };
+                match args.to_type {
+                    WeightType::Bf16 if count == LANES => s.store_bf16(to.cast(), value),
+                    WeightType::Bf16 => s.store_bf16_part(to.cast(), count, value),
+                    _ => s.store_to(to.cast(), count, value),
+                }
+            }
+        }
+    }
+}
 
 struct TransposeArgs {
     /// Rows of `words` words, at any alignment; null stands for zeros.
@@ -422,7 +505,7 @@ impl Kernel for Transpose {
     }
 }
 
-/// Writes a panel element by element, from any order and with widening to f32 where types are mixed.
+/// Writes a panel element by element, from any order, converted where types differ.
 fn copy_elements(sources: &[Option<Source<'_>>], layout: PackedLayout, out: &mut [u8]) {
     let lanes = sources.len();
     for input in 0..layout.k {
@@ -435,8 +518,14 @@ fn copy_elements(sources: &[Option<Source<'_>>], layout: PackedLayout, out: &mut
                     out[at..at + 4].copy_from_slice(&widen(bits, dtype).to_le_bytes());
                 }
                 WeightType::Bf16 | WeightType::F16 => {
+                    let bits = match source {
+                        Some(Source { part, .. }) if part.dtype != layout.dtype => {
+                            f32_to_bf16(widen(bits, part.dtype))
+                        }
+                        _ => bits as u16,
+                    };
                     let at = (input / 2 * lanes + lane) * 4 + input % 2 * 2;
-                    out[at..at + 2].copy_from_slice(&(bits as u16).to_le_bytes());
+                    out[at..at + 2].copy_from_slice(&bits.to_le_bytes());
                 }
             }
         }
@@ -560,8 +649,9 @@ pub fn pack_on(
     parts: &[WeightPart<'_>],
     gated: bool,
     isa: Isa,
+    precision: Precision,
 ) -> Result<PackedMatrix, PackError> {
-    let job = PackJob::new(parts, gated, isa)?;
+    let job = PackJob::new(parts, gated, isa, precision)?;
     let mut buf = AlignedBuf::zeroed(job.layout().bytes()).ok_or(PackError::TooLarge)?;
     let out = SharedOut(buf.bytes_mut().as_mut_ptr());
     // SAFETY: the buffer is as long as the layout asks and not otherwise accessed during the run.
@@ -570,8 +660,13 @@ pub fn pack_on(
 }
 
 /// Packs parts on the calling thread. See [`PackJob::new`] for what the parts must be.
-pub fn pack(parts: &[WeightPart<'_>], gated: bool, isa: Isa) -> Result<PackedMatrix, PackError> {
-    let job = PackJob::new(parts, gated, isa)?;
+pub fn pack(
+    parts: &[WeightPart<'_>],
+    gated: bool,
+    isa: Isa,
+    precision: Precision,
+) -> Result<PackedMatrix, PackError> {
+    let job = PackJob::new(parts, gated, isa, precision)?;
     let mut buf = AlignedBuf::zeroed(job.layout().bytes()).ok_or(PackError::TooLarge)?;
     let panel_bytes = job.layout().panel_bytes();
     for panel in 0..job.layout().panels() {

@@ -1,14 +1,18 @@
 //! The instances of the family: one row each, for selection, tests, benchmarks and reports.
 
-use super::block::{Bf16, Block, BlockArgs, F16, F32, Weight};
+use super::block::{Bf16, Block, BlockArgs, F16, F32, RoundedBf16, VARIANTS, Weight};
 use super::epilogue::{Epilogue, EpilogueArgs};
 use super::pack::WeightType;
+use super::precision::Products;
+use super::rounded::{RoundArgs, RoundToF32, RoundToPairs};
 use crate::isa::{Entry, Isa, Row};
 
 /// A microkernel: accumulators of `rows` rows by `panels` panels.
 pub struct BlockRow {
     /// Element type of the weights.
     pub dtype: WeightType,
+    /// How products are formed.
+    pub products: Products,
     /// Rows of a call.
     pub rows: usize,
     /// Panels of a call.
@@ -18,7 +22,19 @@ pub struct BlockRow {
 
 impl BlockRow {
     const fn of<W: Weight, const ROWS: usize, const PANELS: usize>(isa: Isa) -> BlockRow {
-        BlockRow { dtype: W::DTYPE, rows: ROWS, panels: PANELS, row: Row::of::<Block<W, ROWS, PANELS>>(isa) }
+        let row = Row::of::<Block<W, ROWS, PANELS>>(isa);
+        BlockRow { dtype: W::DTYPE, products: W::PRODUCTS, rows: ROWS, panels: PANELS, row }
+    }
+
+    const fn dot<const ROWS: usize, const PANELS: usize>() -> BlockRow {
+        #[cfg(target_arch = "x86_64")]
+        let entry: Option<Entry<BlockArgs>> = Some(super::dot::dot_block::<ROWS, PANELS>);
+        #[cfg(not(target_arch = "x86_64"))]
+        let entry: Option<Entry<BlockArgs>> = None;
+        let (op, dtypes, variant) = ("linear", RoundedBf16::NAME, VARIANTS[PANELS - 1][ROWS - 1]);
+        let row = Row { op, dtypes, variant, isa: Isa::Avx512, entry };
+        let (dtype, products) = (WeightType::Bf16, Products::Bf16Dot);
+        BlockRow { dtype, products, rows: ROWS, panels: PANELS, row }
     }
 
     /// The instruction set the instance is compiled for.
@@ -26,18 +42,29 @@ impl BlockRow {
         self.row.isa
     }
 
-    /// `linear_{dtype}_{isa}_{rows}x{panels}p`.
+    /// `linear_{dtypes}_{isa}_{rows}x{panels}p`; the instruction set of `vdpbf16ps` is `avx512bf16`.
     pub fn name(&self) -> String {
-        self.row.name()
+        let Row { op, dtypes, variant, .. } = self.row;
+        match self.products {
+            Products::Bf16Dot => format!("{op}_{dtypes}_avx512bf16_{variant}"),
+            Products::F32 | Products::Bf16Fma => self.row.name(),
+        }
     }
 
     /// Whether this build and this machine have the instance.
     pub fn is_available(&self) -> bool {
-        self.row.entry.is_some() && self.row.isa.is_available()
+        self.row.entry.is_some() && self.products.is_available(self.row.isa)
+    }
+
+    pub(super) fn serves(&self, isa: Isa, dtype: WeightType, products: Products) -> bool {
+        self.row.isa == isa && self.dtype == dtype && self.products == products
     }
 }
 
 macro_rules! rows {
+    (dot, [$($rows:literal),*], [$(($few:literal, $panels:literal)),*]) => {
+        &[$(BlockRow::dot::<$rows, 1>(),)* $(BlockRow::dot::<$few, $panels>(),)*]
+    };
     ($isa:expr, $w:ty, [$($rows:literal),*], [$(($few:literal, $panels:literal)),*]) => {
         &[$(BlockRow::of::<$w, $rows, 1>($isa),)* $(BlockRow::of::<$w, $few, $panels>($isa),)*]
     };
@@ -53,19 +80,33 @@ pub const BLOCKS: &[&[BlockRow]] = &[
         [(1, 4), (2, 4), (3, 3), (4, 2)]
     ),
     rows!(Isa::Avx512, Bf16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13], [(1, 4), (2, 4), (3, 3), (4, 2)]),
+    rows!(
+        Isa::Avx512,
+        RoundedBf16,
+        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13],
+        [(1, 4), (2, 4), (3, 3), (4, 2)]
+    ),
+    rows!(dot, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [(1, 4), (2, 4), (3, 3), (4, 2)]),
     rows!(Isa::Avx512, F16, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [(1, 4), (2, 4), (3, 2), (4, 2)]),
     rows!(Isa::Avx2, F32, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
     rows!(Isa::Avx2, Bf16, [1, 2, 3, 4, 5], [(1, 4), (2, 2)]),
+    rows!(Isa::Avx2, RoundedBf16, [1, 2, 3, 4, 5], [(1, 4), (2, 2)]),
     rows!(Isa::Avx2, F16, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Neon, F32, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
     rows!(Isa::Neon, Bf16, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
+    rows!(Isa::Neon, RoundedBf16, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
     rows!(Isa::Neon, F16, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, F32, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, Bf16, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Scalar, RoundedBf16, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, F16, [1, 2, 3, 4], [(1, 2)]),
 ];
 
 pub(super) const EPILOGUES: [Row<EpilogueArgs>; 4] = Row::all_of::<Epilogue>();
+
+const ROUND_TO_F32: [Row<RoundArgs>; 4] = Row::all_of::<RoundToF32>();
+
+const ROUND_TO_PAIRS: [Row<RoundArgs>; 4] = Row::all_of::<RoundToPairs>();
 
 /// The most rows any instance takes.
 pub(super) const MAX_ROWS: usize = 14;
@@ -82,16 +123,25 @@ pub(super) struct Chosen {
     /// Several-panel instances and their panels, by rows - 1.
     pub several: [Option<(Entry<BlockArgs>, usize)>; MAX_ROWS],
     pub epilogue: Entry<EpilogueArgs>,
+    /// What the rows of `x` go through first.
+    pub round: Option<Entry<RoundArgs>>,
 }
 
 /// Chooses the instances of exactly this instruction set; `None` if the build or the machine lacks them.
-pub(super) fn choose(isa: Isa, dtype: WeightType) -> Option<Chosen> {
-    if !isa.is_available() {
+pub(super) fn choose(isa: Isa, dtype: WeightType, products: Products) -> Option<Chosen> {
+    if !products.is_available(isa) {
         return None;
     }
     let epilogue = EPILOGUES.iter().find(|row| row.isa == isa)?.entry?;
-    let mut chosen = Chosen { one: [None; MAX_ROWS], max_rows: 0, several: [None; MAX_ROWS], epilogue };
-    for row in BLOCKS.iter().copied().flatten().filter(|row| row.isa() == isa && row.dtype == dtype) {
+    let round = match products {
+        Products::F32 => None,
+        Products::Bf16Fma => Some(&ROUND_TO_F32),
+        Products::Bf16Dot => Some(&ROUND_TO_PAIRS),
+    };
+    let round = round.and_then(|rows| rows.iter().find(|row| row.isa == isa)?.entry);
+    let mut chosen =
+        Chosen { one: [None; MAX_ROWS], max_rows: 0, several: [None; MAX_ROWS], epilogue, round };
+    for row in BLOCKS.iter().copied().flatten().filter(|row| row.serves(isa, dtype, products)) {
         let entry = row.row.entry?;
         if row.panels == 1 {
             chosen.one[row.rows - 1] = Some(entry);

@@ -1,7 +1,40 @@
 use super::pack::widen;
 use super::*;
+use crate::isa::CpuFeatures;
+use crate::isa::half::{bf16_to_f32, f32_to_bf16};
 
 const TYPES: [WeightType; 3] = [WeightType::F32, WeightType::Bf16, WeightType::F16];
+
+/// A weight type with the products formed of it, and the precision those belong to.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    dtype: WeightType,
+    products: Products,
+}
+
+impl Form {
+    const F32: Form = Form { dtype: WeightType::F32, products: Products::F32 };
+
+    /// All that this machine can form on an instruction set.
+    fn all_of(isa: Isa) -> Vec<Form> {
+        let wide = TYPES.map(|dtype| Form { dtype, products: Products::F32 });
+        let rounded =
+            [Products::Bf16Fma, Products::Bf16Dot].map(|products| Form { dtype: WeightType::Bf16, products });
+        wide.into_iter().chain(rounded).filter(|form| form.products.is_available(isa)).collect()
+    }
+
+    fn rounds(self) -> bool {
+        self.products != Products::F32
+    }
+
+    /// The products of rounded operands add the second of two k first.
+    fn order(self, k: usize) -> Vec<usize> {
+        if !self.rounds() {
+            return (0..k).collect();
+        }
+        (0..k).map(|i| if i ^ 1 < k { i ^ 1 } else { i }).collect()
+    }
+}
 
 /// Values in (-1, 1) from a counter, with a spread of exponents.
 fn values(seed: u64, len: usize) -> Vec<f32> {
@@ -44,11 +77,13 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 /// The accumulators the contract asks for, computed from the unpacked weights.
-fn expected(x: &[f32], x_stride: usize, m: usize, w: &[f32], n: usize, k: usize) -> Vec<f32> {
+fn expected(form: Form, x: &[f32], x_stride: usize, m: usize, w: &[f32], n: usize, k: usize) -> Vec<f32> {
     let mut out = Vec::with_capacity(m * n);
+    let operand = |x: f32| if form.rounds() { bf16_to_f32(f32_to_bf16(x)) } else { x };
+    let order = form.order(k);
     for row in 0..m {
         for column in 0..n {
-            let terms = (0..k).map(|i| (x[row * x_stride + i], w[column * k + i]));
+            let terms = order.iter().map(|&i| (operand(x[row * x_stride + i]), w[column * k + i]));
             out.push(terms.fold(0.0f32, |acc, (x, w)| x.mul_add(w, acc)));
         }
     }
@@ -59,12 +94,12 @@ struct Case {
     m: usize,
     n: usize,
     k: usize,
-    dtype: WeightType,
+    form: Form,
 }
 
 /// Runs a plain layer with odd strides and offsets; what lies between the rows must stay untouched.
 fn run(isa: Isa, pool: &Pool, case: &Case, x: &[f32], w: &PackedMatrix) -> Vec<f32> {
-    let kernel = LinearKernel::select(isa, w.layout()).expect("an available instruction set");
+    let kernel = LinearKernel::select(isa, w.layout(), case.form.products).expect("an available form");
     let stride = case.n + 3;
     let mut out = vec![7.5f32; case.m * stride + 1];
     let operands = LinearOperands {
@@ -85,31 +120,31 @@ fn run(isa: Isa, pool: &Pool, case: &Case, x: &[f32], w: &PackedMatrix) -> Vec<f
 }
 
 fn compare_with_contract(isa: Isa, pool: &Pool, case: &Case) {
-    let x = values(1, 1 + case.m * (case.k + 1) + case.k);
-    let (bytes, wide) = weights(2, case.n * case.k, case.dtype);
-    let w = pack(&[part(&bytes, case.dtype, case.n, case.k)], false, isa).expect("valid parts");
+    let &Case { m, n, k, form } = case;
+    let x = values(1, 1 + m * (k + 1) + k);
+    let (bytes, wide) = weights(2, n * k, form.dtype);
+    let w = pack(&[part(&bytes, form.dtype, n, k)], false, isa, Precision::F32).expect("valid parts");
     let found = run(isa, pool, case, &x, &w);
-    let wanted = expected(&x[1..], case.k + 1, case.m, &wide, case.n, case.k);
-    let Case { m, n, k, dtype } = case;
-    assert_eq!(bits(&found), bits(&wanted), "{isa} {dtype:?} m {m} n {n} k {k}");
+    let wanted = expected(form, &x[1..], k + 1, m, &wide, n, k);
+    assert_eq!(bits(&found), bits(&wanted), "{isa} {form:?} m {m} n {n} k {k}");
 }
 
 #[test]
 fn every_instance_gives_the_contracts_bits() {
     let pool = Pool::new(1);
     for isa in Isa::available() {
-        for dtype in TYPES {
+        for form in Form::all_of(isa) {
             for m in 1..=33 {
                 for k in [0, 1, 2, 3, 17] {
                     for n in [1, 15, 16, 31, 33, 70] {
-                        compare_with_contract(isa, &pool, &Case { m, n, k, dtype });
+                        compare_with_contract(isa, &pool, &Case { m, n, k, form });
                     }
                 }
             }
             for n in 1..=70 {
-                compare_with_contract(isa, &pool, &Case { m: 1 + n % 5, n, k: 19, dtype });
+                compare_with_contract(isa, &pool, &Case { m: 1 + n % 5, n, k: 19, form });
             }
-            compare_with_contract(isa, &pool, &Case { m: 29, n: 130, k: 384, dtype });
+            compare_with_contract(isa, &pool, &Case { m: 29, n: 130, k: 384, form });
         }
     }
 }
@@ -120,14 +155,14 @@ fn every_table_row_is_reached_and_complete() {
         let first = &group[0];
         let one: Vec<usize> = group.iter().filter(|row| row.panels == 1).map(|row| row.rows).collect();
         assert_eq!(one, (1..=one.len()).collect::<Vec<_>>(), "{}", first.name());
-        assert!(group.iter().all(|row| row.isa() == first.isa() && row.dtype == first.dtype));
+        assert!(group.iter().all(|row| row.serves(first.isa(), first.dtype, first.products)));
         for row in *group {
             assert!(row.rows * row.panels * panel_columns(row.isa()) <= MAX_ACCUMULATORS, "{}", row.name());
             if !row.is_available() {
                 continue;
             }
             let layout = PackedLayout::new(row.dtype, 1024, 8, false, row.isa()).expect("a small layout");
-            let kernel = LinearKernel::select(row.isa(), &layout).expect("an available row");
+            let kernel = LinearKernel::select(row.isa(), &layout, row.products).expect("an available row");
             let several = group.iter().any(|other| other.rows == row.rows && other.panels > row.panels);
             if !several {
                 assert_eq!(kernel.name(row.rows), row.name());
@@ -141,19 +176,19 @@ fn a_row_alone_equals_the_row_among_others_for_any_thread_count() {
     let (n, k, most) = (200, 100, 40);
     let pools = [Pool::new(1), Pool::new(2), Pool::new(3)];
     for isa in Isa::available() {
-        for dtype in TYPES {
+        for form in Form::all_of(isa) {
             let x = values(3, 1 + most * (k + 1) + k);
-            let (bytes, _) = weights(4, n * k, dtype);
-            let w = pack(&[part(&bytes, dtype, n, k)], false, isa).expect("valid parts");
-            let all = run(isa, &pools[0], &Case { m: most, n, k, dtype }, &x, &w);
+            let (bytes, _) = weights(4, n * k, form.dtype);
+            let w = pack(&[part(&bytes, form.dtype, n, k)], false, isa, Precision::F32).expect("valid parts");
+            let all = run(isa, &pools[0], &Case { m: most, n, k, form }, &x, &w);
             for m in 1..=most {
-                let some = run(isa, &pools[m % 3], &Case { m, n, k, dtype }, &x, &w);
-                assert_eq!(bits(&some), bits(&all[..m * n]), "{isa} {dtype:?} m {m}");
+                let some = run(isa, &pools[m % 3], &Case { m, n, k, form }, &x, &w);
+                assert_eq!(bits(&some), bits(&all[..m * n]), "{isa} {form:?} m {m}");
             }
             for row in 0..most {
                 let x = &x[row * (k + 1)..];
-                let alone = run(isa, &pools[row % 3], &Case { m: 1, n, k, dtype }, x, &w);
-                assert_eq!(bits(&alone), bits(&all[row * n..(row + 1) * n]), "{isa} {dtype:?} row {row}");
+                let alone = run(isa, &pools[row % 3], &Case { m: 1, n, k, form }, x, &w);
+                assert_eq!(bits(&alone), bits(&all[row * n..(row + 1) * n]), "{isa} {form:?} row {row}");
             }
         }
     }
@@ -164,7 +199,8 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
     let (m, n, k) = (9, 40, 21);
     let pool = Pool::new(2);
     for isa in Isa::available() {
-        for dtype in TYPES {
+        for form in Form::all_of(isa) {
+            let dtype = form.dtype;
             let mut x = values(5, m * k);
             x[2 * k + 5] = f32::NAN;
             x[4 * k + 20] = f32::INFINITY;
@@ -180,7 +216,7 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
                 bytes[index * size..][..size].copy_from_slice(&value.to_le_bytes()[..size]);
                 wide[index] = widen(value, dtype);
             }
-            let w = pack(&[part(&bytes, dtype, n, k)], false, isa).expect("valid parts");
+            let w = pack(&[part(&bytes, dtype, n, k)], false, isa, Precision::F32).expect("valid parts");
             let mut out = vec![0.0; m * n];
             let operands = LinearOperands {
                 m,
@@ -192,11 +228,11 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
                 out_stride: n,
                 activation: Activation::None,
             };
-            LinearKernel::select(isa, w.layout())
+            LinearKernel::select(isa, w.layout(), form.products)
                 .expect("available")
                 .run(&pool, &w, operands)
                 .expect("valid");
-            assert_eq!(bits(&out), bits(&expected(&x, k, m, &wide, n, k)), "{isa} {dtype:?}");
+            assert_eq!(bits(&out), bits(&expected(form, &x, k, m, &wide, n, k)), "{isa} {form:?}");
         }
     }
 }
@@ -248,10 +284,11 @@ fn bias_activation_gate_and_residual_follow_in_order() {
             let (gate, up) = bytes.split_at(half * k * 4);
             let (gate, up) = (part(gate, WeightType::F32, half, k), part(up, WeightType::F32, n - half, k));
             let parts = [gate, up];
-            let w = pack(&parts[..if gated { 2 } else { 1 }], gated, isa).expect("valid parts");
+            let w =
+                pack(&parts[..if gated { 2 } else { 1 }], gated, isa, Precision::F32).expect("valid parts");
             let x = values(7, m * k);
             let (bias, residual) = (values(9, n), values(10, m * half));
-            let acc = expected(&x, k, m, &wide, n, k);
+            let acc = expected(Form::F32, &x, k, m, &wide, n, k);
             for activation in ACTIVATIONS {
                 for in_place in [false, true] {
                     let mut out = residual.clone();
@@ -266,7 +303,7 @@ fn bias_activation_gate_and_residual_follow_in_order() {
                         out_stride: half,
                         activation,
                     };
-                    LinearKernel::select(isa, w.layout())
+                    LinearKernel::select(isa, w.layout(), Products::F32)
                         .expect("available")
                         .run(&pool, &w, operands)
                         .expect("valid");
@@ -306,13 +343,16 @@ fn every_source_order_packs_to_the_same_bytes_and_gathers_back() {
                     turned.push((n, columns));
                     start += n;
                 }
-                let packed = pack(&parts, false, isa).expect("valid parts");
+                let packed = pack(&parts, false, isa, Precision::F32).expect("valid parts");
                 assert_eq!(packed.bytes().len(), size_of_packed(n, k, dtype, isa).expect("a small size"));
                 let order = WeightOrder::Transposed;
                 let turned: Vec<WeightPart<'_>> =
                     turned.iter().map(|(n, bytes)| WeightPart { bytes, dtype, n: *n, k, order }).collect();
-                assert_eq!(pack(&turned, false, isa).expect("valid parts").bytes(), packed.bytes());
-                let pooled = pack_on(&Pool::new(3), &parts, false, isa).expect("valid parts");
+                assert_eq!(
+                    pack(&turned, false, isa, Precision::F32).expect("valid parts").bytes(),
+                    packed.bytes()
+                );
+                let pooled = pack_on(&Pool::new(3), &parts, false, isa, Precision::F32).expect("valid parts");
                 assert_eq!(pooled.bytes(), packed.bytes());
                 let mut row = vec![0.0; k];
                 for index in 0..n {
@@ -321,7 +361,8 @@ fn every_source_order_packs_to_the_same_bytes_and_gathers_back() {
                 }
                 let (gate, up) =
                     (part(&bytes[..36 * k * size], dtype, 36, k), &bytes[36 * k * size..72 * k * size]);
-                let gated = pack(&[gate, part(up, dtype, 36, k)], true, isa).expect("valid parts");
+                let gated =
+                    pack(&[gate, part(up, dtype, 36, k)], true, isa, Precision::F32).expect("valid parts");
                 for index in 0..72 {
                     gated.gather_row(index, &mut row);
                     assert_eq!(bits(&row), bits(&wide[index * k..(index + 1) * k]), "{isa} {dtype:?} k {k}");
@@ -337,7 +378,7 @@ fn parts_of_mixed_types_are_widened() {
     let (f32_bytes, f32_wide) = weights(12, 3 * k, WeightType::F32);
     let (f16_bytes, f16_wide) = weights(13, 4 * k, WeightType::F16);
     let parts = [part(&f32_bytes, WeightType::F32, 3, k), part(&f16_bytes, WeightType::F16, 4, k)];
-    let packed = pack(&parts, false, Isa::Scalar).expect("valid parts");
+    let packed = pack(&parts, false, Isa::Scalar, Precision::F32).expect("valid parts");
     assert_eq!(packed.layout().dtype(), WeightType::F32);
     let wide = [f32_wide, f16_wide].concat();
     let mut row = vec![0.0; k];
@@ -351,7 +392,9 @@ fn parts_of_mixed_types_are_widened() {
 fn bad_parts_and_operands_are_named() {
     let bytes = [0u8; 48];
     let good = part(&bytes, WeightType::F32, 4, 3);
-    let error = |parts: &[WeightPart<'_>], gated| pack(parts, gated, Isa::Scalar).expect_err("bad parts");
+    let error = |parts: &[WeightPart<'_>], gated| {
+        pack(parts, gated, Isa::Scalar, Precision::F32).expect_err("bad parts")
+    };
     assert_eq!(error(&[], false), PackError::NoParts);
     let short = part(&bytes[1..], WeightType::F32, 4, 3);
     assert_eq!(error(&[good, short], false), PackError::PartBytes { part: 1, expected: 48, found: 47 });
@@ -362,9 +405,9 @@ fn bad_parts_and_operands_are_named() {
     assert_eq!(error(&[huge], false), PackError::TooLarge);
     assert!(PackedLayout::new(WeightType::F32, usize::MAX / 2, 1 << 40, false, Isa::Scalar).is_err());
 
-    let w = pack(&[good], false, Isa::Scalar).expect("valid parts");
+    let w = pack(&[good], false, Isa::Scalar, Precision::F32).expect("valid parts");
     assert!(PackedMatrix::from_storage(*w.layout(), std::sync::Arc::new(vec![0u8; 10]), 0).is_err());
-    let kernel = LinearKernel::select(Isa::Scalar, w.layout()).expect("scalar");
+    let kernel = LinearKernel::select(Isa::Scalar, w.layout(), Products::F32).expect("scalar");
     let mut out = [0.0; 7];
     let operands = LinearOperands {
         m: 2,
@@ -385,7 +428,7 @@ fn grids_cover_every_output_once() {
     for isa in Isa::available() {
         for (n, k) in [(1152, 384), (384, 1536), (3072, 576), (100, 3), (49_152, 576), (32, 0)] {
             let layout = PackedLayout::new(WeightType::F32, n, k, false, isa).expect("a layout");
-            let kernel = LinearKernel::select(isa, &layout).expect("available");
+            let kernel = LinearKernel::select(isa, &layout, Products::F32).expect("available");
             for m in [0, 1, 3, 4, 14, 16, 33, 128, 517] {
                 for workers in [1, 2, 5, 64] {
                     let grid = kernel.grid(m, workers);
@@ -399,6 +442,149 @@ fn grids_cover_every_output_once() {
                     }
                     assert!(seen.iter().all(|&times| times == 1), "{isa} m {m} n {n} workers {workers}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_precision_packs_every_source_rounded() {
+    for isa in Isa::ALL {
+        for k in [0, 1, 2, 17, 70] {
+            let (mut parts, mut wanted, mut turned) = (Vec::new(), Vec::new(), Vec::new());
+            let sources: Vec<_> = TYPES
+                .iter()
+                .enumerate()
+                .map(|(i, &dtype)| (dtype, weights(20 + i as u64, 21 * k, dtype)))
+                .collect();
+            for (dtype, (bytes, wide)) in &sources {
+                parts.push(part(bytes, *dtype, 21, k));
+                wanted.extend(wide.iter().map(|&v| bf16_to_f32(f32_to_bf16(v))));
+                let element =
+                    |i: usize, j: usize| bytes[(j * k + i) * dtype.bytes()..][..dtype.bytes()].to_vec();
+                turned
+                    .push((0..k).flat_map(|i| (0..21).flat_map(move |j| element(i, j))).collect::<Vec<u8>>());
+            }
+            let packed = pack(&parts, false, isa, Precision::Bf16).expect("valid parts");
+            assert_eq!(packed.layout().dtype(), WeightType::Bf16);
+            let mut row = vec![0.0; k];
+            for index in 0..63 {
+                packed.gather_row(index, &mut row);
+                assert_eq!(bits(&row), bits(&wanted[index * k..(index + 1) * k]), "{isa} k {k}");
+            }
+            let order = WeightOrder::Transposed;
+            let turned: Vec<WeightPart<'_>> = (turned.iter().zip(&parts))
+                .map(|(bytes, part)| WeightPart { bytes, order, ..*part })
+                .collect();
+            let turned = pack(&turned, false, isa, Precision::Bf16).expect("valid parts");
+            assert_eq!(turned.bytes(), packed.bytes(), "{isa} k {k}");
+        }
+    }
+}
+
+#[test]
+fn bf16_products_are_chosen_by_features_alone() {
+    let choose = |bf16, fast, isa| {
+        let features = CpuFeatures { avx512_bf16: bf16, avx512_bf16_fast: fast, ..CpuFeatures::default() };
+        Products::choose_for(&features, Precision::Bf16, isa)
+    };
+    assert_eq!(choose(true, true, Isa::Avx512), Products::Bf16Dot);
+    assert_eq!(choose(true, false, Isa::Avx512), Products::Bf16Fma);
+    assert_eq!(choose(false, false, Isa::Avx512), Products::Bf16Fma);
+    assert_eq!(choose(true, true, Isa::Avx2), Products::Bf16Fma);
+    for isa in Isa::ALL {
+        assert_eq!(Products::choose(Precision::F32, isa), Products::F32);
+        let chosen = Products::choose(Precision::Bf16, isa);
+        assert_eq!(chosen.is_available(isa), isa.is_available(), "{isa} {chosen:?}");
+    }
+}
+
+/// Products too small for a normal f32: `vdpbf16ps` takes and leaves them as zero, which costs at most 2^-126 a product and a sum.
+#[test]
+fn denormals_of_the_two_bf16_forms_differ_by_less_than_the_least_normal_a_step() {
+    let (m, n, k) = (5, 40, 33);
+    let pool = Pool::new(1);
+    let isa = Isa::Avx512;
+    if !Products::Bf16Dot.is_available(isa) {
+        return;
+    }
+    let x: Vec<f32> = values(30, m * k).iter().map(|v| v * 2.0f32.powi(-70)).collect();
+    let (mut bytes, _) = weights(31, n * k, WeightType::Bf16);
+    for value in bytes.chunks_exact_mut(2) {
+        let scaled = bf16_to_f32(u16::from_le_bytes([value[0], value[1]])) * 2.0f32.powi(-56);
+        value.copy_from_slice(&f32_to_bf16(scaled).to_le_bytes());
+    }
+    let w = pack(&[part(&bytes, WeightType::Bf16, n, k)], false, isa, Precision::Bf16).expect("valid parts");
+    let results = [Products::Bf16Fma, Products::Bf16Dot].map(|products| {
+        let mut out = vec![0.0; m * n];
+        let operands = LinearOperands {
+            m,
+            x: &x,
+            x_stride: k,
+            bias: None,
+            residual: Residual::None,
+            out: &mut out,
+            out_stride: n,
+            activation: Activation::None,
+        };
+        LinearKernel::select(isa, w.layout(), products)
+            .expect("available")
+            .run(&pool, &w, operands)
+            .expect("valid");
+        out
+    });
+    let [fma, dot] = results;
+    assert!(fma.iter().any(|v| v.is_subnormal()) && dot.iter().all(|v| !v.is_subnormal()));
+    let bound = 2.0 * k as f32 * f32::MIN_POSITIVE;
+    assert!(fma.iter().zip(&dot).all(|(a, b)| (a - b).abs() <= bound));
+}
+
+/// Against f64, with `u` half a unit in the last place: a sum of k fused steps errs by `k u` of the sum of magnitudes at most, a
+/// product of rounded operands by twice their unit.
+#[test]
+fn errors_stay_within_what_each_precision_allows() {
+    let (m, n) = (7, 50);
+    let (unit, bf16_unit) = (2.0f64.powi(-24), 2.0f64.powi(-8) / 2.0);
+    let pool = Pool::new(2);
+    for isa in Isa::available() {
+        for k in [384, 1536] {
+            let (bytes, wide) = weights(41, n * k, WeightType::F32);
+            let x = values(40, m * k);
+            for precision in Precision::ALL {
+                let products = Products::choose(precision, isa);
+                let w =
+                    pack(&[part(&bytes, WeightType::F32, n, k)], false, isa, precision).expect("valid parts");
+                let mut out = vec![0.0; m * n];
+                let operands = LinearOperands {
+                    m,
+                    x: &x,
+                    x_stride: k,
+                    bias: None,
+                    residual: Residual::None,
+                    out: &mut out,
+                    out_stride: n,
+                    activation: Activation::None,
+                };
+                let kernel = LinearKernel::select(isa, w.layout(), products).expect("available");
+                kernel.run(&pool, &w, operands).expect("valid");
+                let operand_error = match precision {
+                    Precision::F32 => 0.0,
+                    Precision::Bf16 => 2.0 * bf16_unit + bf16_unit * bf16_unit,
+                };
+                let mut largest = 0.0f64;
+                for (index, &found) in out.iter().enumerate() {
+                    let (x, w) = (&x[index / n * k..][..k], &wide[index % n * k..][..k]);
+                    let terms = || x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                    let (exact, magnitude) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    let relative = (f64::from(found) - exact).abs() / magnitude;
+                    assert!(
+                        relative <= operand_error + k as f64 * unit,
+                        "{isa} {precision} k {k}: {relative}"
+                    );
+                    largest = largest.max(relative);
+                }
+                let rounded = precision == Precision::Bf16;
+                assert_eq!(largest > 100.0 * unit, rounded, "{isa} {precision} k {k}: {largest}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::goldens::{Golden, folders, ids_of, largest_difference, name_of, open_folder, range};
 use rlx::backend::Backend;
-use rlx::backend::cpu::CpuBackend;
+use rlx::backend::cpu::{CpuBackend, Precision};
 use rlx_kernels::isa::Isa;
 use rlx_models::embed::{EncoderInputs, EncoderRuntime, embed_tokens};
 use rlx_models::generate::{DecoderRuntime, GenerateOptions, SequenceStep, StepInputs, generate};
@@ -131,6 +131,37 @@ fn every_op_of_every_checkpoint_has_a_kernel() {
         let report = open(&folder, &backend).compiled().report().unwrap();
         let slow: Vec<_> = report.steps.iter().filter(|s| !s.native).map(|s| &s.op).collect();
         assert!(slow.is_empty(), "{}: without a kernel: {slow:?}", name_of(&folder));
+    }
+}
+
+/// bf16 operands: equal bits however a prompt is cut and for any number of threads, and near the goldens, which are f32. A router may
+/// choose other experts, so mixtures are only held to their own bits.
+#[test]
+fn bf16_precision_gives_a_prompt_equal_bits_in_every_phase() {
+    for folder in folders() {
+        let golden = Golden::open(&folder);
+        let mut before: Option<Vec<f32>> = None;
+        for threads in [1, 2] {
+            let backend = CpuBackend::new(Isa::detect(), threads).with_precision(Precision::Bf16);
+            let model = open(&folder, &(Arc::new(backend) as Arc<dyn Backend>));
+            let Built::Decoder(decoder) = model.built() else { continue };
+            let prompt = &golden.ids("prompts")[0];
+            let decoded = stepped(&model, decoder, prompt, 1);
+            for chunk in [prompt.len(), 3] {
+                let prefilled = stepped(&model, decoder, prompt, chunk);
+                assert_eq!(prefilled.last(), decoded.last(), "{} in steps of {chunk}", name_of(&folder));
+            }
+            let (_, expected) = golden.tensor("logits_0");
+            let decoded = decoded.concat();
+            let difference = largest_difference(&decoded, &expected) / range(&expected);
+            println!("{} in bf16: {difference:.1e} of the range of logits", name_of(&folder));
+            let routed = model.compiled().template().steps().iter().any(|s| s.op.def().name() == "moe");
+            assert!(difference > 1e-6 && (routed || difference < 0.05), "{}: {difference}", name_of(&folder));
+            if let Some(before) = &before {
+                assert_eq!(before, &decoded, "{}: other bits with {threads} threads", name_of(&folder));
+            }
+            before = Some(decoded);
+        }
     }
 }
 

@@ -10,28 +10,12 @@ use crate::weights::WeightRegistry;
 use lower::LowerCx;
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
+pub use rlx_kernels::gemm::Precision;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::Pool;
 use rlx_kernels::schedule::{Frame, Schedule};
 use rlx_tensor::{Shape, SizeTable};
 use std::sync::Arc;
-
-/// How the CPU runs a matmul's operands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Precision {
-    /// Operands and accumulation in f32; narrower weights are widened in registers.
-    #[default]
-    F32,
-}
-
-impl Precision {
-    /// The name in settings and keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Precision::F32 => "f32",
-        }
-    }
-}
 
 /// The CPU: an instruction set and a pool of threads.
 pub struct CpuBackend {
@@ -57,6 +41,18 @@ impl CpuBackend {
     pub fn with_experts(mut self, experts: Arc<ExpertPool>) -> Self {
         self.experts = Some(experts);
         self
+    }
+
+    /// The same with products of another precision; f32 unless chosen.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// The precision of matrix products.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The instruction set.

@@ -32,7 +32,7 @@ pub struct Row {
     pub p10_ms: f64,
     pub n: usize,
     pub tokens_per_s: f64,
-    /// The time at this machine's limit over the median: of multiply-adds for embed and prefill, attention included; of
+    /// The time at this machine's limit over the median: of the precision's products for embed and prefill, attention in f32 included; of
     /// reading the weights and the cache once for decode, at the rate measured for that many bytes.
     pub fraction_of_limit: Option<f64>,
 }
@@ -78,14 +78,18 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> 
 /// The least time that this machine could take.
 fn seconds_at_limit(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> Result<Option<f64>> {
     let (compiled, template) = (engine.model.compiled(), engine.model.compiled().template());
+    let precision = engine.model.precision().unwrap_or_default();
     Ok(match case.work {
         Work::Embed | Work::Prefill => {
             let sequences = vec![Sequence { past: case.ctx, rows: case.seq }; case.batch];
             let linear = weight_flops(compiled, case.batch * case.seq)?;
-            limits.f32_flops.map(|limit| (linear + attention_flops(template, &sequences)) / limit)
+            let attention = attention_flops(template, &sequences);
+            let limits = limits.product_flops(precision).zip(limits.f32_flops);
+            limits.map(|(products, f32)| linear / products + attention / f32)
         }
         Work::Decode => {
-            let bytes = weight_bytes(template).map(|bytes| bytes + cache_bytes(template, case.ctx));
+            let bytes =
+                weight_bytes(template, precision).map(|bytes| bytes + cache_bytes(template, case.ctx));
             let pool = Pool::new(context.threads());
             let rate = bytes.and_then(|bytes| limits::read_rate(&pool, engine.isa, bytes));
             bytes.zip(rate).map(|(bytes, rate)| bytes as f64 / rate)

@@ -4,6 +4,7 @@ use crate::failure::Result;
 use rlx::plan::{BufferKind, Place, Template};
 use rlx::{CompiledGraph, SessionError};
 use rlx_graph::ops::attention::Attention;
+use rlx_kernels::gemm::Precision;
 use rlx_models::ModelError;
 use rlx_tensor::DimBinding;
 
@@ -54,7 +55,7 @@ pub fn cache_bytes(template: &Template, past: usize) -> usize {
 }
 
 /// Bytes of the matrices that every token is multiplied with; `None` where a router chooses among them, and if there are none.
-pub fn weight_bytes(template: &Template) -> Option<usize> {
+pub fn weight_bytes(template: &Template, precision: Precision) -> Option<usize> {
     let is_param =
         |place: &&Place| matches!(template.buffers()[place.buffer.index()].kind, BufferKind::Param(_));
     let steps = template.steps().iter().filter(|step| step.op.def().name().contains("linear"));
@@ -62,7 +63,10 @@ pub fn weight_bytes(template: &Template) -> Option<usize> {
     for place in steps.flat_map(|step| step.inputs.iter().filter(is_param)) {
         let dims: Option<Vec<usize>> = place.dims.iter().map(|&dim| template.sizes().known(dim)).collect();
         if let Some(&[n, k]) = dims.as_deref() {
-            bytes += place.dtype.bytes_for(n * k)?;
+            bytes += match precision {
+                Precision::F32 => place.dtype.bytes_for(n * k)?,
+                Precision::Bf16 => n * k * 2,
+            };
         }
     }
     let routed = template.steps().iter().any(|step| step.op.def().name().contains("moe"));

@@ -7,7 +7,7 @@ use crate::plan::{BufferKind, Place, StepSpec, Template};
 use crate::weights::{Packed, PackedKey, PinGuard, WeightRegistry};
 use rlx_graph::eval::to_f64;
 use rlx_kernels::gemm::{
-    PackError, PackedLayout, PackedMatrix, WeightOrder, WeightPart, WeightType, pack_on,
+    PackError, PackedLayout, PackedMatrix, Precision, Products, WeightOrder, WeightPart, WeightType, pack_on,
 };
 use rlx_kernels::isa::Isa;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
@@ -21,6 +21,7 @@ use std::sync::Arc;
 pub(super) struct ShapeCx<'t> {
     pub template: &'t Template,
     pub isa: Isa,
+    pub precision: Precision,
     /// Experts of a layer that are in memory at once; all if none.
     pub expert_slots: Option<usize>,
 }
@@ -35,7 +36,12 @@ pub(super) struct MatrixSpec<'s> {
 impl<'t> ShapeCx<'t> {
     pub fn new(template: &'t Template, backend: &CpuBackend) -> Self {
         let expert_slots = backend.experts.as_ref().map(|pool| pool.slots());
-        Self { template, isa: backend.isa, expert_slots }
+        Self { template, isa: backend.isa, precision: backend.precision, expert_slots }
+    }
+
+    /// How products are formed.
+    pub fn products(&self) -> Products {
+        Products::choose(self.precision, self.isa)
     }
 
     /// The number a size is, if it has no symbols.
@@ -53,17 +59,16 @@ impl<'t> ShapeCx<'t> {
 
     /// The packed layout of a linear layer's weights; `None` if they are no params of known size and supported dtype.
     pub fn matrix_layout(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
-        let first = spec.weights.first()?;
-        let (mut n, mut k) = (0, None);
+        let (mut n, mut k, mut dtypes) = (0, None, Vec::with_capacity(spec.weights.len()));
         for weight in spec.weights {
             self.param(weight)?;
             let (rows, columns) = (self.known(weight, 0)?, self.known(weight, 1)?);
             let (part_n, part_k) = if spec.transposed { (columns, rows) } else { (rows, columns) };
             n += part_n;
             k = Some(part_k);
+            dtypes.push(weight_type(weight.dtype)?);
         }
-        let same = spec.weights.iter().all(|w| w.dtype == first.dtype);
-        let dtype = if same { weight_type(first.dtype)? } else { WeightType::F32 };
+        let dtype = self.precision.packed_type(dtypes)?;
         PackedLayout::new(dtype, n, k?, spec.gated, self.isa).ok()
     }
 
@@ -170,6 +175,16 @@ impl<'a> LowerCx<'a> {
         self.backend.isa()
     }
 
+    /// The precision of products.
+    pub fn precision(&self) -> Precision {
+        self.backend.precision
+    }
+
+    /// How products are formed.
+    pub fn products(&self) -> Products {
+        self.shapes().products()
+    }
+
     /// Adds the schedule step of a template step; false if it runs by the reference evaluation.
     pub fn lower(&mut self, step: &'a StepSpec) -> Result<bool, BackendError> {
         self.step = Some(step);
@@ -267,7 +282,7 @@ impl<'a> LowerCx<'a> {
             for (guard, weight) in guards.iter().zip(spec.weights) {
                 parts.push(self.part(&shapes, guard, weight, spec.transposed)?);
             }
-            let matrix = pack_on(self.backend.pool(), &parts, spec.gated, self.isa());
+            let matrix = pack_on(self.backend.pool(), &parts, spec.gated, self.isa(), self.precision());
             let matrix = matrix.map_err(|e: PackError| self.unsupported(e.to_string()))?;
             let bytes = matrix.bytes().len() as u64;
             Ok::<_, BackendError>(Packed::new(matrix, bytes))

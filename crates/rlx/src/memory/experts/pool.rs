@@ -4,7 +4,7 @@ use super::residency::{ExpertPolicy, Residency};
 use super::trace::ExpertTrace;
 use super::{ExpertError, MoeOffloadEstimate};
 use crate::weights::PinGuard;
-use rlx_kernels::gemm::{PackError, PackedMatrix, WeightOrder, WeightPart, WeightType, pack};
+use rlx_kernels::gemm::{PackError, PackedMatrix, Precision, WeightOrder, WeightPart, WeightType, pack};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::steps::moe::{ExpertSource, LoadedExpert};
 use std::collections::BTreeMap;
@@ -138,6 +138,7 @@ impl ExpertPool {
         id: usize,
         expert_bytes: u64,
         isa: Isa,
+        precision: Precision,
         experts: Vec<ExpertWeights>,
     ) -> Result<Arc<LayerExperts>, ExpertError> {
         let mut layers = lock(&self.layers);
@@ -154,6 +155,7 @@ impl ExpertPool {
         let layer = Arc::new(LayerExperts {
             id,
             isa,
+            precision,
             experts,
             expert_bytes,
             state: Mutex::new(State { residency, held }),
@@ -177,6 +179,7 @@ struct State {
 pub struct LayerExperts {
     id: usize,
     isa: Isa,
+    precision: Precision,
     experts: Vec<ExpertWeights>,
     expert_bytes: u64,
     state: Mutex<State>,
@@ -214,7 +217,7 @@ impl LayerExperts {
             let (bytes, order) = (weight.guard.bytes(), WeightOrder::RowMajor);
             parts.push(WeightPart { bytes, dtype: weight.dtype, n: weight.n, k: weight.k, order });
         }
-        let packed = pack(&parts, gated, self.isa)?;
+        let packed = pack(&parts, gated, self.isa, self.precision)?;
         weights.iter().for_each(|weight| weight.guard.release_pages());
         Ok(packed)
     }

@@ -52,7 +52,7 @@ pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize
 /// Bytes of scratch that each worker of a linear step needs.
 pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
     let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
-    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout));
+    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
     kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>())
 }
 
@@ -65,7 +65,7 @@ pub(super) fn linear_step(
     let Some(spec) = matrix_of(step) else { return Ok(None) };
     let Some(act) = activation(op.activation) else { return Ok(None) };
     let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
-    let kernel = LinearKernel::select(cx.isa(), matrix.layout());
+    let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
     let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
     let bias = match op.bias {
         true => {

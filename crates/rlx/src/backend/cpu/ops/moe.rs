@@ -47,7 +47,7 @@ fn with_kernel(
         Some(matrix) => Some(*matrix.layout()),
         None => cx.shapes().matrix_layout(spec),
     };
-    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa(), &layout));
+    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa(), &layout, cx.products()));
     Ok(kernel.filter(|_| pooled || matrix.is_some()).map(|kernel| (kernel, matrix)))
 }
 
@@ -76,7 +76,7 @@ fn pooled_experts(
     }
     let first = cx.shapes().param(&step.inputs[op.expert_at(0)]).and_then(layer_id);
     let id = first.ok_or_else(|| cx.unsupported("the names of its weights do not say which layer it is"))?;
-    let layer = pool.layer(id, sizes.expert_bytes, cx.isa(), experts);
+    let layer = pool.layer(id, sizes.expert_bytes, cx.isa(), cx.precision(), experts);
     Ok(Some(layer.map_err(|e| cx.unsupported(e.to_string()))?))
 }
 
@@ -131,7 +131,8 @@ impl CpuOp for CpuMoe {
     ) -> Result<(usize, usize), BackendError> {
         let Some(op) = step.op.downcast::<Moe>() else { return Ok((0, 0)) };
         let Some(layouts) = layouts(cx, op, step) else { return Ok((0, 0)) };
-        let kernels = layouts.iter().flatten().filter_map(|layout| LinearKernel::select(cx.isa, layout));
+        let kernels =
+            layouts.iter().flatten().filter_map(|layout| LinearKernel::select(cx.isa, layout, cx.products()));
         let each = kernels.map(|k| k.scratch_len() * size_of::<f32>()).max().unwrap_or(0);
         let (rows, width) = (sizes[step.inputs[1].dims[0].index()], layouts.first().map_or(0, |l| l[0].k()));
         let inner = layouts.iter().map(|l| l[1].k()).max().unwrap_or(0);
