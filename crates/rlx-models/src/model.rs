@@ -130,6 +130,11 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         if path.is_file() && sniff(path)? == ModelSource::Rlx {
+            if let Some(experts) = options.expert_budget {
+                let expected = "no budget: a compiled file holds all experts as mapped pages";
+                let found = experts.to_string();
+                return Err(ModelError::Setting { setting: "expert_budget", expected, found });
+            }
             let found = Artefact::precision_of(path).map_err(rlx::SessionError::from)?;
             let compiled_for = Precision::ALL.into_iter().find(|precision| precision.name() == found);
             let precision = options.precision.or(compiled_for).unwrap_or_default();
