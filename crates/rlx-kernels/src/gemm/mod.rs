@@ -19,7 +19,7 @@ use block::BlockArgs;
 use epilogue::EpilogueArgs;
 pub use pack::{
     PackError, PackJob, PackedLayout, PackedMatrix, PackedStorage, WeightOrder, WeightPart, WeightType, pack,
-    pack_on, panel_columns, size_of_packed,
+    pack_on, pack_on_releasing, panel_columns, size_of_packed,
 };
 pub use table::{BLOCKS, BlockRow};
 use table::{Chosen, MAX_ACCUMULATORS};

@@ -6,6 +6,7 @@
 //! second half to the up projection, at the same output columns.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::aligned::AlignedBuf;
@@ -279,14 +280,29 @@ impl<'a> PackJob<'a> {
     ///
     /// # Safety
     /// `out` is valid for writes of `layout().bytes()` bytes, which nothing else accesses until the barrier.
-    pub unsafe fn pack_tiles(&self, team: &Team<'_>, out: *mut u8) {
+    pub unsafe fn pack_tiles(&self, team: &Team<'_>, out: *mut u8, panels: Range<usize>) {
         let panel_bytes = self.layout.panel_bytes();
-        for panel in team.tiles(self.layout.panels()) {
+        assert!(panels.end <= self.layout.panels(), "pack_tiles: panels out of range");
+        for panel in team.tiles(panels.len()).map(|tile| panels.start + tile) {
             // SAFETY: the caller grants the whole matrix; panels are disjoint and each is claimed by one worker.
             let out = unsafe { std::slice::from_raw_parts_mut(out.add(panel * panel_bytes), panel_bytes) };
             self.pack_panel(panel, out);
         }
         team.barrier();
+    }
+
+    /// Bytes at the start of a part's source that only panels before `panel` read.
+    fn read_before(&self, part: usize, panel: usize) -> usize {
+        let WeightPart { bytes, dtype, n, k, order } = self.parts[part];
+        if panel >= self.layout.panels() {
+            return bytes.len();
+        }
+        if order == WeightOrder::Transposed {
+            return 0;
+        }
+        let before: usize =
+            if self.layout.gated { 0 } else { self.parts[..part].iter().map(|part| part.n).sum() };
+        (panel * self.layout.panel_outputs()).saturating_sub(before).min(n) * k * dtype.bytes()
     }
 
     /// Packs one panel; `out` is as long as a panel.
@@ -554,6 +570,9 @@ impl SharedOut {
     }
 }
 
+/// Packed bytes that are written before `done` of [`pack_on_releasing`] hears of their source.
+const PIECE_BYTES: usize = 8 << 20;
+
 /// Packs parts with all workers of a pool. See [`PackJob::new`] for what the parts must be.
 pub fn pack_on(
     pool: &Pool,
@@ -561,12 +580,36 @@ pub fn pack_on(
     gated: bool,
     isa: Isa,
 ) -> Result<PackedMatrix, PackError> {
+    pack_on_releasing(pool, parts, gated, isa, &mut |_, _| {})
+}
+
+/// As [`pack_on`]; `done(part, bytes)` is told which bytes of a part's source are not read again, as the work goes on.
+pub fn pack_on_releasing(
+    pool: &Pool,
+    parts: &[WeightPart<'_>],
+    gated: bool,
+    isa: Isa,
+    done: &mut dyn FnMut(usize, Range<usize>),
+) -> Result<PackedMatrix, PackError> {
     let job = PackJob::new(parts, gated, isa)?;
-    let mut buf = AlignedBuf::zeroed(job.layout().bytes()).ok_or(PackError::TooLarge)?;
+    let layout = job.layout();
+    let mut buf = AlignedBuf::zeroed(layout.bytes()).ok_or(PackError::TooLarge)?;
     let out = SharedOut(buf.bytes_mut().as_mut_ptr());
-    // SAFETY: the buffer is as long as the layout asks and not otherwise accessed during the run.
-    pool.run(|team| unsafe { job.pack_tiles(team, out.start()) });
-    PackedMatrix::from_storage(job.layout(), Arc::new(buf), 0)
+    let mut told = vec![0; parts.len()];
+    let piece = (PIECE_BYTES / layout.panel_bytes().max(1)).max(pool.threads());
+    for first in (0..layout.panels()).step_by(piece) {
+        let panels = first..(first + piece).min(layout.panels());
+        // SAFETY: the buffer is as long as the layout asks and not otherwise accessed during the run.
+        pool.run(|team| unsafe { job.pack_tiles(team, out.start(), panels.clone()) });
+        for (part, told) in told.iter_mut().enumerate() {
+            let read = job.read_before(part, panels.end);
+            if read > *told {
+                done(part, *told..read);
+                *told = read;
+            }
+        }
+    }
+    PackedMatrix::from_storage(layout, Arc::new(buf), 0)
 }
 
 /// Packs parts on the calling thread. See [`PackJob::new`] for what the parts must be.

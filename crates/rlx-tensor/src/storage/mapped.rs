@@ -14,6 +14,8 @@ use std::time::SystemTime;
 
 use memmap2::Mmap;
 
+use super::guard::Watched;
+
 /// Why a file could not be mapped, or a map can no longer be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -106,6 +108,8 @@ pub struct MappedFile {
     path: PathBuf,
     file: File,
     identity: FileIdentity,
+    // Before the map, so that it is dropped first.
+    _watched: Watched,
     // None for an empty file, which systems refuse to map.
     map: Option<Mmap>,
 }
@@ -137,6 +141,7 @@ impl MappedFile {
             path: path.to_path_buf(),
             identity: FileIdentity::of(path, &metadata),
             file,
+            _watched: Watched::new(map.as_deref().unwrap_or(&[]), path),
             map,
         }))
     }
@@ -292,6 +297,23 @@ impl MappedRange {
         if let (Some(map), true) = (&self.file.map, self.len > 0) {
             return map
                 .advise_range(memmap2::Advice::WillNeed, self.offset, self.len)
+                .map_err(|source| MapError::Io { path: self.file.path.clone(), source });
+        }
+        Ok(())
+    }
+}
+
+impl MappedRange {
+    /// Brings the pages in and maps them at once, which costs less than a fault for each. Does nothing where the system has no such
+    /// call.
+    ///
+    /// # Errors
+    /// [`MapError::Io`] when the system refuses, as older Linux does.
+    pub fn populate(&self) -> Result<(), MapError> {
+        #[cfg(target_os = "linux")]
+        if let (Some(map), true) = (&self.file.map, self.len > 0) {
+            return map
+                .advise_range(memmap2::Advice::PopulateRead, self.offset, self.len)
                 .map_err(|source| MapError::Io { path: self.file.path.clone(), source });
         }
         Ok(())
