@@ -4,11 +4,13 @@ pub mod cpu;
 pub mod reference;
 
 use crate::plan::{Lir, PlanTarget, Template};
-use crate::weights::{RegistryError, WeightRegistry};
+use crate::weights::{Packed, PackedKey, RegistryError, WeightRegistry};
 use rlx_graph::EvalError;
 use rlx_graph::passes::Target;
 use rlx_kernels::schedule::{FrameError, RunControl, StepError};
 use rlx_tensor::storage::AlignedBytes;
+use rlx_tensor::storage::mapped::MappedRange;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -26,6 +28,22 @@ pub trait Backend: Send + Sync {
     /// Bytes of the copies of weights this backend makes for a template, from shapes alone.
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError>;
 
+    /// Params that a template's steps read as they are stored; `None` if all may be.
+    fn raw_params(&self, template: &Template) -> Option<BTreeSet<String>> {
+        let _ = template;
+        None
+    }
+
+    /// How many of [`Backend::packed_bytes`] will be pages of mapped files: an artefact's, or the cache's. Reads no weight.
+    fn packed_mapped_bytes(
+        &self,
+        template: &Template,
+        weights: &WeightRegistry,
+    ) -> Result<u64, BackendError> {
+        let _ = (template, weights);
+        Ok(0)
+    }
+
     /// Scratch bytes of a run of a specialised template.
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError>;
 
@@ -33,6 +51,11 @@ pub trait Backend: Send + Sync {
     fn expert_layers(&self, template: &Template) -> Vec<ExpertLayer> {
         let _ = template;
         Vec::new()
+    }
+
+    /// How this backend's packed weights are stored in files; `None` if they are not.
+    fn storage(&self) -> Option<&dyn PackedStorage> {
+        None
     }
 
     /// Binds a template's steps to kernels and weights.
@@ -59,6 +82,50 @@ pub trait Program: Send + Sync + fmt::Debug {
 
     /// The kernel of each step, in order.
     fn kernels(&self) -> Vec<KernelChoice>;
+
+    /// The forms in which it reads weights; `None` if it does not tell.
+    fn weight_uses(&self) -> Option<&WeightUses> {
+        None
+    }
+}
+
+/// The forms in which a program reads weights.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WeightUses {
+    /// Params read as they are stored, sorted.
+    pub raw: BTreeSet<String>,
+    /// Packed copies.
+    pub packed: Vec<PackedUse>,
+}
+
+/// A packed copy that a program reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedUse {
+    /// The param whose storage holds the copy: the first of those packed together.
+    pub param: String,
+    /// The key of the copy.
+    pub key: PackedKey,
+}
+
+/// How a backend's packed weights are stored in files and come back.
+pub trait PackedStorage: Send + Sync {
+    /// The instruction set they are packed for.
+    fn isa(&self) -> String;
+
+    /// The precision they are read in.
+    fn precision(&self) -> &'static str;
+
+    /// A digest of how bytes are arranged: it differs wherever the same weights would be packed into other bytes.
+    fn packing(&self) -> [u8; 32];
+
+    /// Shape and layout of a packed copy as bytes, and its content; `None` for a copy that is not this backend's.
+    fn store<'p>(&self, packed: &'p Packed) -> Option<(Vec<u8>, &'p [u8])>;
+
+    /// The packed copy that [`PackedStorage::store`] described, over its content in a file.
+    ///
+    /// # Errors
+    /// What does not fit, in words.
+    fn restore(&self, layout: &[u8], content: MappedRange) -> Result<Packed, String>;
 }
 
 /// How a step is run.

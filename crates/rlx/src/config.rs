@@ -83,7 +83,7 @@ settings! {
     threads: NonZeroUsize, "RLX_THREADS", default "the CPUs granted to the process";
     /// Instruction set of the CPU kernels.
     isa: Isa, "RLX_ISA", default "the best this CPU has";
-    /// Folder of compiled artefacts. Nothing is stored there yet.
+    /// Folder of packed weights and plans that later runs map.
     cache_dir: PathBuf, "RLX_CACHE_DIR", default "rlx in the user's cache folder";
     /// Size limit of that folder; 0 turns the cache off.
     cache_bytes: ByteSize, "RLX_CACHE_BYTES", default "10GiB";

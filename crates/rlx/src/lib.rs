@@ -1,5 +1,6 @@
 //! Compile a model file once, know its memory, run it on the fastest device.
 
+pub mod aot;
 pub mod backend;
 pub mod config;
 pub mod devices;

@@ -16,6 +16,7 @@ pub use report::{CompileReport, ReportTable, StepReport, StepWork};
 pub use trace::StepTimes;
 pub use value::TensorArg;
 
+use crate::aot::AotCache;
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::config::Config;
@@ -23,7 +24,7 @@ use crate::devices::DeviceId;
 use crate::plan::Template;
 use crate::weights::WeightRegistry;
 use rlx_graph::Graph;
-use rlx_graph::passes::{PassOptions, compile_passes};
+use rlx_graph::passes::{PassOptions, PassReport, compile_passes};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
 use std::num::NonZeroUsize;
@@ -58,7 +59,11 @@ pub fn cpu_backend(isa: Option<Isa>, threads: Option<usize>) -> Result<CpuBacken
         return Err(SessionError::Isa { isa });
     }
     let threads = threads.or(config.threads.map(NonZeroUsize::get));
-    Ok(CpuBackend::new(isa, threads.unwrap_or_else(|| default_threads(Path::new("/")))))
+    let backend = CpuBackend::new(isa, threads.unwrap_or_else(|| default_threads(Path::new("/"))));
+    Ok(match AotCache::from_config(config) {
+        Some(cache) => backend.with_cache(cache),
+        None => backend,
+    })
 }
 
 impl Session {
@@ -130,6 +135,17 @@ impl Session {
             compile_micros,
         );
         compiled.check_weights(options.weights_required)?;
+        Ok(compiled)
+    }
+
+    /// A graph that was compiled before: its template and what it was made of. All params must be in the registry.
+    ///
+    /// # Errors
+    /// [`SessionError::Weights`].
+    pub fn adopt(&self, template: Arc<Template>, graph: Graph) -> Result<CompiledGraph, SessionError> {
+        let (backend, weights) = (Arc::clone(&self.backend), Arc::clone(&self.weights));
+        let compiled = CompiledGraph::new(backend, weights, template, graph, PassReport::default(), 0);
+        compiled.check_weights(true)?;
         Ok(compiled)
     }
 }

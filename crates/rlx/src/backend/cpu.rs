@@ -1,19 +1,28 @@
 //! The CPU backend: steps bound to kernels of the chosen instruction set, on a thread pool of its own.
 
+mod keeper;
 mod lower;
 mod ops;
+mod stored;
 
-use super::{Backend, BackendError, Context, ExpertLayer, Io, KernelChoice, Program};
+use super::{
+    Backend, BackendError, Context, ExpertLayer, Io, KernelChoice, PackedStorage, Program, WeightUses,
+};
+use crate::aot::AotCache;
 use crate::memory::experts::ExpertPool;
 use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
-use crate::weights::WeightRegistry;
+use crate::weights::{RegistryError, WeightRegistry};
+use keeper::Keeper;
+pub use keeper::LEAST_KEPT_BYTES;
 use lower::LowerCx;
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::Pool;
 use rlx_kernels::schedule::{Frame, Schedule};
+use rlx_tensor::storage::mapped::MappedFile;
 use rlx_tensor::{Shape, SizeTable};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How the CPU runs a matmul's operands.
@@ -39,6 +48,7 @@ pub struct CpuBackend {
     pool: Arc<Pool>,
     precision: Precision,
     experts: Option<Arc<ExpertPool>>,
+    keeper: Option<Keeper>,
 }
 
 impl CpuBackend {
@@ -49,13 +59,21 @@ impl CpuBackend {
 
     /// A backend that shares a pool.
     pub fn with_pool(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { isa, pool, precision: Precision::F32, experts: None }
+        Self { isa, pool, precision: Precision::F32, experts: None, keeper: None }
     }
 
     /// The same with mixtures of experts that keep only some experts in memory.
     #[must_use]
     pub fn with_experts(mut self, experts: Arc<ExpertPool>) -> Self {
         self.experts = Some(experts);
+        self
+    }
+
+    /// The same backend, which takes packed weights from a cache and leaves new ones there. Only copies of weights in mapped files of
+    /// at least [`LEAST_KEPT_BYTES`] are kept: others are packed faster than a file is opened.
+    #[must_use]
+    pub fn with_cache(mut self, cache: AotCache) -> Self {
+        self.keeper = Some(Keeper::new(cache));
         self
     }
 
@@ -113,12 +131,30 @@ impl Backend for CpuBackend {
     }
 
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
-        lower::packed_bytes(template, self)
+        Ok(lower::packed_bytes(template, self))
     }
 
     fn expert_layers(&self, template: &Template) -> Vec<ExpertLayer> {
         let cx = lower::ShapeCx::new(template, self);
         template.steps().iter().filter_map(|step| ops::moe::expert_layer(&cx, step)).collect()
+    }
+
+    fn raw_params(&self, template: &Template) -> Option<BTreeSet<String>> {
+        Some(lower::weight_needs(template, self).raw)
+    }
+
+    fn packed_mapped_bytes(
+        &self,
+        template: &Template,
+        weights: &WeightRegistry,
+    ) -> Result<u64, BackendError> {
+        let mut mapped = 0u64;
+        for spec in lower::weight_needs(template, self).packed {
+            if lower::is_mapped(self, weights, &spec)? {
+                mapped = mapped.saturating_add(spec.bytes as u64);
+            }
+        }
+        Ok(mapped)
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
@@ -134,6 +170,10 @@ impl Backend for CpuBackend {
         Ok(line(each) * workers + line(shared))
     }
 
+    fn storage(&self) -> Option<&dyn PackedStorage> {
+        Some(self)
+    }
+
     fn load(
         &self,
         template: &Arc<Template>,
@@ -145,7 +185,8 @@ impl Backend for CpuBackend {
             let native = cx.lower(step)?;
             kernels.push(native);
         }
-        let schedule = Arc::new(cx.finish());
+        let (schedule, uses, files) = cx.finish();
+        let schedule = Arc::new(schedule);
         let kernels = schedule.steps().iter().zip(kernels);
         let kernels = kernels.map(|(s, native)| KernelChoice { kernel: s.name(), native }).collect();
         Ok(Arc::new(CpuProgram {
@@ -153,6 +194,8 @@ impl Backend for CpuBackend {
             schedule,
             pool: Arc::clone(&self.pool),
             kernels,
+            uses,
+            files: files.into(),
         }))
     }
 }
@@ -163,6 +206,8 @@ struct CpuProgram {
     schedule: Arc<Schedule>,
     pool: Arc<Pool>,
     kernels: Vec<KernelChoice>,
+    uses: WeightUses,
+    files: Arc<[Arc<MappedFile>]>,
 }
 
 impl Program for CpuProgram {
@@ -183,11 +228,16 @@ impl Program for CpuProgram {
             states: of(self.template.states()),
         };
         let sizes = self.template.sizes().clone();
-        Ok(Box::new(CpuContext { frame, regions, sizes, pool: Arc::clone(&self.pool) }))
+        let (pool, files) = (Arc::clone(&self.pool), Arc::clone(&self.files));
+        Ok(Box::new(CpuContext { frame, regions, sizes, pool, files }))
     }
 
     fn kernels(&self) -> Vec<KernelChoice> {
         self.kernels.clone()
+    }
+
+    fn weight_uses(&self) -> Option<&WeightUses> {
+        Some(&self.uses)
     }
 }
 
@@ -205,10 +255,14 @@ struct CpuContext {
     regions: Regions,
     sizes: SizeTable,
     pool: Arc<Pool>,
+    files: Arc<[Arc<MappedFile>]>,
 }
 
 impl Context for CpuContext {
     fn run(&mut self, io: Io<'_, '_>) -> Result<(), BackendError> {
+        for file in &*self.files {
+            file.still_valid().map_err(RegistryError::from)?;
+        }
         self.sizes.eval(io.symbols, self.frame.sizes_mut()).map_err(PlanError::from)?;
         let mut launch = self.frame.launch();
         for (&region, bytes) in self.regions.inputs.iter().zip(io.inputs) {

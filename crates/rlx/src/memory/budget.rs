@@ -1,5 +1,6 @@
 //! How much memory may be used: the soft budget and what is left of it.
 
+use super::estimate::{MemoryDeficit, MemoryEstimate};
 use super::probe::{MemoryProbe, SystemProbe};
 use crate::config::{Config, ConfigError};
 
@@ -71,6 +72,59 @@ impl<'a> MemoryView<'a> {
         let group = self.probe.cgroup().map(|group| group.remaining_bytes);
         [budget, self.probe.available_bytes(), group]
     }
+}
+
+/// A need that does not fit what may be used, or what is there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("loading would take more than may be used now: {deficit}{}", hint(.remedy))]
+pub struct MemoryRefusal {
+    /// Need, room and parts.
+    pub deficit: MemoryDeficit,
+    /// What would make it fit, if something would.
+    pub remedy: Option<String>,
+}
+
+fn hint(remedy: &Option<String>) -> String {
+    remedy.as_ref().map_or(String::new(), |remedy| format!("; {remedy}"))
+}
+
+impl MemoryView<'_> {
+    /// Refuses an estimate of which `held_bytes` are taken already and the rest exceeds the room there is. Only what the system cannot
+    /// take back counts; mapped files that are larger than the room are a warning, because they would be read again and again. Figures
+    /// that are unknown refuse nothing.
+    ///
+    /// # Errors
+    /// The deficit against the room.
+    pub fn admit(&self, estimate: &MemoryEstimate, held_bytes: u64) -> Result<(), MemoryDeficit> {
+        let [budget, available, group] = self.rooms();
+        let Some(room) = [budget, available, group].into_iter().flatten().min() else { return Ok(()) };
+        let mapped = estimate.mapped_bytes;
+        let reread = available.into_iter().chain(group).min().is_some_and(|room| mapped > room);
+        if reread {
+            tracing::warn!(
+                "{mapped} bytes of mapped weights are more than the {room} bytes free: they will be read again and again"
+            );
+        }
+        estimate.fits_in(room.saturating_add(held_bytes))
+    }
+}
+
+/// Peak to assume for a decoder compiled for one length bucket: as `RLX_DECODE_BUCKET_PEAK_BYTES` says, else the plan's, whose estimate
+/// this is.
+///
+/// # Errors
+/// A setting that does not parse.
+pub fn llama_decode_bucket_compile_peak_bytes(plan: &MemoryEstimate) -> Result<u64, ConfigError> {
+    Ok(Config::global()?.decode_bucket_peak_bytes.map_or(plan.peak_bytes(), |bytes| bytes.0))
+}
+
+/// Peak to assume for a decoder compiled for its full length: as `RLX_DECODE_ONESHOT_PEAK_BYTES` says, else the plan's, whose estimate
+/// this is.
+///
+/// # Errors
+/// A setting that does not parse.
+pub fn llama_decode_oneshot_compile_peak_bytes(plan: &MemoryEstimate) -> Result<u64, ConfigError> {
+    Ok(Config::global()?.decode_oneshot_peak_bytes.map_or(plan.peak_bytes(), |bytes| bytes.0))
 }
 
 fn system() -> Result<MemoryView<'static>, ConfigError> {
@@ -146,6 +200,27 @@ mod tests {
         assert_eq!(headroom(FixedProbe { cgroup, ..FULL }), Some(30));
         assert_eq!(headroom(FixedProbe { rss_bytes: None, ..FULL }), None);
         assert_eq!(headroom(FixedProbe { available_bytes: None, ..FULL }), None);
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_decides_and_what_is_held_counts() {
+        let config = Config::default();
+        let view = MemoryView::new(&FULL, &config);
+        let estimate = |activation_bytes, mapped_bytes| MemoryEstimate {
+            activation_bytes,
+            weight_bytes: mapped_bytes,
+            mapped_bytes,
+            ..MemoryEstimate::default()
+        };
+        assert_eq!(view.admit(&estimate(600, 0), 0), Ok(()));
+        assert_eq!(view.admit(&estimate(600, 5000), 0), Ok(()), "mapped pages refuse nothing");
+        let deficit = view.admit(&estimate(601, 0), 0).unwrap_err();
+        assert_eq!((deficit.budget_bytes, deficit.peak_bytes, deficit.shortfall_bytes()), (600, 601, 1));
+        assert_eq!(view.admit(&estimate(601, 0), 1), Ok(()), "one byte is held already");
+        let cgroup = Some(CgroupMemory { limit_bytes: 300, remaining_bytes: 50 });
+        let grouped = FixedProbe { cgroup, ..FULL };
+        assert!(MemoryView::new(&grouped, &config).admit(&estimate(51, 0), 0).is_err());
+        assert_eq!(MemoryView::new(&FixedProbe::default(), &config).admit(&estimate(1 << 50, 0), 0), Ok(()));
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct MemoryEstimate {
     pub adapter_bytes: u64,
     /// Everything beside tensors.
     pub host_bytes: u64,
-    /// How much of the weights and adapters are pages of mapped files, which the system can drop and read again.
+    /// How much of the weights, packed weights and adapters are pages of mapped files, which the system can drop and read again.
     pub mapped_bytes: u64,
 }
 
@@ -108,6 +108,7 @@ impl MemoryEstimate {
             }
         }
         let mut counted = HashSet::new();
+        let raw = backend.raw_params(lir.template());
         for param in lir.template().params() {
             let Some(handle) = weights.lookup(&param.name) else {
                 let bytes = lir.buffer_bytes(param.place.buffer) as u64;
@@ -115,6 +116,11 @@ impl MemoryEstimate {
                 continue;
             };
             let placement = weights.placement(handle)?;
+            // Packing gives the pages of a file back; bytes in memory stay with the registry.
+            let only_packed = raw.as_ref().is_some_and(|raw| !raw.contains(&param.name));
+            if only_packed && (placement.mapped || placement.lazy) {
+                continue;
+            }
             if !counted.insert(placement.storage) {
                 continue;
             }
@@ -128,6 +134,8 @@ impl MemoryEstimate {
             }
         }
         estimate.packed_bytes = backend.packed_bytes(lir.template())? as u64;
+        let mapped = backend.packed_mapped_bytes(lir.template(), weights)?.min(estimate.packed_bytes);
+        estimate.mapped_bytes = estimate.mapped_bytes.saturating_add(mapped);
         estimate.workspace_bytes = backend.workspace_bytes(lir)? as u64;
         Ok(estimate)
     }

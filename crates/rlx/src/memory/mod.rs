@@ -6,8 +6,9 @@ pub mod experts;
 mod probe;
 
 pub use budget::{
-    BudgetVerdict, DEFAULT_SOFT_MEMORY_FRACTION, MemoryView, available_unified_memory, memory_headroom_bytes,
+    BudgetVerdict, DEFAULT_SOFT_MEMORY_FRACTION, MemoryRefusal, MemoryView, available_unified_memory,
+    llama_decode_bucket_compile_peak_bytes, llama_decode_oneshot_compile_peak_bytes, memory_headroom_bytes,
     process_rss_bytes, soft_memory_budget_bytes, soft_memory_fraction, would_exceed_soft_budget,
 };
 pub use estimate::{MemoryDeficit, MemoryEstimate, MemoryPart, estimate_with};
-pub use probe::{CgroupMemory, FixedProbe, MemoryProbe, ProcProbe, SystemProbe};
+pub use probe::{CgroupMemory, FixedProbe, MemoryProbe, ProcProbe, ResidentBytes, SystemProbe};

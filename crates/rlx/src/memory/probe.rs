@@ -12,6 +12,17 @@ pub struct CgroupMemory {
     pub remaining_bytes: u64,
 }
 
+/// Resident bytes by what they are pages of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResidentBytes {
+    /// All of them.
+    pub total: u64,
+    /// Of no file: the system cannot take them back.
+    pub anonymous: u64,
+    /// Of mapped files.
+    pub file: u64,
+}
+
 /// A source of memory figures. `None` means unknown, never zero.
 pub trait MemoryProbe: Send + Sync {
     /// Installed memory in bytes.
@@ -116,6 +127,13 @@ impl ProcProbe {
         let text = fs::read_to_string(self.root.join(file)).ok()?;
         let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
         value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    }
+
+    /// Resident bytes of this process, pages of files apart from others; `None` if the system does not tell both.
+    pub fn rss_apart(&self) -> Option<ResidentBytes> {
+        let field = |name| self.kib_field("proc/self/status", name);
+        let (anonymous, file) = (field("RssAnon")?, field("RssFile")?);
+        Some(ResidentBytes { total: field("VmRSS")?, anonymous, file })
     }
 
     /// Folders of the groups that limit this process, with their files' names.

@@ -29,7 +29,11 @@ pub struct CompiledGraph {
     compile_micros: u64,
     program: Mutex<Option<Arc<dyn Program>>>,
     recent: Mutex<VecDeque<RunContext>>,
+    verify: Option<Box<VerifyWeights>>,
 }
+
+/// Is asked before a program reads weights.
+type VerifyWeights = dyn Fn() -> Result<(), SessionError> + Send + Sync;
 
 /// Buffers that survive runs: KV caches. Owned by the caller, usable by every specialisation of one template.
 #[derive(Debug)]
@@ -74,7 +78,17 @@ impl CompiledGraph {
         compile_micros: u64,
     ) -> Self {
         let (program, recent) = (Mutex::new(None), Mutex::new(VecDeque::new()));
-        Self { backend, weights, template, graph, passes, compile_micros, program, recent }
+        Self { backend, weights, template, graph, passes, compile_micros, program, recent, verify: None }
+    }
+
+    /// The same graph, whose weights are to be verified before a program is loaded.
+    #[must_use]
+    pub(crate) fn verified_by(
+        mut self,
+        verify: impl Fn() -> Result<(), SessionError> + Send + Sync + 'static,
+    ) -> Self {
+        self.verify = Some(Box::new(verify));
+        self
     }
 
     /// The template.
@@ -176,9 +190,17 @@ impl CompiledGraph {
             return Ok(Arc::clone(program));
         }
         self.check_weights(true)?;
+        if let Some(verify) = &self.verify {
+            verify()?;
+        }
         let loaded = self.backend.load(&self.template, &self.weights)?;
         *program = Some(Arc::clone(&loaded));
         Ok(loaded)
+    }
+
+    /// Whether the program is made, so that the weights are in memory.
+    pub fn is_loaded(&self) -> bool {
+        lock(&self.program).is_some()
     }
 
     /// Binds capacities and places memory.

@@ -40,6 +40,9 @@ pub enum SessionError {
     /// The device cannot load or run it.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A compiled file cannot be used.
+    #[error(transparent)]
+    Aot(#[from] crate::aot::AotCacheError),
     /// The registry refused.
     #[error(transparent)]
     Registry(#[from] RegistryError),

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rlx_tensor::storage::mapped::MapError;
+use rlx_tensor::storage::mapped::{MapError, MappedRange};
 use rlx_tensor::{DType, Shape, byte_count};
 
 use super::bytes::{StorageKey, WeightBytes};
@@ -284,6 +284,8 @@ pub struct WeightPlacement {
     pub bytes: u64,
     /// Whether they are pages of a mapped file.
     pub mapped: bool,
+    /// Whether they are made on demand.
+    pub lazy: bool,
     /// Whether they belong to an adapter.
     pub adapter: bool,
 }
@@ -441,6 +443,7 @@ impl WeightRegistry {
             storage: storage.id,
             bytes: storage.len(),
             mapped: matches!(storage.source, WeightBytes::Mapped(_)),
+            lazy: matches!(storage.source, WeightBytes::Lazy(_)),
             adapter: matches!(entry.kind, WeightKind::LoraAdapter { .. }),
         })
     }
@@ -663,6 +666,49 @@ impl WeightRegistry {
         let packed = guard.packed_or_insert_with(key, build)?;
         guard.done_packing();
         Ok(packed)
+    }
+
+    /// The packed copy of the newest version under `key`, if there is one. Reads no bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignHandle`], [`RegistryError::StaleHandle`].
+    pub fn packed(
+        &self,
+        handle: WeightHandle,
+        key: &PackedKey,
+    ) -> Result<Option<Arc<Packed>>, RegistryError> {
+        let entries = self.read();
+        let (_, storage) = entries.snapshot(entries.slot_of(self.id, handle)?, handle)?;
+        Ok(storage.packed(key))
+    }
+
+    /// Where the newest version's bytes are mapped, if they are. Reads no bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignHandle`], [`RegistryError::StaleHandle`].
+    pub fn mapped(&self, handle: WeightHandle) -> Result<Option<MappedRange>, RegistryError> {
+        let entries = self.read();
+        let (_, storage) = entries.snapshot(entries.slot_of(self.id, handle)?, handle)?;
+        Ok(match &storage.source {
+            WeightBytes::Mapped(range) => Some(range.clone()),
+            _ => None,
+        })
+    }
+
+    /// Gives the newest version a packed copy that was made before, unless it has one under `key`. Reads no bytes.
+    ///
+    /// # Errors
+    /// [`RegistryError::ForeignHandle`], [`RegistryError::StaleHandle`].
+    pub fn adopt_packed(
+        &self,
+        handle: WeightHandle,
+        key: PackedKey,
+        packed: Packed,
+    ) -> Result<(), RegistryError> {
+        let entries = self.read();
+        let (_, storage) = entries.snapshot(entries.slot_of(self.id, handle)?, handle)?;
+        storage.adopt_packed(key, packed);
+        Ok(())
     }
 
     /// Sets the byte budget for mapped and lazy storages; `None` = no limit. Unpinned ones are dropped at once, least

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rlx_tensor::storage::mapped::MappedRange;
+use rlx_tensor::storage::mapped::{MappedFile, MappedRange};
 
 use super::bytes::{SharedBytes, StorageKey, WeightBytes};
 use super::registry::{RegistryError, WeightEntry};
@@ -22,12 +22,23 @@ pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Packed {
     value: Arc<dyn Any + Send + Sync>,
     bytes: u64,
+    file: Option<Arc<MappedFile>>,
 }
 
 impl Packed {
     /// Wraps `value`, which holds `bytes` bytes of memory.
     pub fn new<T: Any + Send + Sync>(value: T, bytes: u64) -> Self {
-        Packed { value: Arc::new(value), bytes }
+        Packed { value: Arc::new(value), bytes, file: None }
+    }
+
+    /// Wraps `value`, which reads `bytes` bytes of a mapped file.
+    pub fn in_file<T: Any + Send + Sync>(value: T, bytes: u64, file: Arc<MappedFile>) -> Self {
+        Packed { file: Some(file), ..Packed::new(value, bytes) }
+    }
+
+    /// The mapped file it reads; `None` if it is in memory of its own.
+    pub fn file(&self) -> Option<&Arc<MappedFile>> {
+        self.file.as_ref()
     }
 
     /// The packed value, or `None` when it is of another type.
@@ -418,6 +429,16 @@ impl Storage {
         slot.try_lock().ok()?.clone()
     }
 
+    pub(super) fn adopt_packed(&self, key: PackedKey, packed: Packed) {
+        let slot = Arc::clone(lock(&self.packed).entry(key).or_default());
+        let mut slot = lock(&slot);
+        if slot.is_none() {
+            self.packed_bytes.fetch_add(packed.bytes, Relaxed);
+            self.packed_total.fetch_add(packed.bytes, Relaxed);
+            *slot = Some(Arc::new(packed));
+        }
+    }
+
     fn drop_bytes_if_mapped(&self) {
         if matches!(self.source, WeightBytes::Mapped(_)) {
             self.drop_bytes();
@@ -513,7 +534,15 @@ impl PinGuard {
         }
     }
 
-    /// Lets the system take back the pages of a mapped storage; they are read again when needed.
+    /// Where the bytes are mapped, if they are.
+    pub fn mapped(&self) -> Option<&MappedRange> {
+        match &self.storage.source {
+            WeightBytes::Mapped(range) => Some(range),
+            _ => None,
+        }
+    }
+
+    /// Gives the pages of mapped bytes back: who reads them again waits for the file.
     pub fn release_pages(&self) {
         self.storage.drop_bytes_if_mapped();
     }

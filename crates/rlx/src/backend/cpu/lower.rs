@@ -1,20 +1,22 @@
 //! From a template's steps to schedule steps: operands, weights in the forms kernels read, constants.
 
 use super::{CpuBackend, ops};
-use crate::backend::BackendError;
+use crate::backend::{BackendError, PackedUse, WeightUses};
 use crate::memory::experts::{ExpertPool, ExpertWeight};
 use crate::plan::{BufferKind, Place, StepSpec, Template};
-use crate::weights::{Packed, PackedKey, PinGuard, WeightRegistry};
+use crate::weights::{Packed, PackedKey, PinGuard, WeightHandle, WeightRegistry};
 use rlx_graph::eval::to_f64;
 use rlx_kernels::gemm::{
-    PackError, PackedLayout, PackedMatrix, WeightOrder, WeightPart, WeightType, pack_on,
+    PackError, PackedLayout, PackedMatrix, WeightOrder, WeightPart, WeightType, pack_on_releasing,
 };
 use rlx_kernels::isa::Isa;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
 use rlx_kernels::steps::solo::{SoloInput, SoloOutput, SoloStep};
 use rlx_tensor::storage::AlignedBytes;
+use rlx_tensor::storage::mapped::MappedFile;
 use rlx_tensor::{DType, Dim, Symbol, Tensor};
-use std::collections::{HashMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What can be asked of a template without weights.
@@ -67,6 +69,13 @@ impl<'t> ShapeCx<'t> {
         PackedLayout::new(dtype, n, k?, spec.gated, self.isa).ok()
     }
 
+    /// The packed copy of a linear layer's weights; `None` if the kernels have no layout for them.
+    pub fn packed_spec(&self, spec: &MatrixSpec<'_>) -> Option<PackedSpec> {
+        let bytes = self.matrix_layout(spec)?.bytes();
+        let params = spec.weights.iter().filter_map(|w| self.param(w)).map(str::to_owned).collect();
+        Some(PackedSpec { params, gated: spec.gated, transposed: spec.transposed, bytes })
+    }
+
     /// Params that some step reads as a packed matrix of their own.
     pub fn packed_alone(&self) -> HashSet<String> {
         let mut packed = HashSet::new();
@@ -94,20 +103,93 @@ pub(super) fn weight_type(dtype: DType) -> Option<WeightType> {
     }
 }
 
-/// Bytes of the copies of weights that the CPU makes for a template.
-pub(super) fn packed_bytes(template: &Template, backend: &CpuBackend) -> Result<usize, BackendError> {
+/// A packed copy that a step will ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct PackedSpec {
+    /// The params packed together.
+    pub params: Vec<String>,
+    /// Whether gate and up are interleaved.
+    pub gated: bool,
+    /// Whether the weights are stored `[k, n]`.
+    pub transposed: bool,
+    /// The copy's size.
+    pub bytes: usize,
+}
+
+impl PackedSpec {
+    /// The layout's name in the key of the copy.
+    pub fn layout_name(&self, versions: &[u64]) -> String {
+        let mut text = format!("panels gated={} transposed={}", self.gated, self.transposed);
+        for (name, version) in self.params.iter().zip(versions) {
+            text += &format!(" {name}#{version}");
+        }
+        text
+    }
+}
+
+/// What a template reads of its params on the CPU, from shapes alone.
+#[derive(Debug, Default)]
+pub(super) struct WeightNeeds {
+    /// Packed copies, each once.
+    pub packed: Vec<PackedSpec>,
+    /// Params read as they are stored.
+    pub raw: BTreeSet<String>,
+}
+
+/// What a template reads of its params.
+pub(super) fn weight_needs(template: &Template, backend: &CpuBackend) -> WeightNeeds {
     let cx = ShapeCx::new(template, backend);
+    let mut needs = WeightNeeds::default();
     let mut counted = HashSet::new();
-    let mut total = 0usize;
     for step in template.steps() {
-        let Some(op) = ops::find(step.op.def().name()) else { continue };
-        for (key, bytes) in op.packed(&cx, step) {
-            if counted.insert(key) {
-                total = total.saturating_add(bytes);
+        let packed = ops::find(step.op.def().name()).map(|op| op.packed(&cx, step)).unwrap_or_default();
+        for place in &step.inputs {
+            let BufferKind::Param(i) = template.buffers()[place.buffer.index()].kind else { continue };
+            let name = &template.params()[i].name;
+            if !packed.iter().any(|spec| spec.params.contains(name)) {
+                needs.raw.insert(name.clone());
+            }
+        }
+        for spec in packed {
+            if counted.insert(spec.clone()) {
+                needs.packed.push(spec);
             }
         }
     }
-    Ok(total)
+    needs
+}
+
+/// Bytes of the copies of weights that the CPU makes for a template.
+pub(super) fn packed_bytes(template: &Template, backend: &CpuBackend) -> usize {
+    let needs = weight_needs(template, backend);
+    needs.packed.iter().fold(0, |sum, spec| sum.saturating_add(spec.bytes))
+}
+
+/// The key of a packed copy of these weights; `None` if one has no value.
+fn packed_key(
+    backend: &CpuBackend,
+    weights: &WeightRegistry,
+    spec: &PackedSpec,
+) -> Result<Option<(Vec<WeightHandle>, PackedKey)>, BackendError> {
+    let handles: Option<Vec<WeightHandle>> = spec.params.iter().map(|name| weights.lookup(name)).collect();
+    let Some(handles) = handles else { return Ok(None) };
+    let versions = handles.iter().map(|&handle| Ok::<_, BackendError>(weights.get(handle)?.version()));
+    let layout = spec.layout_name(&versions.collect::<Result<Vec<_>, _>>()?);
+    Ok(Some((handles, PackedKey::new(layout, backend.isa().to_string(), backend.precision.name()))))
+}
+
+/// Whether a packed copy is, or will be, pages of a mapped file.
+pub(super) fn is_mapped(
+    backend: &CpuBackend,
+    weights: &WeightRegistry,
+    spec: &PackedSpec,
+) -> Result<bool, BackendError> {
+    let Some((handles, key)) = packed_key(backend, weights, spec)? else { return Ok(false) };
+    let Some(&first) = handles.first() else { return Ok(false) };
+    match weights.packed(first, &key)? {
+        Some(packed) => Ok(packed.file().is_some()),
+        None => Ok(backend.kept(weights, &handles, spec)?.is_some_and(|kept| kept.is_there(backend))),
+    }
 }
 
 /// The state of lowering one template.
@@ -120,6 +202,8 @@ pub(super) struct LowerCx<'a> {
     vectors: HashMap<String, Arc<[f32]>>,
     packed_alone: HashSet<String>,
     step: Option<&'a StepSpec>,
+    uses: RefCell<WeightUses>,
+    files: RefCell<Vec<Arc<MappedFile>>>,
 }
 
 /// Keeps a weight's storage in while a schedule reads it.
@@ -159,6 +243,8 @@ impl<'a> LowerCx<'a> {
             vectors: HashMap::new(),
             packed_alone,
             step: None,
+            uses: RefCell::default(),
+            files: RefCell::default(),
         }
     }
 
@@ -187,9 +273,16 @@ impl<'a> LowerCx<'a> {
         Ok(native)
     }
 
-    /// The finished schedule.
-    pub fn finish(self) -> Schedule {
-        self.schedule
+    /// The finished schedule, the weights it reads, and the mapped files they are in.
+    pub fn finish(self) -> (Schedule, WeightUses, Vec<Arc<MappedFile>>) {
+        (self.schedule, self.uses.into_inner(), self.files.into_inner())
+    }
+
+    fn reads_from(&self, file: &Arc<MappedFile>) {
+        let files = &mut *self.files.borrow_mut();
+        if !files.iter().any(|known| Arc::ptr_eq(known, file)) {
+            files.push(Arc::clone(file));
+        }
     }
 
     /// A place as kernels see it.
@@ -212,10 +305,19 @@ impl<'a> LowerCx<'a> {
         BackendError::Unsupported { op, location, reason: reason.into() }
     }
 
-    fn guard(&self, name: &str) -> Result<PinGuard, BackendError> {
+    fn handle(&self, name: &str) -> Result<WeightHandle, BackendError> {
         let handle = self.weights.lookup(name);
-        let handle = handle.ok_or_else(|| BackendError::Unset { name: name.to_owned() })?;
-        Ok(self.weights.guard(handle)?)
+        handle.ok_or_else(|| BackendError::Unset { name: name.to_owned() })
+    }
+
+    /// The bytes of a param as they are stored.
+    fn raw(&self, name: &str) -> Result<PinGuard, BackendError> {
+        self.uses.borrow_mut().raw.insert(name.to_owned());
+        let guard = self.weights.guard(self.handle(name)?)?;
+        if let Some(range) = guard.mapped() {
+            self.reads_from(range.file());
+        }
+        Ok(guard)
     }
 
     /// True if this param is read as a packed matrix by a linear layer anyway.
@@ -232,7 +334,7 @@ impl<'a> LowerCx<'a> {
                 if let Some(known) = self.vectors.get(name) {
                     return Ok(Some(Arc::clone(known)));
                 }
-                let guard = self.guard(name)?;
+                let guard = self.raw(name)?;
                 let len = guard.bytes().len() / place.dtype.element_bytes().unwrap_or(1);
                 let tensor = Tensor::from_bytes(&[len], place.dtype, guard.bytes());
                 tensor.map_err(|e| self.unsupported(e.to_string()))?
@@ -251,28 +353,67 @@ impl<'a> LowerCx<'a> {
     /// them.
     pub fn matrix(&self, spec: &MatrixSpec<'_>) -> Result<Option<PackedMatrix>, BackendError> {
         let shapes = self.shapes();
-        if shapes.matrix_layout(spec).is_none() {
-            return Ok(None);
+        let Some(layout) = shapes.matrix_layout(spec) else { return Ok(None) };
+        let Some(described) = shapes.packed_spec(spec) else { return Ok(None) };
+        described.params.iter().try_for_each(|name| self.handle(name).map(|_| ()))?;
+        let found = packed_key(self.backend, self.weights, &described)?;
+        let (Some((handles, key)), Some(param)) = (found, described.params.first()) else { return Ok(None) };
+        let packed = match self.weights.packed(handles[0], &key)? {
+            Some(packed) => packed,
+            None => self.pack(&shapes, spec, &handles, &key, &described)?,
+        };
+        let matrix =
+            packed.downcast_ref::<PackedMatrix>().filter(|matrix| *matrix.layout() == layout).cloned();
+        let matrix =
+            matrix.ok_or_else(|| self.unsupported(format!("the packed copy of {param} is no {layout:?}")))?;
+        if let Some(file) = packed.file() {
+            self.reads_from(file);
         }
-        let names: Vec<&str> = spec.weights.iter().filter_map(|w| shapes.param(w)).collect();
-        let guards = names.iter().map(|n| self.guard(n)).collect::<Result<Vec<_>, _>>()?;
-        let Some(first) = guards.first() else { return Ok(None) };
-        let mut layout = format!("panels gated={} transposed={}", spec.gated, spec.transposed);
-        for (guard, name) in guards.iter().zip(&names) {
-            layout += &format!(" {name}#{}", guard.entry().version());
+        let used = PackedUse { param: param.clone(), key };
+        let uses = &mut self.uses.borrow_mut().packed;
+        if !uses.contains(&used) {
+            uses.push(used);
         }
-        let key = PackedKey::new(layout, self.isa().to_string(), self.backend.precision.name());
-        let packed = first.packed_or_insert_with(&key, |_| {
+        Ok(Some(matrix))
+    }
+
+    /// Packs a matrix on all threads, and gives the pages of its sources back.
+    fn pack(
+        &self,
+        shapes: &ShapeCx<'_>,
+        spec: &MatrixSpec<'_>,
+        handles: &[WeightHandle],
+        key: &PackedKey,
+        described: &PackedSpec,
+    ) -> Result<Arc<Packed>, BackendError> {
+        let guards = handles.iter().map(|&h| self.weights.guard(h)).collect::<Result<Vec<_>, _>>()?;
+        let packed = guards[0].packed_or_insert_with(key, |_| {
+            let kept = self.backend.kept(self.weights, handles, described)?;
+            if let Some(packed) = kept.as_ref().and_then(|kept| kept.find(self.backend)) {
+                return Ok(packed);
+            }
             let mut parts = Vec::with_capacity(guards.len());
             for (guard, weight) in guards.iter().zip(spec.weights) {
-                parts.push(self.part(&shapes, guard, weight, spec.transposed)?);
+                parts.push(self.part(shapes, guard, weight, spec.transposed)?);
             }
-            let matrix = pack_on(self.backend.pool(), &parts, spec.gated, self.isa());
+            let matrix =
+                pack_on_releasing(self.backend.pool(), &parts, spec.gated, self.isa(), &mut |part, read| {
+                    if let Some(range) =
+                        guards[part].mapped().and_then(|all| all.slice(read.start, read.len()).ok())
+                    {
+                        // Advice only: pages that stay are reclaimable.
+                        let _ = range.release_pages();
+                    }
+                });
             let matrix = matrix.map_err(|e: PackError| self.unsupported(e.to_string()))?;
             let bytes = matrix.bytes().len() as u64;
+            if let Some(kept) = kept {
+                kept.keep(self.backend, &matrix);
+            }
             Ok::<_, BackendError>(Packed::new(matrix, bytes))
         })?;
-        Ok(packed.downcast_ref::<PackedMatrix>().cloned())
+        guards.iter().for_each(PinGuard::release_pages);
+        Ok(packed)
     }
 
     /// The backend's pool of experts.
@@ -288,7 +429,7 @@ impl<'a> LowerCx<'a> {
         else {
             return Err(self.unsupported("the weight's size or dtype has no packed layout"));
         };
-        Ok(ExpertWeight { guard: self.guard(name)?, n, k, dtype })
+        Ok(ExpertWeight { guard: self.raw(name)?, n, k, dtype })
     }
 
     fn part<'g>(
@@ -316,7 +457,7 @@ impl<'a> LowerCx<'a> {
                 _ if self.bound.contains(&region) => continue,
                 BufferKind::Const(tensor) => Arc::new(Constant(tensor.clone())),
                 BufferKind::Param(i) => {
-                    let guard = self.guard(&self.template.params()[*i].name)?;
+                    let guard = self.raw(&self.template.params()[*i].name)?;
                     match (guard.bytes().as_ptr() as usize).is_multiple_of(8) {
                         true => Arc::new(Pinned(guard)),
                         false => Arc::new(Aligned(AlignedBytes::copied_from(guard.bytes()))),

@@ -32,7 +32,7 @@ pub(super) mod topk;
 pub(super) mod transpose;
 pub(super) mod unary;
 
-use super::lower::{LowerCx, ShapeCx};
+use super::lower::{LowerCx, PackedSpec, ShapeCx};
 use crate::backend::BackendError;
 use crate::plan::StepSpec;
 use rlx_graph::{Op, OpDef};
@@ -63,7 +63,7 @@ pub(super) trait CpuOp: Sync {
     }
 
     /// Copies of weights the step will read: a key for each and its bytes.
-    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         let _ = (cx, step);
         Vec::new()
     }

@@ -8,6 +8,7 @@ mod peft;
 mod sentence;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use config::{ConfigReader, FromConfig, OneOrMany};
 pub use generation::GenerationConfig;
@@ -31,7 +32,14 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub struct HfFolder {
     root: PathBuf,
     name: String,
-    embedded: Option<EmbeddedFiles>,
+    held: Option<HeldFiles>,
+}
+
+/// Files that are not on disk by themselves.
+#[derive(Debug, Clone)]
+enum HeldFiles {
+    Embedded(EmbeddedFiles),
+    Bundled(Arc<[(String, Vec<u8>)]>),
 }
 
 /// Files of a model that is part of a program: names and contents.
@@ -47,14 +55,20 @@ impl HfFolder {
         if resolved.path.is_file() {
             super::sniff(&resolved.path)?.supported(&resolved.path)?;
         }
-        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, embedded: None };
+        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, held: None };
         folder.need(CONFIG_FILE)?;
         Ok(folder)
     }
 
     /// A model whose files are part of the program; `name` stands for the folder in messages.
     pub fn embedded(name: &str, files: EmbeddedFiles) -> Self {
-        HfFolder { root: PathBuf::from(name), name: name.to_owned(), embedded: Some(files) }
+        HfFolder { root: PathBuf::from(name), name: name.to_owned(), held: Some(HeldFiles::Embedded(files)) }
+    }
+
+    /// A model whose files are part of another file, which `path` names.
+    pub fn bundled(path: &Path, files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let held = Some(HeldFiles::Bundled(files.into_iter().collect()));
+        HfFolder { root: path.to_path_buf(), name: path.display().to_string(), held }
     }
 
     /// The folder.
@@ -94,16 +108,28 @@ impl HfFolder {
     /// As [`ConfigReader::open`].
     pub fn reader(&self, file: &str) -> Result<Option<ConfigReader>, ImportError> {
         let path = self.root.join(file);
-        match self.embedded {
+        match self.held {
             Some(_) => self.content(file).map(|bytes| ConfigReader::from_bytes(path, bytes)).transpose(),
             None if path.is_file() => ConfigReader::open(path).map(Some),
             None => Ok(None),
         }
     }
 
-    /// The content of a file that is part of the program.
-    pub fn content(&self, file: &str) -> Option<&'static [u8]> {
-        self.embedded?.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+    /// The content of a file that is part of the program, or of another file.
+    pub fn content(&self, file: &str) -> Option<&[u8]> {
+        match self.held.as_ref()? {
+            HeldFiles::Embedded(files) => {
+                files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+            }
+            HeldFiles::Bundled(files) => {
+                files.iter().find(|(name, _)| name == file).map(|(_, bytes)| bytes.as_slice())
+            }
+        }
+    }
+
+    /// Whether the files are on disk by themselves.
+    pub fn is_on_disk(&self) -> bool {
+        self.held.is_none()
     }
 
     /// The path of `tokenizer.json`.
@@ -119,7 +145,7 @@ impl HfFolder {
     /// # Errors
     /// As [`SentenceTransformer::open`].
     pub fn sentence_transformer(&self) -> Result<Option<SentenceTransformer>, ImportError> {
-        if self.embedded.is_some() {
+        if self.held.is_some() {
             return Ok(None);
         }
         SentenceTransformer::open(&self.root)
@@ -143,7 +169,7 @@ impl HfFolder {
     /// # Errors
     /// As [`HfFolder::weights`].
     pub fn loader(&self) -> Result<Box<dyn WeightLoader>, ImportError> {
-        match (self.embedded, self.content("model.safetensors")) {
+        match (&self.held, self.content("model.safetensors")) {
             (None, _) => Ok(Box::new(self.weights()?)),
             (_, Some(bytes)) => Ok(Box::new(BytesWeightLoader::from_safetensors(bytes)?)),
             (_, None) => {

@@ -2,7 +2,7 @@
 
 use super::CpuOp;
 use crate::backend::BackendError;
-use crate::backend::cpu::lower::{LowerCx, MatrixSpec};
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::embedding::Embedding;
@@ -16,6 +16,13 @@ pub(in super::super) struct CpuEmbedding;
 impl CpuOp for CpuEmbedding {
     fn name(&self) -> &'static str {
         Embedding::NAME
+    }
+
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
+        let table = &step.inputs[1];
+        let tied = cx.param(table).is_some_and(|name| cx.packed_alone().contains(name));
+        let spec = MatrixSpec { weights: std::slice::from_ref(table), transposed: false, gated: false };
+        if tied { cx.packed_spec(&spec).into_iter().collect() } else { Vec::new() }
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {

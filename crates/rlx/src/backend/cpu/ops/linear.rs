@@ -2,7 +2,7 @@
 
 use super::CpuOp;
 use crate::backend::BackendError;
-use crate::backend::cpu::lower::{LowerCx, MatrixSpec, ShapeCx};
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::activation::ActivationKind;
@@ -41,12 +41,9 @@ pub(in super::super) fn matrix_of(step: &StepSpec) -> Option<MatrixSpec<'_>> {
     Some(MatrixSpec { weights, transposed: op.transposed, gated: op.gated })
 }
 
-/// Copies of weights that a linear step reads: a key for each and its bytes.
-pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
-    let Some(spec) = matrix_of(step) else { return Vec::new() };
-    let Some(layout) = cx.matrix_layout(&spec) else { return Vec::new() };
-    let names: Vec<&str> = spec.weights.iter().filter_map(|w| cx.param(w)).collect();
-    vec![(format!("{} gated={}", names.join("+"), spec.gated), layout.bytes())]
+/// Copies of weights that a linear step reads.
+pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
+    matrix_of(step).and_then(|spec| cx.packed_spec(&spec)).into_iter().collect()
 }
 
 /// Bytes of scratch that each worker of a linear step needs.
@@ -104,7 +101,7 @@ impl CpuOp for CpuLinear {
         op.downcast::<Linear>().is_some_and(|l| l.residual && operand == l.arity() - 1)
     }
 
-    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         packed_by(cx, step)
     }
 

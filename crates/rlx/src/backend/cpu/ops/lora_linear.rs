@@ -3,7 +3,7 @@
 use super::CpuOp;
 use super::linear::{activation, linear_step, matrix_of, packed_by, scratch_of};
 use crate::backend::BackendError;
-use crate::backend::cpu::lower::{LowerCx, ShapeCx};
+use crate::backend::cpu::lower::{LowerCx, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::lora_linear::LoraLinear;
@@ -45,7 +45,7 @@ impl CpuOp for CpuLoraLinear {
         op.downcast::<LoraLinear>().is_some_and(|l| l.residual && operand + 1 == l.slots_at())
     }
 
-    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         packed_by(cx, step)
     }
 

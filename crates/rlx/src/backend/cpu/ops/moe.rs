@@ -2,7 +2,7 @@
 
 use super::CpuOp;
 use super::linear::activation;
-use crate::backend::cpu::lower::{LowerCx, MatrixSpec, ShapeCx};
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
 use crate::backend::{BackendError, ExpertLayer};
 use crate::memory::experts::ExpertWeights;
 use crate::plan::StepSpec;
@@ -102,24 +102,22 @@ impl CpuOp for CpuMoe {
         operand < 2
     }
 
-    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<(String, usize)> {
+    fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         let Some(op) = step.op.downcast::<Moe>() else { return Vec::new() };
         if let (Some(slots), Some(sizes)) = (cx.expert_slots, expert_layer(cx, step)) {
             let layer = cx.param(&step.inputs[op.expert_at(0)]).unwrap_or_default();
-            let slot = |slot| (format!("{layer} slot {slot}"), sizes.expert_bytes as usize);
+            let slot = |slot| PackedSpec {
+                params: vec![format!("{layer} slot {slot}")],
+                gated: true,
+                transposed: false,
+                bytes: sizes.expert_bytes as usize,
+            };
             return (0..slots.min(op.experts)).map(slot).collect();
         }
-        let Some(layouts) = layouts(cx, op, step) else { return Vec::new() };
-        let specs = matrices(op, step);
-        specs
-            .iter()
-            .flatten()
-            .zip(layouts.iter().flatten())
-            .map(|(spec, layout)| {
-                let names: Vec<&str> = spec.weights.iter().filter_map(|w| cx.param(w)).collect();
-                (format!("{} gated={}", names.join("+"), spec.gated), layout.bytes())
-            })
-            .collect()
+        if layouts(cx, op, step).is_none() {
+            return Vec::new();
+        }
+        matrices(op, step).iter().flatten().filter_map(|spec| cx.packed_spec(spec)).collect()
     }
 
     fn scratch(
