@@ -19,6 +19,9 @@ pub enum ModelError {
     /// The graph cannot be compiled or run.
     #[error(transparent)]
     Session(#[from] rlx::SessionError),
+    /// Loading would take more memory than may be used.
+    #[error(transparent)]
+    Memory(Box<rlx::memory::MemoryRefusal>),
     /// A decoder was asked for embeddings.
     #[error("{}: this model continues text, it does not embed; use `generate`", path.display())]
     NotAnEncoder {

@@ -1,6 +1,7 @@
 //! Model families: config and tensor names to graph, tokenizer, chat template, sampling, generation, embeddings.
 
 pub mod arch;
+mod artefact;
 pub mod batch;
 pub mod blocks;
 pub mod embed;

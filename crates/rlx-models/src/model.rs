@@ -10,13 +10,16 @@ use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
-use rlx::backend::Backend;
+use rlx::aot::Artefact;
+use rlx::backend::{Backend, Program};
 use rlx::config::Config;
 use rlx::import::hf::HfFolder;
+use rlx::import::{ModelSource, sniff};
 use rlx::memory::experts::{ExpertPolicy, ExpertPool};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
+use rlx_kernels::pool::default_threads;
 use rlx_tensor::DType;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +53,7 @@ pub struct Model {
     encoder: Mutex<Option<EncoderRunner>>,
     adapters: Adapters,
     experts: Option<Arc<ExpertPool>>,
+    artefact: Option<Arc<Artefact>>,
 }
 
 /// What to generate from a text.
@@ -92,12 +96,17 @@ impl Model {
         Self::open_with(path, &OpenOptions::default())
     }
 
-    /// Opens a model folder. No weight is read before the model is used.
+    /// Opens a model folder, or a file that `rlx compile` wrote. No weight is read before the model is used.
     ///
     /// # Errors
     /// Files that are missing or broken, a config that is not understood, weights that do not fit it.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
-        let path = path.as_ref().to_string_lossy();
+        let path = path.as_ref();
+        if path.is_file() && sniff(path)? == ModelSource::Rlx {
+            let backend = cpu_backend(options.isa, options.threads)?;
+            return Self::open_artefact(path, options, Arc::new(backend));
+        }
+        let path = path.to_string_lossy();
         let dirs = Config::global().map_err(rlx::SessionError::from)?.hf_cache_dirs();
         Self::from_folder(HfFolder::open(&path, &dirs)?, options)
     }
@@ -134,14 +143,28 @@ impl Model {
         let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let tokenizer = open_tokenizer(&folder, &built)?;
         let stop = stop_tokens(&folder)?;
-        let encoder = Mutex::new(None);
+        let mut model = Self::assemble(folder, weights, backend, built, compiled, tokenizer, stop);
         let adapter_dtype = options.adapter_dtype.unwrap_or(DType::F32);
         if !matches!(adapter_dtype, DType::F32 | DType::BF16) {
             let (setting, found) = ("adapter_dtype", adapter_dtype.to_string());
             return Err(ModelError::Setting { setting, expected: "f32 or bf16", found });
         }
-        let adapters = Adapters::of(built.graph(), adapter_dtype);
-        Ok(Self {
+        model.adapters = Adapters::of(model.built.graph(), adapter_dtype);
+        Ok(model)
+    }
+
+    pub(crate) fn assemble(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        backend: Arc<dyn Backend>,
+        built: Built,
+        compiled: Arc<CompiledGraph>,
+        tokenizer: TextTokenizer,
+        stop: Vec<u32>,
+    ) -> Self {
+        let encoder = Mutex::new(None);
+        let adapters = Adapters::of(built.graph(), DType::F32);
+        Self {
             folder,
             weights,
             backend,
@@ -152,7 +175,36 @@ impl Model {
             encoder,
             adapters,
             experts: None,
-        })
+            artefact: None,
+        }
+    }
+
+    pub(crate) fn with_artefact(self, artefact: Arc<Artefact>) -> Self {
+        Self { artefact: Some(artefact), ..self }
+    }
+
+    /// The compiled file it was opened from.
+    pub fn artefact(&self) -> Option<&Artefact> {
+        self.artefact.as_deref()
+    }
+
+    /// Binds and packs the weights, or maps packed ones, unless that is done already.
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`] before anything is allocated if they do not fit; [`ModelError::Session`].
+    pub fn load(&self) -> Result<Arc<dyn Program>> {
+        self.admit(1)?;
+        Ok(self.compiled.program()?)
+    }
+
+    /// Worker threads to count with.
+    pub(crate) fn threads(&self) -> usize {
+        default_threads(Path::new("/"))
+    }
+
+    /// Tokens that end a text, ascending.
+    pub fn stop(&self) -> &[u32] {
+        &self.stop
     }
 
     /// The folder.
@@ -207,7 +259,10 @@ impl Model {
     /// [`ModelError::NotAnEncoder`], [`ModelError::Session`].
     pub fn encoder_runner(&self, max_rows: usize) -> Result<EncoderRunner> {
         match &self.built {
-            Built::Encoder(model) => EncoderRunner::new(model, Arc::clone(&self.compiled), max_rows),
+            Built::Encoder(model) => {
+                self.admit(max_rows.min(model.info.max_tokens).max(1))?;
+                EncoderRunner::new(model, Arc::clone(&self.compiled), max_rows)
+            }
             Built::Decoder(_) => Err(ModelError::NotAnEncoder { path: self.folder.root().to_path_buf() }),
         }
     }
@@ -217,7 +272,9 @@ impl Model {
     /// # Errors
     /// [`ModelError::NotADecoder`], [`ModelError::Session`].
     pub fn decoder_runner(&self, context: usize) -> Result<DecoderRunner> {
-        DecoderRunner::new(self.decoder()?, Arc::clone(&self.compiled), context, PREFILL_ROWS)
+        let model = self.decoder()?;
+        self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
+        DecoderRunner::new(model, Arc::clone(&self.compiled), context, PREFILL_ROWS)
     }
 
     /// Adds a low-rank adapter (a PEFT folder, or a GGUF file) under a name. Requests may use it at once.
@@ -225,6 +282,11 @@ impl Model {
     /// # Errors
     /// [`ModelError::AdapterExists`]; [`ModelError::NotADecoder`]; what the adapter has and this model cannot use.
     pub fn add_adapter(&self, name: &str, path: impl AsRef<Path>) -> Result<Arc<Adapter>> {
+        if let Some(artefact) = &self.artefact {
+            let expected = "a model opened from its folder: a compiled file takes no adapters";
+            let found = artefact.path().display().to_string();
+            return Err(ModelError::Setting { setting: "adapter", expected, found });
+        }
         let head_dim = self.decoder()?.info.head_dim;
         self.adapters.put(self.compiled.weights(), name, path.as_ref(), head_dim, false)
     }

@@ -1,12 +1,15 @@
 //! A model's memory at given capacities, from headers only.
 
 use crate::arch::{Built, DecoderInfo, EncoderInfo};
+use crate::artefact::{REST, TABLES};
 use crate::error::{ModelError, Result};
 use crate::kv::blocks_for;
 use crate::model::Model;
-use crate::runtime::{ENCODER_ROWS, PREFILL_ROWS};
+use crate::runtime::{ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
+use rlx::config::Config;
+use rlx::import::hf::TOKENIZER_FILE;
 use rlx::memory::experts::{MoeOffloadEstimate, estimate_moe_offload};
-use rlx::memory::{MemoryEstimate, estimate_with};
+use rlx::memory::{MemoryEstimate, MemoryRefusal, MemoryView, SystemProbe, estimate_with};
 use rlx::plan::Lir;
 use rlx_tensor::DimBinding;
 
@@ -36,8 +39,8 @@ pub struct ModelPlan {
 const TOKENIZER_FACTOR: u64 = 8;
 /// Stack that a worker touches, and its queue.
 const WORKER_BYTES: u64 = 64 << 10;
-/// Graph, plan and schedule, and what the allocator holds back.
-const SLACK_BYTES: u64 = 8 << 20;
+/// Graph, plan and schedule, what the allocator holds back, and the pages of the program that running touches (6 to 9 MiB measured).
+const SLACK_BYTES: u64 = 18 << 20;
 
 impl Model {
     /// Plans for capacities and adds up the memory. No weight is read.
@@ -45,6 +48,60 @@ impl Model {
     /// # Errors
     /// [`ModelError::Setting`] for a capacity of 0 or a context beyond the model's limit; sizes that overflow.
     pub fn plan(&self, request: PlanRequest, threads: usize) -> Result<ModelPlan> {
+        let binding = self.plan_binding(request)?;
+        let (context, batch) =
+            (request.context.unwrap_or_else(|| self.context_limit()), request.batch.unwrap_or(1));
+        let lir = self.compiled().specialize(&binding)?;
+        let mut estimate = estimate_with(&lir, self.backend().as_ref(), self.compiled().weights())?;
+        estimate.host_bytes =
+            self.tokenizer_bytes().saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
+        Ok(ModelPlan { context, batch, lir, estimate })
+    }
+
+    /// The longest context below `most` at which a peak fits in `budget_bytes`.
+    ///
+    /// # Errors
+    /// As [`Model::plan`].
+    pub fn largest_context(
+        &self,
+        most: usize,
+        batch: usize,
+        budget_bytes: u64,
+        threads: usize,
+    ) -> Result<Option<usize>> {
+        let fits_at = |tokens: usize| -> Result<bool> {
+            let request = PlanRequest { context: Some(tokens), batch: Some(batch) };
+            Ok(self.plan(request, threads)?.estimate.fits_in(budget_bytes).is_ok())
+        };
+        let (mut fits, mut too_long) = (0, most);
+        while too_long - fits > 1 {
+            let middle = fits + (too_long - fits) / 2;
+            if fits_at(middle)? { fits = middle } else { too_long = middle }
+        }
+        Ok((fits > 0).then_some(fits))
+    }
+
+    /// Refuses, before anything is allocated, capacities whose peak exceeds what may be used or what is there.
+    pub(crate) fn admit(&self, context: usize) -> Result<()> {
+        let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
+        let threads = self.threads();
+        let request = PlanRequest { context: Some(context), batch: Some(1) };
+        let estimate = self.plan(request, threads)?.estimate;
+        let weights = estimate.peak_bytes().saturating_sub(estimate.activation_bytes + estimate.state_bytes);
+        let held = if self.compiled().is_loaded() { weights } else { estimate.host_bytes };
+        let Err(deficit) = view.admit(&estimate, held) else { return Ok(()) };
+        let shorter = self.largest_context(context, 1, deficit.budget_bytes, threads)?;
+        let remedy = match shorter {
+            Some(tokens) => format!("a context of {tokens} tokens would fit"),
+            None => {
+                "no context would fit: a smaller or a quantised model, or more memory, is needed".to_owned()
+            }
+        };
+        Err(ModelError::Memory(Box::new(MemoryRefusal { deficit, remedy: Some(remedy) })))
+    }
+
+    /// The capacities a request asks for, checked.
+    pub(crate) fn plan_binding(&self, request: PlanRequest) -> Result<DimBinding> {
         let (limit, batch) = (self.context_limit(), request.batch.unwrap_or(1));
         let context = request.context.unwrap_or(limit);
         if context == 0 || context > limit {
@@ -56,16 +113,10 @@ impl Model {
             let expected = "at least 1 sequence";
             return Err(ModelError::Setting { setting: "batch", expected, found: batch.to_string() });
         }
-        let binding = match self.built() {
+        Ok(match self.built() {
             Built::Encoder(model) => encoder_binding(&model.info, context, batch),
             Built::Decoder(model) => decoder_binding(&model.info, context, batch),
-        };
-        let lir = self.compiled().specialize(&binding)?;
-        let mut estimate = estimate_with(&lir, self.backend().as_ref(), self.compiled().weights())?;
-        estimate.adapter_bytes = estimate.adapter_bytes.saturating_add(self.adapter_bytes() as u64);
-        let tokenizer = self.tokenizer_bytes().saturating_mul(TOKENIZER_FACTOR);
-        estimate.host_bytes = tokenizer.saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
-        Ok(ModelPlan { context, batch, lir, estimate })
+        })
     }
 
     /// The mixture of experts of this model with all of its experts, each of the size it has in memory; `None` if it has none, or layers
@@ -86,18 +137,22 @@ impl Model {
         }
     }
 
+    /// Memory of the tokenizer: maps built from its file, or the tables of a compiled file, which are read in place.
     fn tokenizer_bytes(&self) -> u64 {
-        let embedded = self.folder().content("tokenizer.json").map(|bytes| bytes.len() as u64);
-        let on_disk =
-            || std::fs::metadata(self.folder().root().join("tokenizer.json")).map(|file| file.len());
-        embedded.or_else(|| on_disk().ok()).unwrap_or(0)
+        if let Some(artefact) = self.artefact() {
+            let len = |name| artefact.file(name).map_or(0, |file| file.len() as u64);
+            let (tables, rest) = (len(TABLES), len(REST));
+            return if tables > 0 { tables + rest } else { rest.saturating_mul(TOKENIZER_FACTOR) };
+        }
+        let embedded = self.folder().content(TOKENIZER_FILE).map(|bytes| bytes.len() as u64);
+        let on_disk = || std::fs::metadata(self.folder().root().join(TOKENIZER_FILE)).map(|file| file.len());
+        embedded.or_else(|| on_disk().ok()).unwrap_or(0).saturating_mul(TOKENIZER_FACTOR)
     }
 }
 
-/// Runs of several sequences take [`ENCODER_ROWS`] rows at most, unless one sequence is longer.
+/// What [`EncoderRunner`] takes for these sequences: [`ENCODER_ROWS`] rows at most, unless one sequence is longer.
 fn encoder_binding(info: &EncoderInfo, context: usize, batch: usize) -> DimBinding {
-    let rows = context.saturating_mul(batch).min(ENCODER_ROWS).max(context.min(info.max_tokens));
-    DimBinding::new().with("rows", rows).with("batch", batch.min(rows))
+    EncoderRunner::binding(info, context.saturating_mul(batch).min(ENCODER_ROWS)).0
 }
 
 fn decoder_binding(info: &DecoderInfo, context: usize, batch: usize) -> DimBinding {

@@ -16,6 +16,9 @@ pub const MAX_STEPS: u64 = 20_000_000;
 /// Largest template that is read, in bytes.
 pub const MAX_TEMPLATE_BYTES: u64 = 4 << 20;
 
+/// A chat template as a file of its own.
+pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
+
 const NAME: &str = "chat";
 const TOKENS: &[&str] =
     &["bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"];
@@ -46,7 +49,10 @@ impl ChatTemplate {
     pub fn open(folder: &HfFolder) -> Result<Self> {
         let config = folder.tokenizer_config()?;
         let tokens = config.as_ref().map(special_tokens).transpose()?.unwrap_or_default();
-        let path = folder.root().join("chat_template.jinja");
+        let path = folder.root().join(TEMPLATE_FILE);
+        if let Some(source) = folder.content(TEMPLATE_FILE) {
+            return Self::new(&String::from_utf8_lossy(source), tokens, &path);
+        }
         if path.is_file() {
             let source = read_source(&path)?;
             return Self::new(&source, tokens, &path);

@@ -1,23 +1,94 @@
 //! Text to token ids and back, as `tokenizer.json` says.
 
+mod prebuilt;
+
 use crate::arch::{DecoderInfo, EncoderInfo};
 use crate::error::{ModelError, Result};
 use rlx::import::hf::{ConfigReader, HfFolder, OneOrMany};
+use rlx_tensor::storage::mapped::MappedRange;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use tokenizers::{TruncationDirection, TruncationParams};
+use std::sync::Arc;
+use tokenizers::{Tokenizer, TruncationDirection, TruncationParams};
 
 /// Largest `tokenizer.json` that is read, in bytes.
 pub const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A tokenizer that fits a model's vocabulary.
 pub struct TextTokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Inner,
     path: PathBuf,
     vocab: usize,
     lower_case: bool,
     max_tokens: Option<usize>,
 }
+
+/// The library's tokenizer, or one whose model is a table in a file.
+enum Inner {
+    Library(Box<Tokenizer>),
+    Table(Box<prebuilt::TableTokenizer>),
+}
+
+struct Mapped(MappedRange);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// Calls the same method on either.
+macro_rules! either {
+    ($inner:expr, $tokenizer:ident => $call:expr) => {
+        match $inner {
+            Inner::Library($tokenizer) => $call,
+            Inner::Table($tokenizer) => $call,
+        }
+    };
+}
+
+/// A tokenizer as an artefact holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTokenizer {
+    /// Tables of vocabulary and merges; empty if the model has none that are read in place.
+    pub tables: Vec<u8>,
+    /// The rest of `tokenizer.json`, or all of it where there are no tables.
+    pub rest: Vec<u8>,
+}
+
+impl StoredTokenizer {
+    /// The stored form of a `tokenizer.json`. Tables are used only if they give the library's ids for samples and the whole vocabulary.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::from_bytes`].
+    pub fn new(path: &Path, json: &[u8], vocab: usize) -> Result<Self> {
+        let whole = StoredTokenizer { tables: Vec::new(), rest: json.to_vec() };
+        let library = TextTokenizer::from_bytes(path, json, vocab)?;
+        let (Some((tables, rest)), Inner::Library(judge)) = (prebuilt::write(json), &library.inner) else {
+            return Ok(whole);
+        };
+        let broken = |error: &dyn std::fmt::Display| library.broken(error.to_string());
+        let sample = String::from_utf8_lossy(&json[..json.len().min(1 << 16)]);
+        let texts: Vec<&str> = sample.split_inclusive('\n').chain(SAMPLES.iter().copied()).collect();
+        let table = prebuilt::TokenTable::open(Arc::new(tables.clone()));
+        let table = table.map_err(|error| broken(&error))?;
+        let agrees =
+            prebuilt::assemble(table, &rest).is_ok_and(|table| prebuilt::agree(judge, &table, &texts));
+        Ok(if agrees { StoredTokenizer { tables, rest } } else { whole })
+    }
+}
+
+/// Texts that tables must cut as the library does: scripts, spaces, digits, joined characters, controls.
+const SAMPLES: &[&str] = &[
+    "",
+    " ",
+    "Hello, World! It's 1234567 o'clock\t\r\n\n  in  the   morning.",
+    "naïve café Ångström ﬁnancial ½ ² № ™",
+    "Привет, мир! Γειά σου Κόσμε. שלום עולם. مرحبا بالعالم",
+    "你好，世界。こんにちは世界。안녕하세요 세계. नमस्ते दुनिया สวัสดีชาวโลก",
+    "👩‍👩‍👧‍👦 🇩🇪 e\u{301} \u{200d}\u{fe0f}\u{0}\u{1b}\u{85}\u{a0}\u{3000}",
+    "fn main() { println!(\"{:>8.3}\", 1e-9); } // 0x7F <s> </s> <unk> [CLS] [MASK] <|endoftext|> ▁▁ ##ing Ġ",
+];
 
 impl std::fmt::Debug for TextTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,7 +119,7 @@ impl TextTokenizer {
     pub fn from_bytes(path: &Path, bytes: &[u8], vocab: usize) -> Result<Self> {
         let broken = |reason: String| ModelError::Tokenizer { path: path.to_path_buf(), reason };
         // The tokenizers library panics on some files that parse and make no sense.
-        let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(bytes)));
+        let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)));
         let parsed = parsed.map_err(|_| broken("its parts contradict each other".into()))?;
         let mut inner = parsed.map_err(|error| broken(error.to_string()))?;
         let highest = inner.get_vocab(false).into_iter().max_by_key(|(_, id)| *id);
@@ -57,7 +128,33 @@ impl TextTokenizer {
         }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?;
+        let inner = Inner::Library(Box::new(inner));
         Ok(Self { inner, path: path.to_path_buf(), vocab, lower_case: false, max_tokens: None })
+    }
+
+    /// A tokenizer as [`StoredTokenizer`] holds it; nothing is built in proportion to the vocabulary where there are tables.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::from_bytes`].
+    pub fn from_stored(path: &Path, tables: MappedRange, rest: &[u8], vocab: usize) -> Result<Self> {
+        if tables.is_empty() {
+            return Self::from_bytes(path, rest, vocab);
+        }
+        let broken = |reason: String| ModelError::Tokenizer { path: path.to_path_buf(), reason };
+        let table = prebuilt::TokenTable::open(Arc::new(Mapped(tables)))
+            .map_err(|error| broken(error.to_string()))?;
+        if let Some((id, token)) = table.highest().filter(|(id, _)| *id as usize >= vocab) {
+            return Err(ModelError::Vocabulary { path: path.to_path_buf(), token, id, vocab });
+        }
+        let assembled = catch_unwind(AssertUnwindSafe(|| prebuilt::assemble(table, rest)));
+        let assembled = assembled.map_err(|_| broken("its parts contradict each other".into()))?;
+        let inner = Inner::Table(Box::new(assembled.map_err(|error| broken(error.to_string()))?));
+        Ok(Self { inner, path: path.to_path_buf(), vocab, lower_case: false, max_tokens: None })
+    }
+
+    /// Whether sentences are lower-cased first.
+    pub fn lower_case(&self) -> bool {
+        self.lower_case
     }
 
     /// The tokenizer of a decoder's folder.
@@ -104,7 +201,8 @@ impl TextTokenizer {
             direction: TruncationDirection::Right,
             ..TruncationParams::default()
         };
-        let set = self.inner.with_truncation(Some(params)).map(|_| ()).map_err(|error| error.to_string());
+        let set = either!(&mut self.inner, t => t.with_truncation(Some(params)).map(|_| ()));
+        let set = set.map_err(|error| error.to_string());
         set.map_err(|reason| self.broken(reason))?;
         (self.lower_case, self.max_tokens) = (lower_case, Some(max_tokens));
         Ok(self)
@@ -121,8 +219,8 @@ impl TextTokenizer {
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         let lower = if self.lower_case { text.to_lowercase() } else { String::new() };
         let text = if self.lower_case { lower.as_str() } else { text };
-        let encoding =
-            self.inner.encode_fast(text, special).map_err(|error| self.broken(error.to_string()))?;
+        let encoding = either!(&self.inner, t => t.encode_fast(text, special))
+            .map_err(|error| self.broken(error.to_string()))?;
         let ids = encoding.get_ids().to_vec();
         match ids.iter().find(|&&id| id as usize >= self.vocab) {
             Some(&id) => Err(ModelError::TokenId { id, vocab: self.vocab }),
@@ -135,17 +233,17 @@ impl TextTokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`].
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|error| self.broken(error.to_string()))
+        either!(&self.inner, t => t.decode(ids, skip_special)).map_err(|error| self.broken(error.to_string()))
     }
 
     /// The id of a token as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        either!(&self.inner, t => t.token_to_id(token))
     }
 
     /// A token as the vocabulary spells it.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        either!(&self.inner, t => t.id_to_token(id))
     }
 
     /// The length at which sentences are cut.

@@ -1,6 +1,7 @@
 //! Rotary frequencies: every kind of scaling that configs name, rounded as transformers rounds (f32 steps).
 
 use crate::error::Result;
+use rlx::aot::wire::{WireError, WireReader, WireWriter};
 use rlx::import::hf::ConfigReader;
 
 /// Rotary frequencies of a model (or of one kind of its layers).
@@ -44,6 +45,54 @@ pub struct RopeDefaults {
 }
 
 impl Rope {
+    /// Writes all of it.
+    pub(crate) fn write(&self, out: &mut WireWriter) {
+        out.u64(self.rotary_dim as u64).u64(self.scale.to_bits());
+        let list = |out: &mut WireWriter, values: &[f32]| {
+            out.u64(values.len() as u64);
+            values.iter().for_each(|value| {
+                out.u32(value.to_bits());
+            });
+        };
+        match &self.frequencies {
+            Frequencies::Fixed(values) => list(out.u8(0), values),
+            Frequencies::Dynamic { base, factor, original } => {
+                out.u8(1).u64(base.to_bits()).u64(factor.to_bits()).u64(*original as u64);
+            }
+            Frequencies::Long { short, long, original } => {
+                list(out.u8(2), short);
+                list(out, long);
+                out.u64(*original as u64);
+            }
+        }
+    }
+
+    /// Reads what [`Rope::write`] wrote.
+    pub(crate) fn read_back(from: &mut WireReader<'_>) -> std::result::Result<Self, WireError> {
+        let (rotary_dim, scale) = (from.size()?, f64::from_bits(from.u64()?));
+        let list = |from: &mut WireReader<'_>| -> std::result::Result<Vec<f32>, WireError> {
+            let values: Vec<f32> = (0..from.count(4)?)
+                .map(|_| Ok(f32::from_bits(from.u32()?)))
+                .collect::<std::result::Result<_, _>>()?;
+            if values.len() == rotary_dim / 2 {
+                Ok(values)
+            } else {
+                Err(from.fault("a list of frequencies is of another length"))
+            }
+        };
+        let frequencies = match from.u8()? {
+            0 => Frequencies::Fixed(list(from)?),
+            1 => Frequencies::Dynamic {
+                base: f64::from_bits(from.u64()?),
+                factor: f64::from_bits(from.u64()?),
+                original: from.size()?.max(1),
+            },
+            2 => Frequencies::Long { short: list(from)?, long: list(from)?, original: from.size()? },
+            _ => return Err(from.fault("an unknown kind of frequencies")),
+        };
+        Ok(Self { rotary_dim, scale, frequencies })
+    }
+
     /// Unscaled frequencies `theta^(-2 i / rotary_dim)`.
     pub fn plain(theta: f64, rotary_dim: usize) -> Self {
         Self { rotary_dim, scale: 1.0, frequencies: Frequencies::Fixed(inverse(&powers(theta, rotary_dim))) }

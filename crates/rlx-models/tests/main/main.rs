@@ -1,6 +1,7 @@
 //! Golden checkpoints through the public path, run by the reference interpreter.
 
 mod adapters;
+mod artefacts;
 mod broken;
 mod cpu;
 mod experts;
