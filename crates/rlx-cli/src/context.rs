@@ -4,6 +4,7 @@ use crate::args::Shared;
 use crate::failure::{Failure, Result};
 use rlx::config::Config;
 use rlx::devices::{Device, DeviceId, resolve_device};
+use rlx::memory::ResidentBytes;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
 use std::io::IsTerminal as _;
@@ -18,18 +19,20 @@ pub struct Context {
     pub shared: Shared,
     /// The environment's settings, the flags laid over them.
     pub config: Config,
+    /// What was resident when the program began, where the system tells.
+    pub started: Option<ResidentBytes>,
 }
 
 impl Context {
     /// Reads the environment. A setting that does not parse is bad use.
-    pub fn new(shared: Shared) -> Result<Context> {
+    pub fn new(shared: Shared, started: Option<ResidentBytes>) -> Result<Context> {
         let mut config = Config::global()?.clone();
         config.threads = shared.threads.or(config.threads);
         config.device = shared.device.or(config.device);
         if shared.offline {
             config.set_offline();
         }
-        Ok(Context { shared, config })
+        Ok(Context { shared, config, started })
     }
 
     /// The device to run on.

@@ -36,7 +36,14 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            Ok(Model::from_folder(folder(&source, context)?, &options)?)
+            Ok(match &source {
+                Source::Compiled(path) => Model::open_with(path, &options)?,
+                Source::Demo => Model::from_folder(HfFolder::embedded("demo", demo::FILES), &options)?,
+                Source::Folder(path) => {
+                    let dirs = context.config.hf_cache_dirs();
+                    Model::from_folder(HfFolder::open(&path.to_string_lossy(), &dirs)?, &options)?
+                }
+            })
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         context
@@ -47,20 +54,13 @@ impl Engine {
     /// Binds and packs the weights, so that later times do not hold it.
     pub fn load(&mut self, context: &Context) -> Result<()> {
         let started = Instant::now();
-        let program = watched(context, "loading weights", || self.model.compiled().program());
-        let kernels = program.map_err(rlx_models::ModelError::from)?.kernels();
+        let program = watched(context, "loading weights", || self.model.load());
+        let kernels = program?.kernels();
         let ms = started.elapsed().as_secs_f64() * 1e3;
         self.load_ms += ms;
         context.detail(format!("loaded weights in {ms:.1} ms: {} steps", kernels.len()));
         context.trace(|| kernels.iter().map(|choice| choice.kernel.as_str()).collect::<Vec<_>>().join("\n"));
         Ok(())
-    }
-}
-
-fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
-    match source {
-        Source::Demo => Ok(HfFolder::embedded("demo", demo::FILES)),
-        Source::Folder(path) => Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?),
     }
 }
 

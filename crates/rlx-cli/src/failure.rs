@@ -1,5 +1,7 @@
 //! What is shown when a command fails: what, where, what to do.
 
+use rlx::SessionError;
+use rlx::aot::AotCacheError;
 use rlx::config::ConfigError;
 use rlx::devices::DeviceError;
 use rlx::import::ImportError;
@@ -150,7 +152,12 @@ impl From<ModelError> for Failure {
         let whole = error.to_string();
         let (place, advice) = match error {
             ModelError::Import(error) => return error.into(),
+            ModelError::Session(SessionError::Aot(error)) => return aot_failure(&error),
             ModelError::Load(_) => ("the weight files", DAMAGED),
+            ModelError::Memory(_) => (
+                "the memory that may be used",
+                "use a smaller --ctx or a smaller model, or raise RLX_SOFT_MEMORY_BUDGET_BYTES; `rlx plan` shows the parts",
+            ),
             ModelError::NotAnEncoder { .. } => ("the model", "rlx generate MODEL --prompt TEXT"),
             ModelError::NotADecoder { .. } => ("the model", "rlx embed MODEL TEXT"),
             ModelError::MissingTensor { .. }
@@ -188,6 +195,16 @@ impl From<ModelError> for Failure {
         };
         Failure::new(whole, place, advice)
     }
+}
+
+/// A compiled file cannot be rebuilt from itself.
+fn aot_failure(error: &AotCacheError) -> Failure {
+    let advice = match error {
+        AotCacheError::Io { .. } => "check the folder, its rights and the space on the disk",
+        AotCacheError::Unstorable { .. } => "use the model's folder as it is",
+        _ => "compile the model again, here: `rlx compile MODEL -o FILE.rlx`",
+    };
+    Failure::new(error, "the compiled file", advice)
 }
 
 fn file_name(path: &std::path::Path) -> String {

@@ -9,12 +9,17 @@ mod engine;
 mod failure;
 mod output;
 mod source;
+mod warnings;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let started = rlx::memory::ProcProbe { root: "/".into() }.rss_apart();
+    // Without the guard the process ends all the same, by a bare signal.
+    let _ = rlx_tensor::storage::guard::install();
     let outcome = args::parse().and_then(|cli| {
-        let context = context::Context::new(cli.shared)?;
+        warnings::show(cli.shared.verbose);
+        let context = context::Context::new(cli.shared, started)?;
         cli.verb.run(&context)
     });
     match outcome {

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use rlx::import::hf::{HfFolder, resolve_model};
-use rlx::import::sniff;
+use rlx::import::{ModelSource, sniff};
 use std::path::PathBuf;
 
 /// Where a model comes from.
@@ -13,6 +13,8 @@ pub enum Source {
     Demo,
     /// A folder.
     Folder(PathBuf),
+    /// A file that `rlx compile` wrote.
+    Compiled(PathBuf),
 }
 
 impl Source {
@@ -24,6 +26,10 @@ impl Source {
         };
         let dirs = context.config.hf_cache_dirs();
         let resolved = resolve_model(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
+        if resolved.path.is_file() && sniff(&resolved.path)? == ModelSource::Rlx {
+            context.note(format!("model: {}", resolved.path.display()));
+            return Ok(Source::Compiled(resolved.path));
+        }
         if resolved.path.is_file() {
             sniff(&resolved.path)?.supported(&resolved.path)?;
         }
@@ -36,7 +42,7 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Source::Demo => "demo".to_owned(),
-            Source::Folder(path) => path.display().to_string(),
+            Source::Folder(path) | Source::Compiled(path) => path.display().to_string(),
         }
     }
 }

@@ -46,8 +46,19 @@ fn json(arguments: &[&str]) -> serde_json::Value {
 #[test]
 fn help_lists_the_verbs_and_the_settings() {
     let short = run(&["-h"]);
-    for verb in ["generate", "chat", "embed", "plan", "explain", "bench", "devices", "doctor", "completions"]
-    {
+    for verb in [
+        "generate",
+        "chat",
+        "embed",
+        "plan",
+        "explain",
+        "bench",
+        "devices",
+        "doctor",
+        "compile",
+        "cache",
+        "completions",
+    ] {
         assert!(short.contains(&format!("\n  {verb}")), "{short}");
     }
     let long = run(&["--help"]);
@@ -555,4 +566,72 @@ fn an_expert_budget_changes_memory_and_not_the_text() {
     let (all, one) = (peak(&[]), peak(&["--expert-budget", "1"]));
     let tight = plan(&["--budget", &((all + one) / 2).to_string()]);
     assert!(all > one && tight.contains("--expert-budget 2 would fit"), "{all} {one}: {tight}");
+}
+
+/// The tokens of a greedy continuation.
+fn continued(model: &str, cache: &Path) -> serde_json::Value {
+    let arguments = ["generate", model, "--prompt", "the cat sat", "-n", "5", "--json"];
+    let output = rlx(&arguments).env("RLX_CACHE_DIR", cache).output().expect("the binary starts");
+    assert!(output.status.success(), "{}", shown(&output));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    serde_json::json!([told["prompt_ids"], token_ids(&told), told["text"]])
+}
+
+fn token_ids(told: &serde_json::Value) -> serde_json::Value {
+    told["token_ids"].clone()
+}
+
+#[test]
+fn a_compiled_file_is_a_model_and_a_broken_one_is_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("llama.rlx");
+    let name = file.to_str().expect("the path is UTF-8");
+    let written = json(&["compile", &model("llama"), "-o", name, "--json"]);
+    assert_eq!(written["file_bytes"], std::fs::metadata(&file).expect("it is there").len());
+    assert_eq!(continued(name, folder.path()), continued(&model("llama"), folder.path()));
+    let plan = json(&["plan", name, "--json"]);
+    assert!(plan["mapped_bytes"].as_u64() > Some(0) && plan["bytes_read"].as_u64() > Some(0), "{plan}");
+    let mut bytes = std::fs::read(&file).expect("it can be read");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&file, &bytes).expect("it can be written");
+    let told = run(&["generate", name, "--prompt", "the cat sat"]);
+    assert!(
+        told.starts_with("status 1\n") && told.contains("damaged") && told.contains("rlx compile"),
+        "{told}"
+    );
+    std::fs::write(&file, &bytes[..100]).expect("it can be written");
+    assert!(run(&["embed", name, "text"]).starts_with("status 1\n"));
+    assert!(run(&["compile", "-o", "no-ending"]).starts_with("status 2\n"));
+}
+
+#[test]
+fn the_cache_is_listed_and_cleared() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let cache = |action: &str| {
+        let output = rlx(&["cache", action, "--json"]).env("RLX_CACHE_DIR", folder.path()).output();
+        let output = output.expect("the binary starts");
+        assert!(output.status.success(), "{}", shown(&output));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).expect("one JSON object")
+    };
+    assert_eq!(cache("ls")["entries"], serde_json::json!([]));
+    let packed = folder.path().join("packed");
+    std::fs::create_dir(&packed).expect("temporary folder");
+    std::fs::write(packed.join("5".repeat(64)), b"no entry").expect("temporary file");
+    let listed = cache("ls");
+    assert!(
+        listed["entries"][0]["fault"].as_str().is_some_and(|fault| fault.contains("not a compiled file"))
+    );
+    assert_eq!(cache("gc")["removed_files"], 1);
+    assert_eq!(cache("clear")["removed_files"], 0);
+    let off = shown(&rlx(&["cache", "ls"]).env("RLX_CACHE_BYTES", "0").output().expect("the binary starts"));
+    assert!(off.starts_with("status 1\n") && off.contains("the cache is off"), "{off}");
+}
+
+#[test]
+fn what_does_not_fit_the_budget_is_refused_with_numbers() {
+    let budget = ("RLX_SOFT_MEMORY_BUDGET_BYTES", "1MiB");
+    let told = run_with(budget, &["generate", &model("llama"), "--prompt", "the cat sat"]);
+    assert!(told.starts_with("status 1\n"), "{told}");
+    assert!(told.contains("MiB more than the budget of") && told.contains("rlx plan"), "{told}");
 }

@@ -53,6 +53,7 @@ impl Model {
             (request.context.unwrap_or_else(|| self.context_limit()), request.batch.unwrap_or(1));
         let lir = self.compiled().specialize(&binding)?;
         let mut estimate = estimate_with(&lir, self.backend().as_ref(), self.compiled().weights())?;
+        estimate.adapter_bytes = estimate.adapter_bytes.saturating_add(self.adapter_bytes() as u64);
         estimate.host_bytes =
             self.tokenizer_bytes().saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
         Ok(ModelPlan { context, batch, lir, estimate })

@@ -1,12 +1,15 @@
 //! The verbs, one file each.
 
 mod bench;
+mod cache;
 mod chat;
+mod compile;
 mod completions;
 mod devices;
 mod doctor;
 mod embed;
 mod explain;
+mod footprint;
 mod generate;
 mod plan;
 
@@ -38,9 +41,13 @@ verbs! {
     Chat: chat,
     Embed: embed,
     Plan: plan,
+    Compile: compile,
     Explain: explain,
     Bench: bench,
     Devices: devices,
     Doctor: doctor,
+    #[command(hide = true)]
+    Footprint: footprint,
+    Cache: cache,
     Completions: completions,
 }

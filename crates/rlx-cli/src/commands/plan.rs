@@ -7,7 +7,7 @@ use crate::output;
 use crate::source::Source;
 use rlx::config::ByteSize;
 use rlx::memory::experts::estimate_moe_offload;
-use rlx::memory::{MemoryEstimate, MemoryView, SystemProbe};
+use rlx::memory::{MemoryView, SystemProbe};
 use rlx_models::{Model, ModelPlan, PlanRequest};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -133,9 +133,8 @@ fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Conte
         return Ok(format!("fits in {}\n", ByteSize(budget)));
     };
     let mut remedies = Vec::new();
-    remedies.extend(
-        largest_context(model, plan, budget, context)?.map(|tokens| format!("--ctx {tokens} would fit")),
-    );
+    let shorter = model.largest_context(plan.context, plan.batch, budget, context.threads())?;
+    remedies.extend(shorter.map(|tokens| format!("--ctx {tokens} would fit")));
     let experts = expert_remedy(model, plan, budget, context);
     remedies.extend(experts.map(|count| format!("--expert-budget {count} would fit")));
     let remedy = match remedies.is_empty() {
@@ -145,22 +144,11 @@ fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Conte
     Ok(format!("does not fit: {deficit}\n{remedy}\n"))
 }
 
-/// The longest context below the plan's that fits.
-fn largest_context(model: &Model, plan: &ModelPlan, budget: u64, context: &Context) -> Result<Option<usize>> {
-    let estimate = |tokens: usize| -> Result<MemoryEstimate> {
-        let request = PlanRequest { context: Some(tokens), batch: Some(plan.batch) };
-        Ok(model.plan(request, context.threads())?.estimate)
-    };
-    let (mut fits, mut too_long) = (0, plan.context);
-    while too_long - fits > 1 {
-        let middle = fits + (too_long - fits) / 2;
-        if estimate(middle)?.fits_in(budget).is_ok() { fits = middle } else { too_long = middle }
-    }
-    Ok((fits > 0).then_some(fits))
-}
-
 /// Bytes of the files that had to be read: JSON files whole, of weight files all but the tensors.
 fn bytes_read(engine: &Engine) -> Result<u64> {
+    if let Some(artefact) = engine.model.artefact() {
+        return Ok(artefact.opened_bytes());
+    }
     let Source::Folder(folder) = &engine.source else { return Ok(0) };
     let fail =
         |error: std::io::Error| Failure::new(error, folder.display(), "check that the folder may be read");
