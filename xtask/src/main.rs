@@ -6,6 +6,7 @@ mod config;
 mod deny;
 mod minilm;
 mod process;
+mod soak;
 mod tidy;
 
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ const TASKS: &[Task] = &[
         usage: "licences, sources, duplicates and native code of dependencies",
         run: deny::run,
     },
+    Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
     Task {
         name: "build-figures",
         usage: "crates, CPU seconds and binary size of a clean release build",
