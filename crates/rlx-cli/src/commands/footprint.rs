@@ -50,9 +50,12 @@ impl Args {
             Built::Encoder(encoder) => {
                 let rows = plan.context.saturating_mul(plan.batch).max(1);
                 let mut runner = model.encoder_runner(rows.min(rlx_models::runtime::ENCODER_ROWS))?;
-                let token = |at: usize| (at * 7919 % encoder.info.vocab) as u32;
-                let text: Vec<u32> = (0..plan.context.min(encoder.info.max_tokens)).map(token).collect();
-                embed_tokens(&mut runner, &encoder.info, &vec![text; plan.batch])?;
+                let (length, vocab) = (plan.context.min(encoder.info.max_tokens), encoder.info.vocab);
+                // Every row of a table that is read in place comes in once, as it does in time.
+                for first in (0..vocab).step_by(length) {
+                    let text: Vec<u32> = (first..first + length).map(|at| (at % vocab) as u32).collect();
+                    embed_tokens(&mut runner, &encoder.info, &vec![text; plan.batch])?;
+                }
             }
             Built::Decoder(decoder) => {
                 let token = |at: usize| (at * 7919 % decoder.info.vocab) as u32;

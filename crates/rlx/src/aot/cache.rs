@@ -133,8 +133,12 @@ impl AotCache {
                 Some(found)
             }
             Err(error) => {
+                // What the system refuses now, as too many open files, it may grant later; and the entry may be gone by now.
+                let refused = matches!(error, AotCacheError::Io { .. } | AotCacheError::Map(_));
                 if path.exists() {
                     tracing::warn!("cache: {error}; it is made anew");
+                }
+                if !refused {
                     // Another process may have replaced it already: then its new entry is made once more.
                     let _ = fs::remove_file(&path);
                 }
