@@ -103,6 +103,11 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         if path.is_file() && sniff(path)? == ModelSource::Rlx {
+            if let Some(experts) = options.expert_budget {
+                let expected = "no budget: a compiled file holds all experts as mapped pages";
+                let found = experts.to_string();
+                return Err(ModelError::Setting { setting: "expert_budget", expected, found });
+            }
             let backend = cpu_backend(options.isa, options.threads)?;
             return Self::open_artefact(path, options, Arc::new(backend));
         }
