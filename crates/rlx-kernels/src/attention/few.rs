@@ -243,7 +243,7 @@ unsafe fn score_tile<S: Simd, E: Stored, const R: usize, const N: usize>(
             for n in 0..N {
                 let at = d * BLOCK + first + n * LANES;
                 keys[n] = E::load(s, kt.add(at));
-                if size_of::<E>() * n % 4 == 0 {
+                if (size_of::<E>() * n).is_multiple_of(4) {
                     s.prefetch(next.wrapping_add(at).cast());
                 }
             }
@@ -422,7 +422,7 @@ unsafe fn add_tile<S: Simd, E: Stored, const R: usize, const N: usize>(
             let mut values = [s.zero(); N];
             for n in 0..N {
                 values[n] = load_to(s, v.add(n * LANES), left - n * LANES);
-                if size_of::<E>() * n % 4 == 0 {
+                if (size_of::<E>() * n).is_multiple_of(4) {
                     s.prefetch(next.wrapping_add(n * LANES).cast());
                 }
             }
