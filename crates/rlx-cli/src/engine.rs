@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::demo;
 use crate::failure::Result;
 use crate::source::Source;
+use rlx::backend::BackendRegistry;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
 use rlx_models::{Model, OpenOptions};
@@ -25,8 +26,9 @@ pub struct Engine {
 impl Engine {
     /// Finds and opens MODEL; the built-in demo if none is given.
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
-        context.device()?;
-        let isa = context.isa()?;
+        let (device, isa) = (context.device()?, context.isa()?);
+        let backend = BackendRegistry::global().open(device, &context.config);
+        let backend = backend.map_err(rlx_models::ModelError::from)?;
         let options = OpenOptions {
             threads: Some(context.threads()),
             isa: Some(isa),
@@ -36,7 +38,7 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            Ok(Model::from_folder(folder(&source, context)?, &options)?)
+            Ok(Model::on_backend(folder(&source, context)?, &options, backend)?)
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         context

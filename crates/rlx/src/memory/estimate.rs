@@ -128,7 +128,10 @@ impl MemoryEstimate {
             }
         }
         estimate.packed_bytes = backend.packed_bytes(lir.template())? as u64;
-        estimate.workspace_bytes = backend.workspace_bytes(lir)? as u64;
+        let template = lir.template();
+        let saved = template.overwritten_states().map(|at| template.states()[at].place.buffer);
+        let saved: u64 = saved.map(|buffer| lir.buffer_bytes(buffer) as u64).sum();
+        estimate.workspace_bytes = (backend.workspace_bytes(lir)? as u64).saturating_add(saved);
         Ok(estimate)
     }
 
