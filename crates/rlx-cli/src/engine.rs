@@ -2,9 +2,10 @@
 
 use crate::context::Context;
 use crate::demo;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::source::Source;
 use rlx::backend::BackendRegistry;
+use rlx::devices::DeviceId;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
 use rlx_models::{Model, OpenOptions};
@@ -27,8 +28,11 @@ impl Engine {
     /// Finds and opens MODEL; the built-in demo if none is given.
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
         let (device, isa) = (context.device()?, context.isa()?);
-        let backend = BackendRegistry::global().open(device, &context.config);
-        let backend = backend.map_err(rlx_models::ModelError::from)?;
+        let budgeted = context.shared.expert_budget.is_some();
+        if budgeted && device != DeviceId::CPU {
+            let what = format!("--expert-budget keeps experts for the cpu, not for {device}");
+            return Err(Failure::usage(what, "--expert-budget", "leave it out, or use --device cpu"));
+        }
         let options = OpenOptions {
             threads: Some(context.threads()),
             isa: Some(isa),
@@ -38,7 +42,12 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            Ok(Model::on_backend(folder(&source, context)?, &options, backend)?)
+            let folder = folder(&source, context)?;
+            if budgeted {
+                return Ok(Model::from_folder(folder, &options)?);
+            }
+            let backend = BackendRegistry::global().open(device, &context.config);
+            Ok(Model::on_backend(folder, &options, backend.map_err(rlx_models::ModelError::from)?)?)
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         context
