@@ -2,6 +2,7 @@
 
 use crate::args::Shared;
 use crate::failure::{Failure, Result};
+use rlx::backend::BackendRegistry;
 use rlx::config::Config;
 use rlx::devices::{Device, DeviceId, resolve_device};
 use rlx::memory::ResidentBytes;
@@ -10,8 +11,12 @@ use rlx_kernels::pool::default_threads;
 use std::io::IsTerminal as _;
 use std::path::Path;
 
-/// Kinds of device that this build has a backend for.
-pub const PRESENT: &[Device] = &[Device::Cpu];
+/// Kinds of device that this process has a backend for, the reference evaluation included.
+pub fn present() -> Vec<Device> {
+    let mut kinds = BackendRegistry::global().kinds();
+    kinds.push(Device::Reference);
+    kinds
+}
 
 /// Arguments and settings of one invocation.
 pub struct Context {
@@ -37,7 +42,7 @@ impl Context {
 
     /// The device to run on.
     pub fn device(&self) -> Result<DeviceId> {
-        Ok(resolve_device(None, &self.config, PRESENT)?)
+        Ok(resolve_device(None, &self.config, &present())?)
     }
 
     /// Worker threads of a run.

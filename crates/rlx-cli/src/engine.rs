@@ -3,11 +3,14 @@
 use crate::args::CacheType;
 use crate::context::Context;
 use crate::demo;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::source::Source;
+use rlx::backend::{Backend, BackendRegistry};
+use rlx::devices::DeviceId;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
 use rlx_models::{Model, OpenOptions};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +29,12 @@ pub struct Engine {
 impl Engine {
     /// Finds and opens MODEL; the built-in demo if none is given.
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
-        context.device()?;
-        let isa = context.isa()?;
+        let (device, isa) = (context.device()?, context.isa()?);
+        let budgeted = context.shared.expert_budget.is_some();
+        if budgeted && device != DeviceId::CPU {
+            let what = format!("--expert-budget keeps experts for the cpu, not for {device}");
+            return Err(Failure::usage(what, "--expert-budget", "leave it out, or use --device cpu"));
+        }
         let options = OpenOptions {
             threads: Some(context.threads()),
             isa: Some(isa),
@@ -39,13 +46,20 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            Ok(match &source {
-                Source::Compiled(path) => Model::open_with(path, &options)?,
-                Source::Demo => Model::from_folder(HfFolder::embedded("demo", demo::FILES), &options)?,
-                Source::Folder(path) => {
-                    let dirs = context.config.hf_cache_dirs();
-                    Model::from_folder(HfFolder::open(&path.to_string_lossy(), &dirs)?, &options)?
+            let dirs = context.config.hf_cache_dirs();
+            let folder = match &source {
+                Source::Compiled(path) if device == DeviceId::CPU => {
+                    return Ok(Model::open_with(path, &options)?);
                 }
+                Source::Compiled(path) => {
+                    return Ok(Model::open_artefact(path, &options, backend(device, context)?)?);
+                }
+                Source::Demo => HfFolder::embedded("demo", demo::FILES),
+                Source::Folder(path) => HfFolder::open(&path.to_string_lossy(), &dirs)?,
+            };
+            Ok(match device {
+                DeviceId::CPU => Model::from_folder(folder, &options)?,
+                other => Model::on_backend(folder, &options, backend(other, context)?)?,
             })
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
@@ -65,6 +79,12 @@ impl Engine {
         context.trace(|| kernels.iter().map(|choice| choice.kernel.as_str()).collect::<Vec<_>>().join("\n"));
         Ok(())
     }
+}
+
+/// The backend of a device, set up as the settings say.
+fn backend(device: DeviceId, context: &Context) -> Result<Arc<dyn Backend>> {
+    let opened = BackendRegistry::global().open(device, &context.config);
+    Ok(opened.map_err(rlx_models::ModelError::from)?)
 }
 
 /// How long work may take before a terminal shows that it goes on.

@@ -70,6 +70,9 @@ pub struct Props {
     pub commutative: bool,
     /// Operands that are states updated in place.
     pub writes: Vec<usize>,
+    /// What `writes` names is only written beyond what other operands say is in use, and read there only after it was written: a run
+    /// that fails half-way has changed nothing that a later run sees.
+    pub appends: bool,
     /// The output is operand 0's bytes under another shape.
     pub view: bool,
     /// The output is operand 0's elements seen through other strides or another offset: no arithmetic, a copy at most.

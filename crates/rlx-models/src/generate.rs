@@ -4,8 +4,10 @@ use crate::arch::DecoderInfo;
 use crate::error::{ModelError, Result};
 use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, blocks_for};
 use crate::sampling::{Sampler, SamplingOptions};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use rlx::SessionError;
+use rlx::backend::BackendError;
+pub use rlx::session::CancelToken;
+use rlx_kernels::schedule::StepError;
 use std::time::Instant;
 
 /// What a runtime may fail with.
@@ -22,6 +24,12 @@ pub trait DecoderRuntime {
     /// # Errors
     /// Whatever went wrong; the generation ends.
     fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError>;
+
+    /// From now on a step that is running ends, as an error, when `cancel` is cancelled or `deadline` passes. A runtime that
+    /// cannot be stopped inside a step ignores it.
+    fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {
+        let _ = (cancel, deadline);
+    }
 }
 
 impl<R: DecoderRuntime + ?Sized> DecoderRuntime for &mut R {
@@ -31,6 +39,19 @@ impl<R: DecoderRuntime + ?Sized> DecoderRuntime for &mut R {
 
     fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError> {
         (**self).step(inputs, logits)
+    }
+
+    fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {
+        (**self).interrupt(cancel, deadline);
+    }
+}
+
+/// What a failed step means: that it was stopped as asked, or that it went wrong.
+fn step_error(error: RunError) -> ModelError {
+    match error.downcast_ref::<SessionError>() {
+        Some(SessionError::Backend(BackendError::Step(StepError::Cancelled))) => ModelError::Cancelled,
+        Some(SessionError::Backend(BackendError::Step(StepError::DeadlinePassed))) => ModelError::Deadline,
+        _ => ModelError::Run(error),
     }
 }
 
@@ -137,27 +158,6 @@ impl StepInputs {
     }
 }
 
-/// Lets another thread end a generation between two steps.
-#[derive(Debug, Clone, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
-
-impl CancelToken {
-    /// A token that is not cancelled.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Ends what holds this token.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// True after [`CancelToken::cancel`].
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// What to generate.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
@@ -241,7 +241,7 @@ pub fn context_limit(info: &DecoderInfo, limits: DecoderLimits, asked: Option<us
 /// [`ModelError::EmptyPrompt`], [`ModelError::TokenId`], [`ModelError::Setting`]; [`ModelError::Context`] if the prompt and the new
 /// tokens do not fit: up front, not in the middle.
 pub fn generate<R: DecoderRuntime>(
-    runtime: R,
+    mut runtime: R,
     info: &DecoderInfo,
     prompt: &[u32],
     options: GenerateOptions,
@@ -269,6 +269,7 @@ pub fn generate<R: DecoderRuntime>(
     prompt.iter().for_each(|&token| sampler.observe(token));
     let (mut pool, mut table) = (BlockPool::new(limits.blocks), BlockTable::new());
     pool.reserve(&mut table, prompt_tokens + new_tokens)?;
+    runtime.interrupt(&options.cancel, options.deadline);
     let mut tokens = Vec::with_capacity(prompt_tokens + new_tokens);
     tokens.extend_from_slice(prompt);
     Ok(Generation {
@@ -334,7 +335,7 @@ impl<R: DecoderRuntime> Generation<R> {
             };
             self.inputs.push_adapted(&self.info, sequence, self.options.adapter_slot);
             let wanted = self.inputs.logit_rows.len() * self.info.vocab;
-            self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(ModelError::Run)?;
+            self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(step_error)?;
             self.past = end;
         }
         Ok(())

@@ -3,7 +3,7 @@
 use crate::arch::{Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
 use crate::error::{ModelError, Result};
-use crate::generate::{DecoderLimits, DecoderRuntime, RunError, StepInputs};
+use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use crate::kv::blocks_for;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
 use rlx::backend::Backend;
@@ -16,6 +16,7 @@ use rlx_graph::adapters::{SCALES, factors_input, rank_symbol, slots_input};
 use rlx_kernels::schedule::RunControl;
 use rlx_tensor::DimBinding;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Compiles a model's graph with its checkpoint's weights, which are registered under their own names and read when needed.
 ///
@@ -125,6 +126,7 @@ pub struct DecoderRunner {
     state: State,
     limits: DecoderLimits,
     adapted: Option<Adapted>,
+    interrupt: (CancelToken, Option<Instant>),
 }
 
 /// What runs with adapters need besides.
@@ -242,7 +244,8 @@ impl DecoderRunner {
         let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, batch.max(1));
         let lir = compiled.specialize(&binding)?;
         let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
-        Ok(Self { info: model.info.clone(), compiled, lir, context, state, limits, adapted: None })
+        let interrupt = (CancelToken::new(), None);
+        Ok(Self { info: model.info.clone(), compiled, lir, context, state, limits, adapted: None, interrupt })
     }
 
     /// Lets runs use adapters: rows that name a slot run with what [`DecoderRunner::set_adapter`] put there. A step in which no
@@ -324,8 +327,9 @@ impl DecoderRuntime for DecoderRunner {
             given.push(("angles", TensorArg::typed(&angles, &inputs.angles)));
         }
         let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
+        let control = self.interrupt.0.control(self.interrupt.1);
         if !inputs.is_adapted() {
-            self.context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
+            self.context.run_into(&mut self.state, &given, &mut outputs, control)?;
             return Ok(());
         }
         let Some(Adapted { graph, context: Some(context), slots, scales, slot_names, factor_names, .. }) =
@@ -344,7 +348,11 @@ impl DecoderRuntime for DecoderRunner {
                 adapter.as_ref().map_or(bytemuck::cast_slice(NO_FACTORS), |adapter| adapter.factors());
             given.push((name.as_str(), TensorArg::new(dims, layout.dtype, bytes)));
         }
-        context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
+        context.run_into(&mut self.state, &given, &mut outputs, control)?;
         Ok(())
+    }
+
+    fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {
+        self.interrupt = (cancel.clone(), deadline);
     }
 }

@@ -1,7 +1,16 @@
 //! Devices that run templates: one trait for all, a folder each.
 
+mod contain;
 pub mod cpu;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod reference;
+mod registry;
+
+pub(crate) use contain::contain;
+pub use registry::{
+    BackendProvider, BackendRegistry, CpuProvider, DeviceProbe, ReferenceProvider, register_backend,
+};
 
 use crate::plan::{Lir, PlanTarget, Template};
 use crate::weights::{Packed, PackedKey, RegistryError, WeightRegistry};
@@ -18,6 +27,26 @@ use std::sync::Arc;
 pub trait Backend: Send + Sync {
     /// The name in reports.
     fn name(&self) -> &str;
+
+    /// What of it decides results and speed, besides the machine: settings, kernels, version of a driver. Part of keys.
+    fn fingerprint(&self) -> String {
+        self.name().to_owned()
+    }
+
+    /// What it can do, in words of reports.
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Free memory of the device in bytes; `None` if unknown, which never means enough.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether it reads weights where the registry holds them; else they need room on the device too.
+    fn reads_host_memory(&self) -> bool {
+        false
+    }
 
     /// What legalisation may leave in a graph for this backend.
     fn target(&self) -> &dyn Target;
@@ -200,6 +229,49 @@ pub enum BackendError {
     /// A size cannot be evaluated.
     #[error(transparent)]
     Plan(#[from] crate::plan::PlanError),
+    /// The device does not answer any more.
+    #[error("the device is lost: {reason}")]
+    Lost {
+        /// What it said last.
+        reason: String,
+    },
+    /// The device has too little memory.
+    #[error("the device has no {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What for.
+        what: String,
+    },
+    /// The backend panicked; the executable is discarded.
+    #[error("the backend panicked: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+    /// The executable was discarded, for the backend panicked in an earlier run.
+    #[error("this executable was discarded, for its backend panicked ({message}); compile it again")]
+    Discarded {
+        /// The panic's message.
+        message: String,
+    },
+}
+
+impl BackendError {
+    /// Whether another device may do better: the fault is the device's or the backend's, not the caller's.
+    pub fn is_device_fault(&self) -> bool {
+        match self {
+            BackendError::Weights(_) | BackendError::Unset { .. } | BackendError::Plan(_) => false,
+            BackendError::Step(_) => false,
+            BackendError::Frame(frame) => !matches!(frame, FrameError::AboveCapacity { .. }),
+            BackendError::Eval { cause, .. } => !matches!(cause, EvalError::Value { .. }),
+            BackendError::Unsupported { .. }
+            | BackendError::Lost { .. }
+            | BackendError::OutOfMemory { .. }
+            | BackendError::Panicked { .. }
+            | BackendError::Discarded { .. } => true,
+        }
+    }
 }
 
 impl From<FrameError> for BackendError {

@@ -6,6 +6,7 @@ pub mod config;
 pub mod devices;
 pub mod import;
 pub mod memory;
+pub mod pipeline;
 pub mod plan;
 pub mod session;
 pub mod weights;

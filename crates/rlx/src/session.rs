@@ -3,28 +3,32 @@
 mod compare;
 mod compiled;
 mod context;
+mod control;
 mod error;
 mod report;
 mod trace;
 mod value;
 
+pub(crate) use compare::rounding;
 pub use compare::{Comparison, StepDifference, tap_name};
 pub use compiled::{CompiledGraph, State};
+pub(crate) use compiled::{check_param, set_weight};
 pub use context::RunContext;
+pub use control::CancelToken;
 pub use error::SessionError;
 pub use report::{CompileReport, ReportTable, StepReport, StepWork};
 pub use trace::StepTimes;
 pub use value::TensorArg;
 
 use crate::aot::AotCache;
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, BackendError, BackendRegistry};
 use crate::config::Config;
 use crate::devices::DeviceId;
-use crate::plan::Template;
+use crate::plan::{Lir, Template};
 use crate::weights::WeightRegistry;
-use rlx_graph::Graph;
 use rlx_graph::passes::{PassOptions, PassReport, compile_passes};
+use rlx_graph::{Graph, HirModule, ValueId};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
 use std::num::NonZeroUsize;
@@ -53,12 +57,19 @@ pub struct CompileOptions {
 /// # Errors
 /// [`SessionError::Isa`] for an instruction set the machine lacks, [`SessionError::Config`] for a setting that does not parse.
 pub fn cpu_backend(isa: Option<Isa>, threads: Option<usize>) -> Result<CpuBackend, SessionError> {
-    let config = Config::global()?;
-    let isa = isa.or(config.isa).unwrap_or_else(Isa::detect);
+    let mut config = Config::global()?.clone();
+    config.isa = isa.or(config.isa);
+    config.threads = threads.and_then(NonZeroUsize::new).or(config.threads);
+    cpu_backend_of(&config)
+}
+
+/// The CPU as a config says.
+pub(crate) fn cpu_backend_of(config: &Config) -> Result<CpuBackend, SessionError> {
+    let isa = config.isa.unwrap_or_else(Isa::detect);
     if !isa.is_available() {
         return Err(SessionError::Isa { isa });
     }
-    let threads = threads.or(config.threads.map(NonZeroUsize::get));
+    let threads = config.threads.map(NonZeroUsize::get);
     let backend = CpuBackend::new(isa, threads.unwrap_or_else(|| default_threads(Path::new("/"))));
     Ok(match AotCache::from_config(config) {
         Some(cache) => backend.with_cache(cache),
@@ -67,7 +78,8 @@ pub fn cpu_backend(isa: Option<Isa>, threads: Option<usize>) -> Result<CpuBacken
 }
 
 impl Session {
-    /// A session on a device, set up as the process's settings say (threads, instruction set), with a registry of its own.
+    /// A session on a device, set up as the process's settings say (threads, instruction set), with a registry of its own. The
+    /// device's backend is one of this crate or one that [`crate::backend::register_backend`] added.
     ///
     /// ```
     /// use rlx::devices::Device;
@@ -76,14 +88,22 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`SessionError::NoBackend`] for a device this build has no backend for, [`SessionError::Isa`] for an instruction set the
-    /// machine lacks, [`SessionError::Config`] for a setting that does not parse.
+    /// [`SessionError::Device`] for a device this build has no backend for or the machine lacks, [`SessionError::Isa`] for an
+    /// instruction set the machine lacks, [`SessionError::Config`] for a setting that does not parse.
     pub fn new(device: impl Into<DeviceId>) -> Result<Self, SessionError> {
-        let device = device.into();
-        if device != DeviceId::CPU {
-            return Err(SessionError::NoBackend { device });
-        }
-        Ok(Self::with_backend(Arc::new(cpu_backend(None, None)?)))
+        Self::open(device, BackendRegistry::global(), Config::global()?)
+    }
+
+    /// As [`Session::new`], with the backends and the settings given.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn open(
+        device: impl Into<DeviceId>,
+        backends: &BackendRegistry,
+        config: &Config,
+    ) -> Result<Self, SessionError> {
+        Ok(Self::with_backend(backends.open(device.into(), config)?))
     }
 
     /// A session on a backend, with a registry of its own.
@@ -126,14 +146,57 @@ impl Session {
         let (legal, passes) = compile_passes(graph, self.backend.target(), &options.passes)?;
         let template = Arc::new(Template::build(&legal, self.backend.plan_target())?);
         let compile_micros = started.elapsed().as_micros() as u64;
-        let compiled = CompiledGraph::new(
-            Arc::clone(&self.backend),
-            Arc::clone(&self.weights),
-            template,
-            legal,
-            passes,
-            compile_micros,
-        );
+        self.bind(template, Some(legal), passes, compile_micros, options)
+    }
+
+    /// Compiles what a builder of blocks holds.
+    ///
+    /// # Errors
+    /// As [`Session::compile_with`]; [`SessionError::Graph`] for outputs that are no values of the module.
+    pub fn compile_hir(
+        &self,
+        module: HirModule,
+        outputs: &[(&str, ValueId)],
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph, SessionError> {
+        self.compile_with(&module.finish(outputs)?, options)
+    }
+
+    /// An executable of a plan that was made before, for a device like this one: no pass runs. The plan goes through the verifier, and
+    /// the device is asked for every step. It keeps no graph, so it cannot be tapped or compared.
+    ///
+    /// # Errors
+    /// [`SessionError::BrokenPlan`], [`SessionError::Backend`] for a step that the device does not run, [`SessionError::Weights`].
+    pub fn compile_lir(&self, lir: &Lir, options: &CompileOptions) -> Result<CompiledGraph, SessionError> {
+        lir.verify().map_err(|broken| SessionError::BrokenPlan { reason: broken.to_string() })?;
+        let template = lir.template();
+        for step in template.steps() {
+            let shapes = |places: &[crate::plan::Place]| places.iter().map(|p| template.shape(p)).collect();
+            let (inputs, outputs): (Vec<_>, Vec<_>) = (shapes(&step.inputs), shapes(&step.outputs));
+            let (inputs, outputs): (Vec<_>, Vec<_>) = (inputs.iter().collect(), outputs.iter().collect());
+            if !self.backend.target().runs(step.op.def(), &inputs, &outputs) {
+                return Err(BackendError::Unsupported {
+                    op: step.op.def().name().to_owned(),
+                    location: step.location.clone(),
+                    reason: format!("{} does not run it in this form", self.backend.name()),
+                }
+                .into());
+            }
+        }
+        self.bind(Arc::clone(template), None, PassReport::default(), 0, options)
+    }
+
+    /// The one way in to an executable: what every entry point ends in.
+    fn bind(
+        &self,
+        template: Arc<Template>,
+        graph: Option<Graph>,
+        passes: PassReport,
+        compile_micros: u64,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph, SessionError> {
+        let (backend, weights) = (Arc::clone(&self.backend), Arc::clone(&self.weights));
+        let compiled = CompiledGraph::new(backend, weights, template, graph, passes, compile_micros);
         compiled.check_weights(options.weights_required)?;
         Ok(compiled)
     }
@@ -144,11 +207,13 @@ impl Session {
     /// [`SessionError::Weights`].
     pub fn adopt(&self, template: Arc<Template>, graph: Graph) -> Result<CompiledGraph, SessionError> {
         let (backend, weights) = (Arc::clone(&self.backend), Arc::clone(&self.weights));
-        let compiled = CompiledGraph::new(backend, weights, template, graph, PassReport::default(), 0);
+        let compiled = CompiledGraph::new(backend, weights, template, Some(graph), PassReport::default(), 0);
         compiled.check_weights(true)?;
         Ok(compiled)
     }
 }
 
+#[cfg(test)]
+pub(crate) mod contract;
 #[cfg(test)]
 mod tests;

@@ -1,28 +1,37 @@
 //! `rlx devices`.
 
-use crate::context::{Context, PRESENT};
+use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::Result;
 use crate::output;
-use rlx::devices::{Device, DeviceId, resolve_device};
-use rlx_kernels::isa::Isa;
+use rlx::backend::BackendRegistry;
+use rlx::config::ByteSize;
+use rlx::devices::{
+    DeviceCandidate, DeviceId, DevicePolicy, GraphDevices, GraphDevicesOptions, device_report,
+};
+use rlx_models::PlanRequest;
 use serde::Serialize;
 
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache: also tell which devices can run it
+    /// Folder, or hub name in the local cache: also tell which devices can run it, and how fast they would
     model: Option<String>,
 }
 
-/// One kind of device.
+/// One device, or one kind without any.
 #[derive(Debug, Serialize)]
-struct Candidate {
-    device: &'static str,
+struct Row {
+    device: String,
     registered: bool,
     available: bool,
-    /// `null` without MODEL, and for kinds that are not built in.
+    allowed: bool,
+    /// `null` without MODEL, and for devices that cannot be asked.
     supports_graph: Option<bool>,
+    needed_bytes: Option<u64>,
+    free_bytes: Option<u64>,
+    /// The cost model's figure for one full step.
+    predicted_ms: Option<f64>,
     recommended: bool,
     capabilities: Vec<String>,
     blocker: Option<String>,
@@ -30,15 +39,25 @@ struct Candidate {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    devices: Vec<Candidate>,
+    devices: Vec<Row>,
 }
+
+/// Tokens of a context that a model is judged with, unless it has fewer.
+const CONTEXT: usize = 2048;
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
-        let (chosen, isa) = (context.device()?, context.isa()?);
-        let model = self.model.as_deref().map(|model| Engine::open(Some(model), context)).transpose()?;
-        let candidate = |kind| candidate(kind, chosen, isa, model.as_ref(), context);
-        let devices: Vec<Candidate> = Device::ALL.into_iter().map(candidate).collect();
+        let (chosen, _) = (context.device()?, context.isa()?);
+        let candidates = match self.model.as_deref() {
+            Some(model) => of_model(&Engine::open(Some(model), context)?, context)?,
+            None => {
+                let policy = DevicePolicy::from_config(&context.config);
+                device_report(BackendRegistry::global(), &policy, &context.config)
+            }
+        };
+        let forced = context.config.device.is_some() || context.config.device_chain.is_some();
+        let forced = (forced || self.model.is_none()).then_some(chosen);
+        let devices: Vec<Row> = candidates.into_iter().map(|candidate| row(candidate, forced)).collect();
         if context.shared.json {
             return output::print_json(&Report { devices });
         }
@@ -46,36 +65,51 @@ impl Args {
     }
 }
 
-fn candidate(
-    kind: Device,
-    chosen: DeviceId,
-    isa: Isa,
-    model: Option<&Engine>,
-    context: &Context,
-) -> Candidate {
-    let of_cpu = || vec![isa.name().to_owned(), "f32".to_owned(), format!("{} threads", context.threads())];
-    let registered = PRESENT.contains(&kind);
-    let refusal = resolve_device(Some(kind.into()), &context.config, PRESENT).err();
-    Candidate {
-        device: kind.name(),
-        registered,
-        available: registered,
-        supports_graph: model
-            .filter(|_| registered)
-            .map(|engine| engine.model.backend().name() == kind.name()),
-        recommended: chosen.kind == kind,
-        capabilities: if kind == Device::Cpu { of_cpu() } else { Vec::new() },
-        blocker: refusal.map(|error| error.to_string()),
+fn of_model(engine: &Engine, context: &Context) -> Result<Vec<DeviceCandidate>> {
+    let model = &engine.model;
+    let tokens = model.context_limit().min(CONTEXT);
+    let plan = model.plan(PlanRequest { context: Some(tokens), batch: None }, context.threads())?;
+    let mut options = GraphDevicesOptions::from_config(&context.config);
+    options.weights = std::sync::Arc::clone(model.compiled().weights());
+    let devices = GraphDevices::open(model.built().graph().clone(), options);
+    Ok(devices.report_for(plan.lir.binding()))
+}
+
+fn row(candidate: DeviceCandidate, forced: Option<DeviceId>) -> Row {
+    Row {
+        device: candidate.device.to_string(),
+        registered: candidate.registered,
+        available: candidate.available,
+        allowed: candidate.allowed,
+        supports_graph: candidate.supports_graph,
+        needed_bytes: candidate.needed_bytes,
+        free_bytes: candidate.free_bytes,
+        predicted_ms: candidate.predicted_s.map(|seconds| seconds * 1e3),
+        recommended: forced.map_or(candidate.recommended, |device| device == candidate.device),
+        capabilities: candidate.capabilities,
+        blocker: candidate.blocker,
     }
 }
 
-fn text(devices: &[Candidate]) -> String {
+fn text(devices: &[Row]) -> String {
     let mut text = String::new();
-    for Candidate { device, blocker, recommended, capabilities, supports_graph, .. } in devices {
-        let mark = if *recommended { "*" } else { " " };
-        let runs = if *supports_graph == Some(true) { "runs the model" } else { "usable" };
-        let state = blocker.clone().unwrap_or_else(|| format!("{runs}: {}", capabilities.join(", ")));
-        text.push_str(&format!("{mark} {device:5}  {state}\n"));
+    for row in devices {
+        let mark = if row.recommended { "*" } else { " " };
+        let state = row.blocker.clone().unwrap_or_else(|| usable(row));
+        text.push_str(&format!("{mark} {:5}  {state}\n", row.device));
     }
     text
+}
+
+fn usable(row: &Row) -> String {
+    let does = if row.supports_graph == Some(true) { "runs the model" } else { "usable" };
+    let mut parts = vec![format!("{does}: {}", row.capabilities.join(", "))];
+    if let Some(ms) = row.predicted_ms {
+        parts.push(format!("about {ms:.1} ms a step"));
+    }
+    if let Some(needed) = row.needed_bytes {
+        let free = row.free_bytes.map_or("an unknown amount".to_owned(), |free| ByteSize(free).to_string());
+        parts.push(format!("needs {} more, {free} free", ByteSize(needed)));
+    }
+    parts.join("; ")
 }

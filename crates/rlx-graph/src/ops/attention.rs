@@ -321,6 +321,7 @@ impl OpDef for Attention {
         Props {
             composite: !self.cache && !self.mask,
             writes: self.past_at().map_or(vec![], |at| vec![at + 2, at + 3]),
+            appends: true,
             ..Props::default()
         }
     }

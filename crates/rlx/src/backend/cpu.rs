@@ -124,6 +124,23 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
+    fn fingerprint(&self) -> String {
+        format!("cpu {} {}", self.isa, self.precision.name())
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        let threads = format!("{} threads", self.pool.threads());
+        vec![self.isa.name().to_owned(), self.precision.name().to_owned(), threads]
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        super::registry::host_headroom()
+    }
+
+    fn reads_host_memory(&self) -> bool {
+        true
+    }
+
     fn target(&self) -> &dyn Target {
         &CpuTarget
     }

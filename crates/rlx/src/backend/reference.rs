@@ -39,6 +39,18 @@ impl Backend for ReferenceBackend {
         "reference"
     }
 
+    fn capabilities(&self) -> Vec<String> {
+        vec!["every op".to_owned(), "f64 accumulation".to_owned()]
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        super::registry::host_headroom()
+    }
+
+    fn reads_host_memory(&self) -> bool {
+        true
+    }
+
     fn target(&self) -> &dyn Target {
         &self.target
     }

@@ -17,10 +17,13 @@ pub enum Device {
     Rocm,
     /// Apple through Metal.
     Metal,
+    /// The reference evaluation of every op: slow, the oracle of tests. No report lists it and no choice falls on it unless it
+    /// is named.
+    Reference,
 }
 
 impl Device {
-    /// Every kind, in the order of reports.
+    /// Every kind of hardware, in the order of reports.
     pub const ALL: [Device; 5] = [Device::Cpu, Device::Gpu, Device::Cuda, Device::Rocm, Device::Metal];
 
     /// The name that reports and settings use.
@@ -36,6 +39,7 @@ impl Device {
             Device::Cuda => &["cuda", "nvidia"],
             Device::Rocm => &["rocm", "hip", "amd"],
             Device::Metal => &["metal", "mps", "apple"],
+            Device::Reference => &["reference"],
         }
     }
 }
@@ -52,7 +56,8 @@ impl FromStr for Device {
     /// Reads a name or an alias; case and surrounding blanks do not matter.
     fn from_str(text: &str) -> Result<Device, UnknownDevice> {
         let lower = text.trim().to_ascii_lowercase();
-        Device::ALL
+        let named = Device::ALL.into_iter().chain([Device::Reference]);
+        named
             .into_iter()
             .find(|kind| kind.names().contains(&lower.as_str()))
             .ok_or_else(|| UnknownDevice { text: text.to_owned() })

@@ -1,7 +1,23 @@
 //! Which devices may be used, and which one is.
 
 use super::id::{Device, DeviceId};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use std::fmt;
+use std::num::NonZeroUsize;
+
+/// How a device is picked among several that would do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DevicePickStrategy {
+    /// By the time the cost model predicts.
+    #[default]
+    CostModel,
+    /// By the median of this many measured runs, where inputs to measure with are given.
+    Benchmark {
+        /// Measured runs on each device.
+        runs: NonZeroUsize,
+    },
+}
 
 /// What the user allows. A preference never overrides a ban.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -9,6 +25,25 @@ pub struct DevicePolicy {
     only: Option<Vec<Device>>,
     deny: Vec<Device>,
     prefer: Vec<Device>,
+    pick: DevicePickStrategy,
+}
+
+impl fmt::Display for DevicePolicy {
+    /// One line that differs wherever two policies differ: part of keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sorted = |kinds: &[Device]| {
+            let mut kinds = kinds.to_vec();
+            kinds.sort();
+            kinds.dedup();
+            list(&kinds)
+        };
+        let only = self.only.as_deref().map_or("all".to_owned(), sorted);
+        write!(f, "only [{only}] deny [{}] prefer [{}] ", sorted(&self.deny), list(&self.prefer))?;
+        match self.pick {
+            DevicePickStrategy::CostModel => f.write_str("by cost"),
+            DevicePickStrategy::Benchmark { runs } => write!(f, "by {runs} runs"),
+        }
+    }
 }
 
 impl DevicePolicy {
@@ -34,13 +69,41 @@ impl DevicePolicy {
         self
     }
 
-    /// The policy that `RLX_DEVICES`, `RLX_DENY_DEVICES` and `RLX_PREFER_DEVICES` describe.
+    /// Picks by measured runs where inputs are given; the cost model else.
+    pub fn with_benchmark_pick(mut self, runs: NonZeroUsize) -> DevicePolicy {
+        self.pick = DevicePickStrategy::Benchmark { runs };
+        self
+    }
+
+    /// How a device is picked among those allowed.
+    pub fn pick_strategy(&self) -> DevicePickStrategy {
+        self.pick
+    }
+
+    /// The policy that the process's environment describes, see [`DevicePolicy::from_config`].
+    ///
+    /// # Errors
+    /// A variable that does not parse, named with its text.
+    pub fn from_env() -> Result<DevicePolicy, ConfigError> {
+        Ok(Self::from_config(Config::global()?))
+    }
+
+    /// The policy that `RLX_DEVICES`, `RLX_DENY_DEVICES`, `RLX_PREFER_DEVICES` and `RLX_BENCHMARK_PICK` describe.
     pub fn from_config(config: &Config) -> DevicePolicy {
         DevicePolicy {
             only: config.devices.clone(),
             deny: config.deny_devices.clone().unwrap_or_default(),
             prefer: config.prefer_devices.clone().unwrap_or_default(),
+            pick: match config.benchmark_pick {
+                Some(runs) => DevicePickStrategy::Benchmark { runs },
+                None => DevicePickStrategy::CostModel,
+            },
         }
+    }
+
+    /// Place of `kind` among the preferred ones; `None` if it is not preferred.
+    pub fn prefers(&self, kind: Device) -> Option<usize> {
+        self.prefer.iter().position(|&k| k == kind)
     }
 
     /// Whether `kind` may be used.
@@ -48,9 +111,16 @@ impl DevicePolicy {
         self.only.as_ref().is_none_or(|only| only.contains(&kind)) && !self.deny.contains(&kind)
     }
 
+    /// Whether a choice may fall on `kind` without its being asked for: the reference evaluation only where the policy names it.
+    pub fn considers(&self, kind: Device) -> bool {
+        let named = || self.only.iter().flatten().chain(&self.prefer).any(|&k| k == kind);
+        self.allows(kind) && (kind != Device::Reference || named())
+    }
+
     /// The kinds in the order of preference.
     pub fn ranked(&self) -> Vec<Device> {
-        let mut kinds = Device::ALL.to_vec();
+        let hidden = [Device::Reference].into_iter().filter(|&kind| self.considers(kind));
+        let mut kinds: Vec<Device> = Device::ALL.into_iter().chain(hidden).collect();
         let rank = |kind: &Device| self.prefer.iter().position(|p| p == kind).unwrap_or(usize::MAX);
         kinds.sort_by_key(rank);
         kinds
@@ -70,13 +140,42 @@ pub enum DeviceError {
         present: Vec<Device>,
     },
     /// The machine has fewer devices of this kind.
-    #[error("there is no device {device}: the only {} is {}", device.kind, DeviceId::from(device.kind))]
+    #[error("there is no device {device}: {}", how_many(*device, *count))]
     NoSuchIndex {
         /// The device asked for.
         device: DeviceId,
+        /// How many there are.
+        count: u32,
     },
+    /// The machine has no device of this kind that can be used now.
+    #[error("{device} cannot be used: {reason}")]
+    Absent {
+        /// The device asked for.
+        device: DeviceId,
+        /// Why.
+        reason: String,
+    },
+    /// The kind has a backend already.
+    #[error("{kind} has a backend already; replace it in the registry if that is meant")]
+    AlreadyRegistered {
+        /// The kind.
+        kind: Device,
+    },
+    /// The device cannot run this graph.
+    #[error("{device} is no candidate: {reason}; viable: {}", list_or_none(viable))]
+    NotViable {
+        /// The device asked for.
+        device: DeviceId,
+        /// Why.
+        reason: String,
+        /// The devices that can run it.
+        viable: Vec<DeviceId>,
+    },
+    /// A list of devices to try has no entry.
+    #[error("the chain of devices is empty: name at least one device")]
+    EmptyChain,
     /// The policy forbids the kind.
-    #[error("{device} is forbidden by RLX_DEVICES or RLX_DENY_DEVICES")]
+    #[error("{device} is forbidden by the policy (RLX_DEVICES, RLX_DENY_DEVICES)")]
     Forbidden {
         /// The device asked for.
         device: DeviceId,
@@ -89,8 +188,28 @@ pub enum DeviceError {
     },
 }
 
-fn list<T: ToString>(items: &[T]) -> String {
+fn how_many(device: DeviceId, count: u32) -> String {
+    match count {
+        0 => format!("there is no {}", device.kind),
+        1 => format!("the only {} is {}", device.kind, DeviceId::from(device.kind)),
+        _ => format!("the machine has {count} of kind {}", device.kind),
+    }
+}
+
+fn list_or_none(devices: &[DeviceId]) -> String {
+    if devices.is_empty() { "none".to_owned() } else { list(devices) }
+}
+
+pub(super) fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The devices that `RLX_DEVICE_CHAIN` of the process's environment names, in order; `None` where it is unset.
+///
+/// # Errors
+/// A variable that does not parse, named with its text.
+pub fn device_chain_from_env() -> Result<Option<Vec<DeviceId>>, ConfigError> {
+    Ok(Config::global()?.device_chain.clone())
 }
 
 /// Whether `device` can be used: built in, present, allowed.
@@ -98,10 +217,11 @@ fn list<T: ToString>(items: &[T]) -> String {
 /// `present` are the kinds that this build has a backend for.
 fn check(device: DeviceId, policy: &DevicePolicy, present: &[Device]) -> Result<(), DeviceError> {
     if !present.contains(&device.kind) {
-        return Err(DeviceError::NotBuilt { device, present: present.to_vec() });
+        let present = present.iter().copied().filter(|&kind| kind != Device::Reference).collect();
+        return Err(DeviceError::NotBuilt { device, present });
     }
     if device.kind == Device::Cpu && device.index > 0 {
-        return Err(DeviceError::NoSuchIndex { device });
+        return Err(DeviceError::NoSuchIndex { device, count: 1 });
     }
     if policy.allows(device.kind) { Ok(()) } else { Err(DeviceError::Forbidden { device }) }
 }

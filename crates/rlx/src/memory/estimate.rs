@@ -136,7 +136,10 @@ impl MemoryEstimate {
         estimate.packed_bytes = backend.packed_bytes(lir.template())? as u64;
         let mapped = backend.packed_mapped_bytes(lir.template(), weights)?.min(estimate.packed_bytes);
         estimate.mapped_bytes = estimate.mapped_bytes.saturating_add(mapped);
-        estimate.workspace_bytes = backend.workspace_bytes(lir)? as u64;
+        let template = lir.template();
+        let saved = template.overwritten_states().map(|at| template.states()[at].place.buffer);
+        let saved: u64 = saved.map(|buffer| lir.buffer_bytes(buffer) as u64).sum();
+        estimate.workspace_bytes = (backend.workspace_bytes(lir)? as u64).saturating_add(saved);
         Ok(estimate)
     }
 

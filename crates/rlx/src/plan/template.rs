@@ -200,6 +200,18 @@ impl Template {
     pub fn outputs(&self) -> &[InterfaceEntry] {
         &self.outputs
     }
+
+    /// Positions of the states that some op overwrites, rather than appends to.
+    pub fn overwritten_states(&self) -> impl Iterator<Item = usize> + '_ {
+        let overwrites = |buffer: BufferId| {
+            self.steps.iter().any(|step| {
+                let props = step.op.def().props();
+                !props.appends && props.writes.iter().any(|&operand| step.inputs[operand].buffer == buffer)
+            })
+        };
+        let states = self.states.iter().enumerate();
+        states.filter(move |(_, entry)| overwrites(entry.place.buffer)).map(|(at, _)| at)
+    }
 }
 
 fn entry(graph: &Graph, placer: &Placer<'_>, id: ValueId) -> Result<InterfaceEntry, PlanError> {

@@ -70,7 +70,7 @@ impl CompiledGraph {
     /// # Errors
     /// [`SessionError::Graph`] for a value of another graph.
     pub fn tap(&self, values: &[ValueId]) -> Result<CompiledGraph, SessionError> {
-        let mut graph = self.graph().clone();
+        let mut graph = self.kept_graph()?.clone();
         let taps: Vec<(String, ValueId)> = values.iter().map(|&v| (tap_name(v), v)).collect();
         let outputs = self.graph().outputs().iter().chain(&taps);
         let outputs: Vec<(&str, ValueId)> = outputs.map(|(name, v)| (name.as_str(), *v)).collect();
@@ -92,10 +92,9 @@ impl CompiledGraph {
         state: Option<&State>,
         inputs: &[(&str, TensorArg<'_>)],
     ) -> Result<Comparison, SessionError> {
-        let graph = self.graph();
+        let graph = self.kept_graph()?;
         let values: Vec<ValueId> = graph.nodes().flat_map(|(_, node)| node.outputs.clone()).collect();
-        let empty = || State { buffers: Vec::new(), dims: Vec::new() };
-        let mut before = state.map_or_else(empty, copy_state);
+        let mut before = state.map_or_else(State::default, copy_state);
         let binding = self.bind_inputs(&before, inputs)?;
         if before.buffers.is_empty() && !self.template().states().is_empty() {
             before = self.new_state(&binding)?;
@@ -192,7 +191,7 @@ impl OneNode<'_> {
     /// Runs the node alone, with sizes as numbers.
     fn run(&self, node: &Node) -> Result<Vec<(String, Tensor)>, SessionError> {
         let mut graph = Graph::new(node.op.def().name());
-        let mut state = State { buffers: Vec::new(), dims: Vec::new() };
+        let mut state = State::default();
         let mut given: Vec<(String, &Tensor)> = Vec::new();
         let mut placed: HashMap<ValueId, ValueId> = HashMap::new();
         for &value in &node.inputs {
@@ -241,14 +240,19 @@ fn copy_state(state: &State) -> State {
     State { buffers, dims: state.dims.clone() }
 }
 
-/// The largest difference of two tensors, and what rounding explains after `work` operations an element.
-fn difference(found: &Tensor, expected: &Tensor, work: f64) -> Result<(f64, f64), SessionError> {
-    let unit = match expected.dtype() {
+/// The unit roundoff that results of a dtype are held to: f64 results are made of f32 arithmetic at worst.
+pub(crate) fn rounding(dtype: DType) -> f64 {
+    match dtype {
         DType::F64 | DType::F32 => f64::from(f32::EPSILON),
         DType::F16 => 2f64.powi(-10),
         DType::BF16 => 2f64.powi(-7),
         _ => 0.0,
-    };
+    }
+}
+
+/// The largest difference of two tensors, and what rounding explains after `work` operations an element.
+fn difference(found: &Tensor, expected: &Tensor, work: f64) -> Result<(f64, f64), SessionError> {
+    let unit = rounding(expected.dtype());
     let eval = |t: &Tensor| {
         to_f64(t).map_err(|cause| crate::backend::BackendError::Eval { op: "comparing".to_owned(), cause })
     };

@@ -1,20 +1,22 @@
 //! A compiled graph: its template, weights, specialisations and reports.
 
-use super::context::RunContext;
+use super::context::{RunContext, check_inputs};
 use super::error::SessionError;
 use super::report::{CompileReport, StepReport};
 use super::value::TensorArg;
-use crate::backend::{Backend, Program};
+use crate::backend::{Backend, BackendError, Program, contain};
 use crate::memory::{MemoryEstimate, estimate_with};
 use crate::plan::{InterfaceEntry, Lir, Template};
-use crate::weights::{WeightKind, WeightRegistry};
+use crate::weights::{WeightHandle, WeightKind, WeightRegistry};
 use rlx_graph::Graph;
 use rlx_graph::interpret::nearest_name;
 use rlx_graph::passes::PassReport;
+use rlx_kernels::schedule::RunControl;
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::{DType, DimBinding, Shape, Tensor, byte_count};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Specialisations kept by [`CompiledGraph::run`].
 const SPECIALISATIONS: usize = 8;
@@ -25,18 +27,65 @@ pub struct CompiledGraph {
     weights: Arc<WeightRegistry>,
     template: Arc<Template>,
     graph: Graph,
+    from_plan: bool,
     passes: PassReport,
     compile_micros: u64,
-    program: Mutex<Option<Arc<dyn Program>>>,
+    health: Arc<Health>,
+    program: Mutex<Option<Loaded>>,
     recent: Mutex<VecDeque<RunContext>>,
     verify: Option<Box<VerifyWeights>>,
+    specialisations: AtomicU64,
+}
+
+impl std::fmt::Debug for CompiledGraph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CompiledGraph({} on {})", self.template.name(), self.backend.name())
+    }
+}
+
+/// Whether an executable may still be used: not after its backend has panicked. Shared with its contexts.
+#[derive(Debug, Default)]
+pub(super) struct Health(OnceLock<String>);
+
+impl Health {
+    /// An error once the executable is discarded.
+    pub(super) fn check(&self) -> Result<(), BackendError> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(message) => Err(BackendError::Discarded { message: message.clone() }),
+        }
+    }
+
+    /// Calls into the backend; a panic discards the executable.
+    pub(super) fn contain<T>(
+        &self,
+        call: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        self.check()?;
+        let result = contain(call);
+        if let Err(BackendError::Panicked { message }) = &result {
+            // A second panic of a run beside this one changes nothing: the executable is discarded already.
+            let _ = self.0.set(message.clone());
+        }
+        result
+    }
+}
+
+/// A program with the weights it was loaded from.
+struct Loaded {
+    program: Arc<dyn Program>,
+    revision: u64,
+    versions: Vec<(WeightHandle, u64)>,
 }
 
 /// Is asked before a program reads weights.
 type VerifyWeights = dyn Fn() -> Result<(), SessionError> + Send + Sync;
 
 /// Buffers that survive runs: KV caches. Owned by the caller, usable by every specialisation of one template.
-#[derive(Debug)]
+///
+/// A run that fails leaves them as they were: buffers that ops overwrite are put back from a copy, and what an op appended beyond the
+/// positions in use (a KV cache) stays there unseen, for the next run writes those positions before it reads them.
+#[derive(Debug, Default)]
 pub struct State {
     pub(super) buffers: Vec<AlignedBytes>,
     pub(super) dims: Vec<Vec<usize>>,
@@ -73,14 +122,27 @@ impl CompiledGraph {
         backend: Arc<dyn Backend>,
         weights: Arc<WeightRegistry>,
         template: Arc<Template>,
-        graph: Graph,
+        graph: Option<Graph>,
         passes: PassReport,
         compile_micros: u64,
     ) -> Self {
-        let (program, recent) = (Mutex::new(None), Mutex::new(VecDeque::new()));
-        Self { backend, weights, template, graph, passes, compile_micros, program, recent, verify: None }
+        let from_plan = graph.is_none();
+        let graph = graph.unwrap_or_else(|| Graph::new(template.name()));
+        Self {
+            backend,
+            weights,
+            template,
+            graph,
+            from_plan,
+            passes,
+            compile_micros,
+            health: Arc::default(),
+            program: Mutex::new(None),
+            recent: Mutex::new(VecDeque::new()),
+            specialisations: AtomicU64::new(0),
+            verify: None,
+        }
     }
-
     /// The same graph, whose weights are to be verified before a program is loaded.
     #[must_use]
     pub(crate) fn verified_by(
@@ -96,9 +158,32 @@ impl CompiledGraph {
         &self.template
     }
 
-    /// The optimised, legal graph.
+    /// The optimised, legal graph; an empty one for an executable that was compiled from a plan.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// As [`CompiledGraph::graph`], for work that needs its nodes.
+    pub(super) fn kept_graph(&self) -> Result<&Graph, SessionError> {
+        match self.from_plan {
+            false => Ok(&self.graph),
+            true => Err(SessionError::NoGraph { name: self.template.name().to_owned() }),
+        }
+    }
+
+    /// What the passes did to the graph.
+    pub fn pass_report(&self) -> &PassReport {
+        &self.passes
+    }
+
+    /// Whether weights have been loaded to the device.
+    pub fn is_loaded(&self) -> bool {
+        lock(&self.program).is_some()
+    }
+
+    /// How many times [`CompiledGraph::specialize`] has bound capacities.
+    pub fn specialisations(&self) -> u64 {
+        self.specialisations.load(Ordering::Relaxed)
     }
 
     /// The device.
@@ -157,65 +242,57 @@ impl CompiledGraph {
 
     /// As [`CompiledGraph::set_param`], from bytes.
     pub fn set_param_typed(&self, name: &str, bytes: &[u8], dtype: DType) -> Result<(), SessionError> {
-        let Some(param) = self.template.params().iter().find(|p| p.name == name) else {
-            return Err(unknown("param", name, self.template.params()));
-        };
-        let expected = param.shape.dtype();
-        if dtype != expected {
-            return Err(SessionError::DType { name: name.to_owned(), expected, found: dtype });
-        }
-        let need = param.shape.known_dims().and_then(|dims| byte_count(&dims, dtype));
-        if need != Some(bytes.len()) {
-            let (expected, found) = (param.shape.to_string(), format!("{} bytes", bytes.len()));
-            return Err(SessionError::Shape { name: name.to_owned(), expected, found });
-        }
-        let shared: Arc<[u8]> = Arc::from(bytes);
-        match self.weights.lookup(name) {
-            Some(handle) => {
-                self.weights.replace(handle, param.shape.clone(), shared)?;
-            }
-            None => {
-                self.weights.register(name, param.shape.clone(), shared, WeightKind::Base)?;
-            }
-        }
-        *lock(&self.program) = None;
+        let params = self.template.params().iter().map(|p| (p.name.as_str(), &p.shape));
+        let shape = check_param(params, name, bytes.len(), dtype)?;
+        set_weight(&self.weights, name, shape, bytes)?;
         lock(&self.recent).clear();
         Ok(())
     }
 
-    /// The program: steps bound to kernels and weights, made at first use.
+    /// The program: steps bound to kernels and weights, made at first use and again when a weight has a new version.
     pub fn program(&self) -> Result<Arc<dyn Program>, SessionError> {
-        let mut program = lock(&self.program);
-        if let Some(program) = &*program {
-            return Ok(Arc::clone(program));
+        self.health.check()?;
+        let mut loaded = lock(&self.program);
+        let revision = self.weights.revision();
+        if let Some(loaded) = &mut *loaded
+            && (loaded.revision == revision || self.weight_versions()? == loaded.versions)
+        {
+            loaded.revision = revision;
+            return Ok(Arc::clone(&loaded.program));
         }
         self.check_weights(true)?;
         if let Some(verify) = &self.verify {
             verify()?;
         }
-        let loaded = self.backend.load(&self.template, &self.weights)?;
-        *program = Some(Arc::clone(&loaded));
-        Ok(loaded)
+        let versions = self.weight_versions()?;
+        let program = self.health.contain(|| self.backend.load(&self.template, &self.weights))?;
+        *loaded = Some(Loaded { program: Arc::clone(&program), revision, versions });
+        Ok(program)
     }
 
-    /// Whether the program is made, so that the weights are in memory.
-    pub fn is_loaded(&self) -> bool {
-        lock(&self.program).is_some()
+    fn weight_versions(&self) -> Result<Vec<(WeightHandle, u64)>, SessionError> {
+        let handles = self.template.params().iter().filter_map(|p| self.weights.lookup(&p.name));
+        handles.map(|handle| Ok((handle, self.weights.get(handle)?.version()))).collect()
     }
 
     /// Binds capacities and places memory.
     pub fn specialize(&self, binding: &DimBinding) -> Result<Lir, SessionError> {
+        self.specialisations.fetch_add(1, Ordering::Relaxed);
         Ok(self.template.specialize(binding)?)
     }
 
-    /// Memory for runs under a specialisation's capacities: reusable, one run at a time.
+    /// Memory for runs under a specialisation's capacities: reusable, one run at a time. It keeps the weights of now.
     pub fn context(&self, lir: &Lir) -> Result<RunContext, SessionError> {
-        RunContext::new(self.program()?, lir)
+        self.context_of(self.program()?, lir)
+    }
+
+    fn context_of(&self, program: Arc<dyn Program>, lir: &Lir) -> Result<RunContext, SessionError> {
+        RunContext::new(program, Arc::clone(&self.health), lir)
     }
 
     /// Zeroed state buffers for these capacities. Symbols that no state uses need no value.
     pub fn new_state(&self, binding: &DimBinding) -> Result<State, SessionError> {
-        let mut state = State { buffers: Vec::new(), dims: Vec::new() };
+        let mut state = State::default();
         for entry in self.template.states() {
             let dims = entry.shape.eval(binding)?;
             let bytes = byte_count(&dims, entry.shape.dtype()).filter(|&b| isize::try_from(b).is_ok());
@@ -233,7 +310,7 @@ impl CompiledGraph {
 
     /// Runs once on fresh state and returns the outputs. Specialises to the inputs' extents as needed, and keeps the last few.
     pub fn run(&self, inputs: &[(&str, TensorArg<'_>)]) -> Result<Vec<(String, Tensor)>, SessionError> {
-        self.run_with(&mut State { buffers: Vec::new(), dims: Vec::new() }, inputs)
+        self.run_with(&mut State::default(), inputs)
     }
 
     /// Runs once on the caller's state. An empty state is filled with fresh buffers if the inputs determine their size.
@@ -242,28 +319,59 @@ impl CompiledGraph {
         state: &mut State,
         inputs: &[(&str, TensorArg<'_>)],
     ) -> Result<Vec<(String, Tensor)>, SessionError> {
+        self.run_controlled(state, inputs, RunControl::default())
+    }
+
+    /// As [`CompiledGraph::run_with`], ended early by a cancel token or a deadline, see [`super::CancelToken::control`].
+    ///
+    /// # Errors
+    /// As [`CompiledGraph::run_with`]; `StepError::Cancelled` and `StepError::DeadlinePassed` as [`SessionError::Backend`].
+    pub fn run_controlled(
+        &self,
+        state: &mut State,
+        inputs: &[(&str, TensorArg<'_>)],
+        control: RunControl<'_>,
+    ) -> Result<Vec<(String, Tensor)>, SessionError> {
         let symbols = self.bind_inputs(state, inputs)?;
-        if state.buffers.is_empty() && !self.template.states().is_empty() {
+        let fresh = state.buffers.is_empty() && !self.template.states().is_empty();
+        if fresh {
             *state = self.new_state(&symbols)?;
         }
-        let mut context = self.take_context(&symbols)?;
-        let outputs = context.run(state, inputs)?;
+        let outputs = self.run_bound(state, &symbols, inputs, control);
+        if outputs.is_err() && fresh {
+            *state = State::default();
+        }
+        outputs
+    }
+
+    fn run_bound(
+        &self,
+        state: &mut State,
+        symbols: &DimBinding,
+        inputs: &[(&str, TensorArg<'_>)],
+        control: RunControl<'_>,
+    ) -> Result<Vec<(String, Tensor)>, SessionError> {
+        let mut context = self.take_context(symbols)?;
+        let outputs = context.run_controlled(state, inputs, control);
+        if outputs.as_ref().err().is_some_and(SessionError::is_device_fault) {
+            return outputs;
+        }
         let mut recent = lock(&self.recent);
         recent.push_back(context);
         if recent.len() > SPECIALISATIONS {
             recent.pop_front();
         }
-        Ok(outputs)
+        outputs
     }
 
-    /// A kept context whose capacities cover these sizes, or a new one for exactly them.
+    /// A kept context of the newest weights whose capacities cover these sizes, or a new one for exactly them.
     fn take_context(&self, symbols: &DimBinding) -> Result<RunContext, SessionError> {
+        let program = self.program()?;
         let mut recent = lock(&self.recent);
-        if let Some(at) = recent.iter().position(|c| c.covers(symbols)) {
-            return recent.remove(at).map_or_else(|| self.context(&self.specialize(symbols)?), Ok);
-        }
+        recent.retain(|context| Arc::ptr_eq(context.program(), &program));
+        let kept = recent.iter().position(|c| c.covers(symbols)).and_then(|at| recent.remove(at));
         drop(recent);
-        self.context(&self.specialize(symbols)?)
+        kept.map_or_else(|| self.context_of(program, &self.specialize(symbols)?), Ok)
     }
 
     pub(super) fn bind_inputs(
@@ -271,6 +379,7 @@ impl CompiledGraph {
         state: &State,
         inputs: &[(&str, TensorArg<'_>)],
     ) -> Result<DimBinding, SessionError> {
+        check_inputs(&self.template, inputs)?;
         let mut binding = DimBinding::new();
         for (entry, dims) in self.template.states().iter().zip(&state.dims) {
             bind(&mut binding, &entry.shape, dims)?;
@@ -316,9 +425,28 @@ impl CompiledGraph {
             decomposed: self.passes.dispatch.decomposed.clone(),
             checks: template.checks().map(|(l, r, node)| format!("{l} = {r} for {node}")).collect(),
             steps: steps.collect(),
+            unused_weights: self.unused_weights(),
             passes: self.passes.clone(),
             compile_micros: self.compile_micros,
         })
+    }
+
+    /// Names of the registry that no param of the graph has, nor an alias or adapter of one.
+    fn unused_weights(&self) -> Vec<String> {
+        let params: HashSet<&str> = self.template.params().iter().map(|p| p.name.as_str()).collect();
+        let mut bound = HashSet::new();
+        for name in &params {
+            let entry = self.weights.lookup(name).and_then(|handle| self.weights.get(handle).ok());
+            bound.extend(entry.map(|entry| entry.name().to_owned()));
+        }
+        let is_base = |name: &String| {
+            let described = self.weights.lookup(name).and_then(|handle| self.weights.describe(handle).ok());
+            matches!(described, Some((_, WeightKind::Base)))
+        };
+        let mut unused = self.weights.names();
+        unused.retain(|name| !params.contains(name.as_str()) && !bound.contains(name) && is_base(name));
+        unused.sort();
+        unused
     }
 
     /// The peak of memory of runs under these capacities, weights included. No weight is read.
@@ -328,6 +456,47 @@ impl CompiledGraph {
     pub fn estimate(&self, binding: &DimBinding) -> Result<MemoryEstimate, SessionError> {
         estimate_with(&self.specialize(binding)?, &*self.backend, &self.weights)
     }
+}
+
+/// The shape of a param that may take `bytes` bytes of `dtype`.
+///
+/// # Errors
+/// [`SessionError::UnknownName`], [`SessionError::DType`], [`SessionError::Shape`].
+pub(crate) fn check_param<'p>(
+    params: impl Iterator<Item = (&'p str, &'p Shape)> + Clone,
+    name: &str,
+    bytes: usize,
+    dtype: DType,
+) -> Result<&'p Shape, SessionError> {
+    let Some((_, shape)) = params.clone().find(|(known, _)| *known == name) else {
+        let nearest = nearest_name(name, params.map(|(known, _)| known)).map(str::to_owned);
+        return Err(SessionError::UnknownName { kind: "param", name: name.to_owned(), nearest });
+    };
+    if dtype != shape.dtype() {
+        let (name, expected) = (name.to_owned(), shape.dtype());
+        return Err(SessionError::DType { name, expected, found: dtype });
+    }
+    let need = shape.known_dims().and_then(|dims| byte_count(&dims, dtype));
+    if need != Some(bytes) {
+        let (expected, found) = (shape.to_string(), format!("{bytes} bytes"));
+        return Err(SessionError::Shape { name: name.to_owned(), expected, found });
+    }
+    Ok(shape)
+}
+
+/// Gives a weight its value, or a new version of it.
+pub(crate) fn set_weight(
+    weights: &WeightRegistry,
+    name: &str,
+    shape: &Shape,
+    bytes: &[u8],
+) -> Result<(), SessionError> {
+    let shared: Arc<[u8]> = Arc::from(bytes);
+    match weights.lookup(name) {
+        Some(handle) => weights.replace(handle, shape.clone(), shared)?,
+        None => drop(weights.register(name, shape.clone(), shared, WeightKind::Base)?),
+    }
+    Ok(())
 }
 
 /// Binds symbols that stand alone in a shape to the extents given.

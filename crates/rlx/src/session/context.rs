@@ -1,11 +1,12 @@
 //! The memory of one run in flight, reusable.
 
-use super::compiled::{State, unknown};
+use super::compiled::{Health, State, unknown};
 use super::error::SessionError;
 use super::value::TensorArg;
-use crate::backend::{Context, Io, Program};
+use crate::backend::{BackendError, Context, Io, Program};
 use crate::plan::{InterfaceEntry, Lir, Template};
 use rlx_kernels::schedule::RunControl;
+use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::{Dim, DimBinding, DimError, SizeId, SizeTable, Tensor, byte_count};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -27,7 +28,10 @@ pub struct RunContext {
     program: Arc<dyn Program>,
     template: Arc<Template>,
     binding: DimBinding,
+    health: Arc<Health>,
     inner: Box<dyn Context>,
+    /// States that ops overwrite, with what stood in them before the run.
+    saved: Vec<(usize, AlignedBytes)>,
     input_rules: Vec<Vec<Rule>>,
     state_rules: Vec<Vec<Rule>>,
     symbols: Vec<usize>,
@@ -37,16 +41,40 @@ pub struct RunContext {
 const UNBOUND: usize = usize::MAX;
 
 impl RunContext {
-    pub(super) fn new(program: Arc<dyn Program>, lir: &Lir) -> Result<Self, SessionError> {
+    pub(super) fn new(
+        program: Arc<dyn Program>,
+        health: Arc<Health>,
+        lir: &Lir,
+    ) -> Result<Self, SessionError> {
         let template = Arc::clone(lir.template());
-        let inner = program.context(lir)?;
+        let inner = health.contain(|| program.context(lir))?;
+        let save = |state: usize| {
+            let bytes = lir.buffer_bytes(template.states()[state].place.buffer);
+            let room = AlignedBytes::try_zeroed(bytes).ok_or_else(|| {
+                let what = format!("a copy of state {}", template.states()[state].name);
+                BackendError::OutOfMemory { bytes: bytes as u64, what }
+            });
+            room.map(|room| (state, room))
+        };
+        let saved = template.overwritten_states().map(save).collect::<Result<_, _>>()?;
         let rules =
             |entries: &[InterfaceEntry]| entries.iter().map(|e| rules_of(template.sizes(), e)).collect();
         let (input_rules, state_rules) = (rules(template.inputs()), rules(template.states()));
         let symbols = Vec::with_capacity(template.sizes().symbols().len());
         let sizes = Vec::with_capacity(template.sizes().len());
         let binding = lir.binding().clone();
-        Ok(Self { program, template, binding, inner, input_rules, state_rules, symbols, sizes })
+        Ok(Self {
+            program,
+            template,
+            binding,
+            health,
+            inner,
+            saved,
+            input_rules,
+            state_rules,
+            symbols,
+            sizes,
+        })
     }
 
     /// The capacities.
@@ -59,9 +87,10 @@ impl RunContext {
         &self.program
     }
 
-    /// `(arena, scratch)` bytes it holds.
+    /// `(arena, scratch)` bytes it holds; copies of states count as scratch.
     pub fn bytes(&self) -> (usize, usize) {
-        self.inner.bytes()
+        let (arena, scratch) = self.inner.bytes();
+        (arena, scratch + self.saved.iter().map(|(_, copy)| copy.len()).sum::<usize>())
     }
 
     /// True if every symbol fits its capacity, and the capacities are not much larger than needed.
@@ -80,6 +109,19 @@ impl RunContext {
         state: &mut State,
         inputs: &[(&str, TensorArg<'_>)],
     ) -> Result<Vec<(String, Tensor)>, SessionError> {
+        self.run_controlled(state, inputs, RunControl::default())
+    }
+
+    /// As [`RunContext::run`], ended early by a cancel token or a deadline.
+    ///
+    /// # Errors
+    /// As [`RunContext::run`]; `StepError::Cancelled` and `StepError::DeadlinePassed` as [`SessionError::Backend`].
+    pub fn run_controlled(
+        &mut self,
+        state: &mut State,
+        inputs: &[(&str, TensorArg<'_>)],
+        control: RunControl<'_>,
+    ) -> Result<Vec<(String, Tensor)>, SessionError> {
         let given = self.prepare(state, inputs)?;
         let mut results = Vec::with_capacity(self.template.outputs().len());
         for entry in self.template.outputs() {
@@ -93,7 +135,7 @@ impl RunContext {
             results.push((entry.name.clone(), tensor));
         }
         let mut outputs: SmallVec<[&mut [u8]; 8]> = results.iter_mut().map(|(_, t)| t.bytes_mut()).collect();
-        self.execute(&given, &mut outputs, state, RunControl::default())?;
+        self.execute(&given, &mut outputs, state, control)?;
         drop(outputs);
         Ok(results)
     }
@@ -143,8 +185,24 @@ impl RunContext {
         state: &mut State,
         control: RunControl<'_>,
     ) -> Result<(), SessionError> {
+        self.health.check()?;
+        for (at, copy) in &mut self.saved {
+            let now = state.buffers[*at].as_slice();
+            if copy.len() != now.len() {
+                *copy = AlignedBytes::copied_from(now);
+            } else {
+                copy.as_mut_slice().copy_from_slice(now);
+            }
+        }
         let io = Io { symbols: &self.symbols, inputs, outputs, states: &mut state.buffers, control };
-        Ok(self.inner.run(io)?)
+        let inner = &mut self.inner;
+        let result = self.health.contain(|| inner.run(io));
+        if result.is_err() {
+            for (at, copy) in &self.saved {
+                state.buffers[*at].as_mut_slice().copy_from_slice(copy.as_slice());
+            }
+        }
+        Ok(result?)
     }
 
     /// Checks names, dtypes and extents, and gives every symbol its value.
@@ -153,11 +211,7 @@ impl RunContext {
         state: &State,
         inputs: &[(&str, TensorArg<'a>)],
     ) -> Result<SmallVec<[&'a [u8]; 32]>, SessionError> {
-        for (name, _) in inputs {
-            if !self.template.inputs().iter().any(|e| e.name == *name) {
-                return Err(unknown("input", name, self.template.inputs()));
-            }
-        }
+        check_inputs(&self.template, inputs)?;
         if state.buffers.len() != self.template.states().len() {
             let (want, have) = (self.template.states().len(), state.buffers.len());
             return Err(SessionError::State {
@@ -173,10 +227,6 @@ impl RunContext {
             let Some((_, value)) = found else {
                 return Err(SessionError::Missing { kind: "input", name: entry.name.clone() });
             };
-            if value.dtype != entry.shape.dtype() {
-                let (expected, found) = (entry.shape.dtype(), value.dtype);
-                return Err(SessionError::DType { name: entry.name.clone(), expected, found });
-            }
             match value.dims {
                 Some(dims) => {
                     bind_extents(&mut self.symbols, &self.template, entry, &self.input_rules[index], dims)?
@@ -233,6 +283,43 @@ impl RunContext {
             check_sizes(&self.sizes, entry, rules, Some(dims))?;
         }
         Ok(())
+    }
+}
+
+/// Checks every input that is given alone, and that none is missing: names, dtypes, and extents as far as the graph knows them. An
+/// extent that a caller merely claims passes only with the bytes to go with it, so nothing is allocated for a claim.
+pub(super) fn check_inputs(
+    template: &Template,
+    inputs: &[(&str, TensorArg<'_>)],
+) -> Result<(), SessionError> {
+    for (at, (name, value)) in inputs.iter().enumerate() {
+        let Some(entry) = template.inputs().iter().find(|e| e.name == *name) else {
+            return Err(unknown("input", name, template.inputs()));
+        };
+        if inputs[..at].iter().any(|(earlier, _)| earlier == name) {
+            return Err(SessionError::Twice { kind: "input", name: (*name).to_owned() });
+        }
+        if value.dtype != entry.shape.dtype() {
+            let (name, expected) = ((*name).to_owned(), entry.shape.dtype());
+            return Err(SessionError::DType { name, expected, found: value.dtype });
+        }
+        let Some(dims) = value.dims else { continue };
+        let known = |(dim, &extent): (&Dim, &usize)| dim.known().is_none_or(|known| known == extent);
+        let fits = dims.len() == entry.shape.rank() && entry.shape.dims().iter().zip(dims).all(known);
+        if !fits {
+            let (expected, found) = (entry.shape.to_string(), format!("{dims:?}"));
+            return Err(SessionError::Shape { name: entry.name.clone(), expected, found });
+        }
+        if byte_count(dims, value.dtype) != Some(value.bytes.len()) {
+            let expected = format!("{} = {dims:?}", entry.shape);
+            let found = format!("{} bytes", value.bytes.len());
+            return Err(SessionError::Shape { name: entry.name.clone(), expected, found });
+        }
+    }
+    let given = |entry: &&InterfaceEntry| !inputs.iter().any(|(name, _)| *name == entry.name);
+    match template.inputs().iter().find(given) {
+        None => Ok(()),
+        Some(entry) => Err(SessionError::Missing { kind: "input", name: entry.name.clone() }),
     }
 }
 

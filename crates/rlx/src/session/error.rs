@@ -2,7 +2,7 @@
 
 use crate::backend::BackendError;
 use crate::config::ConfigError;
-use crate::devices::DeviceId;
+use crate::devices::{DeviceError, DeviceFallbackError};
 use crate::plan::PlanError;
 use crate::weights::RegistryError;
 use rlx_graph::passes::PassError;
@@ -16,11 +16,31 @@ pub enum SessionError {
     /// A graph cannot be built.
     #[error(transparent)]
     Graph(#[from] rlx_graph::GraphError),
-    /// This build has no backend for the device.
-    #[error("this build has no backend for {device}; it has: cpu")]
-    NoBackend {
-        /// The device asked for.
-        device: DeviceId,
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// No device of a chain ran the graph.
+    #[error(transparent)]
+    Fallback(#[from] DeviceFallbackError),
+    /// The executable keeps no graph to look into.
+    #[error("{name} was compiled from a plan, which keeps no graph: compile the graph itself for this")]
+    NoGraph {
+        /// The executable.
+        name: String,
+    },
+    /// A plan that its verifier refuses.
+    #[error("the plan is broken: {reason}")]
+    BrokenPlan {
+        /// What is broken.
+        reason: String,
+    },
+    /// A name given twice where one value is wanted.
+    #[error("{kind} {name:?} was given twice")]
+    Twice {
+        /// Input or output.
+        kind: &'static str,
+        /// The name.
+        name: String,
     },
     /// The machine lacks the instruction set that the settings ask for.
     #[error("this machine has no {isa}; see `rlx doctor` for what it has")]
@@ -99,6 +119,19 @@ pub enum SessionError {
         /// What does not fit.
         reason: String,
     },
+}
+
+impl SessionError {
+    /// Whether another device may do better: the device is lost, absent, too small, cannot run an op, or its backend failed. False
+    /// for what the caller has to change, such as inputs, and for a run that was cancelled.
+    pub fn is_device_fault(&self) -> bool {
+        match self {
+            SessionError::Backend(error) => error.is_device_fault(),
+            SessionError::Pass(error) => matches!(error, PassError::NotRunnable { .. }),
+            SessionError::Device(_) | SessionError::Fallback(_) | SessionError::Isa { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 fn lines(problems: &[String]) -> String {

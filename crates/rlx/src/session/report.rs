@@ -22,6 +22,8 @@ pub struct CompileReport {
     pub checks: Vec<String>,
     /// Each step with its kernel.
     pub steps: Vec<StepReport>,
+    /// Weights of the registry that the graph has no param for.
+    pub unused_weights: Vec<String>,
     /// Wall time of passes and planning, in microseconds.
     pub compile_micros: u64,
 }
@@ -106,6 +108,7 @@ impl fmt::Display for ReportTable<'_> {
         for node in &report.decomposed {
             writeln!(f, "decomposed {} into {} at {}", node.op, node.into.join(", "), node.location)?;
         }
-        report.checks.iter().try_for_each(|check| writeln!(f, "checked in every run: {check}"))
+        report.checks.iter().try_for_each(|check| writeln!(f, "checked in every run: {check}"))?;
+        report.unused_weights.iter().try_for_each(|name| writeln!(f, "weight {name} is not used"))
     }
 }

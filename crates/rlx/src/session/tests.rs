@@ -42,7 +42,7 @@ fn compiled() -> CompiledGraph {
 }
 
 fn no_state() -> State {
-    State { buffers: Vec::new(), dims: Vec::new() }
+    State::default()
 }
 
 #[test]

@@ -350,6 +350,7 @@ pub struct WeightRegistry {
     entries: RwLock<Entries>,
     streamer: Arc<Streamer>,
     packed_bytes: Arc<AtomicU64>,
+    revision: AtomicU64,
 }
 
 static NEXT_REGISTRY: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
@@ -374,7 +375,13 @@ impl WeightRegistry {
             entries: RwLock::default(),
             streamer: Arc::default(),
             packed_bytes: Arc::default(),
+            revision: AtomicU64::new(0),
         }
+    }
+
+    /// Grows whenever a weight is registered, replaced or removed: while it is the same, so is every weight.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Relaxed)
     }
 
     /// Registers a weight, or finds it registered with the same content. Content is compared by digest, and only
@@ -786,7 +793,9 @@ impl WeightRegistry {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+        let entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        self.revision.fetch_add(1, Relaxed);
+        entries
     }
 
     fn insert(

@@ -1,0 +1,282 @@
+use super::*;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::reference::ReferenceBackend;
+use crate::session::contract::{cached, cpu, graph, values};
+use rlx_graph::ops::linear::Linear;
+use rlx_graph::passes::PassOptions;
+use rlx_kernels::isa::Isa;
+use rlx_tensor::{DType, Dim};
+
+fn weighted(session: &Session) {
+    let compiled = session.compile(&graph()).unwrap();
+    for (name, count) in [("w1", 32 * 48), ("w2", 48 * 32), ("bias", 48)] {
+        compiled.set_param(name, values(count, count as u32).as_slice()).unwrap();
+    }
+}
+
+fn pipeline() -> ModelCompilePipeline {
+    let session = cpu(1);
+    weighted(&session);
+    ModelCompilePipeline::of_session(session)
+}
+
+fn rows(count: usize) -> DimBinding {
+    DimBinding::new().with("rows", count)
+}
+
+fn options() -> CompileOptions {
+    CompileOptions::default()
+}
+
+#[test]
+fn the_first_use_through_get_or_compile_component_works() {
+    let pipeline = pipeline();
+    assert!(!pipeline.has_template() && pipeline.is_empty());
+    let component = ModelComponent::new("layers", ModelVariant::encoder(3, 4));
+    let first = pipeline.get_or_compile_component(&component, &graph(), &options()).unwrap();
+    assert_eq!((first.label(), first.manifest().inputs[0].shape.as_slice()), ("layers", &[12, 32][..]));
+    let again = pipeline.get_or_compile_component(&component, &graph(), &options()).unwrap();
+    assert!(Arc::ptr_eq(&first, &again));
+    assert_eq!((pipeline.specialisations(), pipeline.len()), (1, 1));
+    let manifest = pipeline.binding_manifest_for_component(None, &component).unwrap();
+    assert_eq!(manifest, first.manifest());
+}
+
+#[test]
+fn one_specialisation_per_miss_and_none_per_hit() {
+    let pipeline = pipeline();
+    let id = pipeline.ensure_template(&graph(), &options()).unwrap();
+    for count in [4, 8, 4, 4, 8, 16] {
+        pipeline.get_or_compile("a label", Some(id), &rows(count)).unwrap();
+    }
+    assert_eq!(pipeline.specialisations(), 3);
+    assert!(pipeline.contains(Some(id), &rows(16)) && !pipeline.contains(Some(id), &rows(17)));
+}
+
+#[test]
+fn a_second_graph_or_other_options_never_get_the_first_template() {
+    let pipeline = pipeline();
+    let first = pipeline.ensure_template(&graph(), &options()).unwrap();
+    let text = graph().to_string().replace("kind=add", "kind=sub");
+    let other: Graph = text.parse().unwrap();
+    let second = pipeline.ensure_template(&other, &options()).unwrap();
+    let passes = PassOptions { skip: vec!["fuse_linear".to_owned()], ..PassOptions::default() };
+    let third = pipeline.build_template(&graph(), &CompileOptions { passes, ..options() }).unwrap();
+    assert!(first != second && first != third && second != third);
+    let (a, b, c) = (
+        pipeline.compiled(Some(first)).unwrap(),
+        pipeline.compiled(Some(second)).unwrap(),
+        pipeline.compiled(Some(third)).unwrap(),
+    );
+    assert!(!Arc::ptr_eq(&a, &b) && a.template().steps().len() < c.template().steps().len());
+    assert!(Arc::ptr_eq(&pipeline.compiled(None).unwrap(), &c), "the latest");
+    assert_eq!(pipeline.ensure_template(&graph(), &options()).unwrap(), first, "found again");
+    assert!(Arc::ptr_eq(&pipeline.compiled(None).unwrap(), &a));
+    assert!(!pipeline.template_result(Some(first)).unwrap().passes.trace.tally().is_empty());
+}
+
+#[test]
+fn a_key_cannot_serve_another_binding_whatever_its_label() {
+    let pipeline = pipeline();
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    let small = pipeline.get_or_compile("same", None, &rows(4)).unwrap();
+    let large = pipeline.get_or_compile("same", None, &rows(5)).unwrap();
+    assert_eq!((small.manifest().inputs[0].shape[0], large.manifest().inputs[0].shape[0]), (4, 5));
+    let x = values(5 * 32, 1);
+    let inputs = [("x", TensorArg::typed(&[5, 32], &x))];
+    assert!(small.run(&mut State::default(), &inputs).is_err(), "above its capacity");
+    assert!(large.run(&mut State::default(), &inputs).is_ok());
+}
+
+#[test]
+fn unbound_unknown_and_conflicting_symbols_are_errors() {
+    let pipeline = pipeline();
+    assert!(matches!(pipeline.get_or_compile("x", None, &rows(1)), Err(PipelineError::NoTemplate)));
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    let unbound = pipeline.get_or_compile("x", None, &DimBinding::new()).unwrap_err().to_string();
+    assert!(unbound.contains("rows"), "{unbound}");
+    let unknown = pipeline.get_or_compile("x", None, &rows(1).with("columns", 2)).unwrap_err().to_string();
+    assert!(unknown.contains("columns"), "{unknown}");
+    assert!(rows(1).bind(&rlx_tensor::Symbol::new("rows"), 2).is_err(), "two values for one symbol");
+    let foreign = TemplateId([7; 32]);
+    assert!(matches!(pipeline.compiled(Some(foreign)), Err(PipelineError::UnknownTemplate { .. })));
+    assert!(pipeline.is_empty());
+    assert!(matches!(
+        ModelCompilePipeline::of_session(cpu(1)).with_capacity(0),
+        Err(PipelineError::ZeroCapacity)
+    ));
+}
+
+/// One product with a weight of this dtype.
+fn product(dtype: DType) -> Graph {
+    let mut graph = Graph::new("product");
+    let x = Shape::from_dims(vec![Dim::symbol("rows"), Dim::Known(8)], DType::F32);
+    let (x, w) = (graph.input("x", x).unwrap(), graph.param("w", Shape::new(&[4, 8], dtype)).unwrap());
+    let y = graph.add_one(Linear::plain(), &[x, w]).unwrap();
+    graph.set_outputs(&[("y", y)]).unwrap();
+    graph
+}
+
+#[test]
+fn keys_are_equal_across_processes_and_differ_when_anything_differs() {
+    let of = |session: Session, graph: &Graph, options: &CompileOptions, count: usize| {
+        let pipeline = ModelCompilePipeline::of_session(session);
+        let id = pipeline.ensure_template(graph, options).unwrap();
+        pipeline.key(Some(id), &rows(count)).unwrap()
+    };
+    let scalar = || Session::with_backend(Arc::new(CpuBackend::new(Isa::Scalar, 1)));
+    let base = of(scalar(), &graph(), &options(), 4);
+    let threads = Session::with_backend(Arc::new(CpuBackend::new(Isa::Scalar, 2)));
+    assert_eq!(of(threads, &graph(), &options(), 4), base, "threads change no result");
+    let verify = PassOptions { verify: true, ..PassOptions::default() };
+    assert_eq!(of(scalar(), &graph(), &CompileOptions { passes: verify, ..options() }, 4), base);
+    let parsed: Graph = graph().to_string().parse().unwrap();
+    assert_eq!(of(scalar(), &parsed, &options(), 4), base, "the same graph read from text");
+    let fold = PassOptions { fold_limit_bytes: 7, ..PassOptions::default() };
+    let weighing = |dtype| of(scalar(), &product(dtype), &options(), 4);
+    assert_ne!(weighing(DType::F32), weighing(DType::F16), "the dtype of a weight");
+    let other: Graph = graph().to_string().replace("axis=1", "axis=0").parse().unwrap();
+    let mut keys = vec![
+        base,
+        of(scalar(), &graph(), &options(), 5),
+        of(scalar(), &other, &options(), 4),
+        of(scalar(), &graph(), &CompileOptions { passes: fold, ..options() }, 4),
+        of(Session::with_backend(Arc::new(ReferenceBackend::default())), &graph(), &options(), 4),
+    ];
+    if Isa::detect() != Isa::Scalar {
+        keys.push(of(cpu(1), &graph(), &options(), 4));
+    }
+    for (i, a) in keys.iter().enumerate() {
+        assert!(keys[i + 1..].iter().all(|b| a != b && a.hex() != b.hex()), "{i}");
+    }
+}
+
+#[test]
+fn it_keeps_entries_and_bytes_within_bounds() {
+    let pipeline = pipeline().with_capacity(2).unwrap();
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    for count in [4, 8, 16] {
+        pipeline.get_or_compile("x", None, &rows(count)).unwrap();
+    }
+    assert!(pipeline.len() == 2 && !pipeline.contains(None, &rows(4)) && pipeline.contains(None, &rows(16)));
+    let bytes = pipeline.get_or_compile("x", None, &rows(64)).unwrap().bytes();
+    let tight = self::pipeline().with_budget(bytes + bytes / 2);
+    tight.ensure_template(&graph(), &options()).unwrap();
+    for count in [64, 63, 62] {
+        tight.get_or_compile("x", None, &rows(count)).unwrap();
+        assert!(tight.len() == 1 && tight.bytes() <= bytes);
+    }
+    let error = tight.get_or_compile("x", None, &rows(640)).unwrap_err();
+    assert!(matches!(error, PipelineError::TooLarge { .. }), "{error}");
+    assert!(tight.contains(None, &rows(62)), "nothing was evicted for it");
+}
+
+#[test]
+fn sixteen_threads_asking_for_one_key_compile_it_once() {
+    let pipeline = pipeline().with_mode(CompilationMode::Eager);
+    let component = ModelComponent::new("layers", ModelVariant::encoder(1, 9));
+    let executables: Vec<Arc<Specialised>> = std::thread::scope(|scope| {
+        let ask = || pipeline.get_or_compile_component(&component, &graph(), &options()).unwrap();
+        let threads: Vec<_> = (0..16).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(executables.iter().all(|e| Arc::ptr_eq(e, &executables[0])));
+    assert_eq!((pipeline.specialisations(), pipeline.len()), (1, 1));
+}
+
+#[test]
+fn a_specialised_executable_gives_the_bits_and_checks_of_the_directly_compiled_one() {
+    let pipeline = pipeline();
+    let direct = pipeline.session().compile(&graph()).unwrap();
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    let lir = pipeline.specialize_template(None, &rows(20)).unwrap();
+    let by_lir = pipeline.compile_lir(&lir, &options()).unwrap();
+    let by_text = crate::plan::parse_lir(&lir.to_string()).unwrap();
+    let by_text = pipeline.compile_lir(&by_text, &options()).unwrap();
+    assert!(Arc::ptr_eq(by_lir.compiled(), &pipeline.compiled(None).unwrap()), "one program, packed once");
+    for mode in [CompilationMode::Lazy, CompilationMode::Eager] {
+        let pipeline = self::pipeline().with_mode(mode);
+        pipeline.ensure_template(&graph(), &options()).unwrap();
+        let executable = pipeline.get_or_compile("x", None, &rows(20)).unwrap();
+        for count in [1, 7, 20] {
+            let x = values(count * 32, 3);
+            let dims = [count, 32];
+            let inputs = [("x", TensorArg::typed(&dims, &x))];
+            let wanted = direct.run(&inputs).unwrap().remove(0).1;
+            for specialised in [&*executable, &by_lir, &by_text] {
+                let found = specialised.run(&mut State::default(), &inputs).unwrap().remove(0).1;
+                assert!(found.bits_eq(&wanted), "{count} rows, {mode:?}");
+                let bad = [("y", TensorArg::typed(&dims, &x))];
+                let error = specialised.run(&mut State::default(), &bad).unwrap_err();
+                assert_eq!(error.to_string(), direct.run(&bad).unwrap_err().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_is_usable_by_every_specialisation_of_one_template() {
+    let pipeline = ModelCompilePipeline::of_session(cpu(1));
+    let id = pipeline.ensure_template(&cached(), &options()).unwrap();
+    let at = |seq: usize| {
+        let component = ModelComponent::new("cached", ModelVariant::prefill(1, seq, 64));
+        pipeline.get_or_compile_component(&component, &cached(), &options()).unwrap()
+    };
+    let (prefill, decode) = (at(8), at(1));
+    assert_eq!(pipeline.ensure_template(&cached(), &options()).unwrap(), id);
+    let run = |executable: &Specialised, state: &mut State, q: &[f32], past: i32| {
+        let rows = q.len() / 16;
+        let (dims, starts) = ([rows, 16], [0, rows as i32]);
+        let inputs = [
+            ("q", TensorArg::typed(&dims, q)),
+            ("seq_starts", TensorArg::typed(&[2], &starts)),
+            ("past", TensorArg::typed(&[1], std::slice::from_ref(&past))),
+            ("block_table", TensorArg::typed(&[1, 1], &[0i32])),
+        ];
+        executable.run(state, &inputs).unwrap().remove(0).1
+    };
+    let q = values(8 * 16, 5);
+    let whole = run(&prefill, &mut prefill.new_state().unwrap(), &q, 0);
+    let mut shared = prefill.new_state().unwrap();
+    run(&prefill, &mut shared, &q[..7 * 16], 0);
+    let last = run(&decode, &mut shared, &q[7 * 16..], 7);
+    assert_eq!(whole.as_slice::<f32>().unwrap()[7 * 16..], *last.as_slice::<f32>().unwrap());
+}
+
+#[test]
+fn the_manifest_is_the_layout_that_the_executable_uses() {
+    let pipeline = pipeline();
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    let executable = pipeline.get_or_compile("x", None, &rows(12)).unwrap();
+    let manifest = pipeline.binding_manifest_for_binding(None, &rows(12)).unwrap();
+    assert_eq!(manifest, executable.manifest());
+    assert_eq!(manifest.arena_bytes, executable.context().unwrap().bytes().0);
+    let names = |list: &[crate::plan::ManifestEntry]| list.iter().map(|e| e.name.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (names(&manifest.inputs), names(&manifest.outputs)),
+        (vec!["x".to_owned()], vec!["y".to_owned()])
+    );
+    let x = &manifest.inputs[0];
+    assert_eq!(
+        (x.bytes, x.alignment, x.arena_offset, x.shape.as_slice()),
+        (12 * 32 * 4, 4, None, &[12, 32][..])
+    );
+    let open = pipeline.template_binding_manifest(None).unwrap();
+    assert_eq!(open.inputs[0].1.to_string(), "f32[rows, 32]");
+    assert_eq!(open.params.len(), 3);
+}
+
+#[test]
+fn an_idle_context_is_used_again_and_not_after_its_weights_were_replaced() {
+    let pipeline = pipeline();
+    pipeline.ensure_template(&graph(), &options()).unwrap();
+    let executable = pipeline.get_or_compile("x", None, &rows(3)).unwrap();
+    let context = executable.context().unwrap();
+    let program = Arc::clone(context.program());
+    executable.keep(context);
+    assert!(Arc::ptr_eq(executable.context().unwrap().program(), &program));
+    let context = executable.context().unwrap();
+    executable.keep(context);
+    executable.compiled().set_param("bias", values(48, 1).as_slice()).unwrap();
+    assert!(!Arc::ptr_eq(executable.context().unwrap().program(), &program));
+}
