@@ -123,7 +123,8 @@ fn the_report_has_a_row_for_every_kind_with_its_blocker_in_words() {
     assert_eq!(rows.len(), Device::ALL.len());
     let row = |kind: Device| rows.iter().find(|row| row.device.kind == kind).unwrap();
     let cpu = row(Device::Cpu);
-    assert!(cpu.available && cpu.registered && cpu.allowed && cpu.recommended, "{cpu:?}");
+    assert!(cpu.available && cpu.registered && cpu.allowed && !cpu.recommended, "{cpu:?}");
+    assert!(row(Device::Cuda).recommended, "its rates are ten times the CPU's");
     assert!(cpu.supports_graph == Some(true) && cpu.blocker.is_none() && cpu.predicted_s.unwrap() > 0.0);
     assert!(cpu.capabilities.contains(&"1 threads".to_owned()), "{cpu:?}");
     let blocker = |kind: Device| row(kind).blocker.clone().unwrap();
