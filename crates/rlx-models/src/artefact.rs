@@ -94,6 +94,13 @@ impl Model {
         let facts = file(MODEL)?;
         let mut from = WireReader::new(facts.bytes());
         let (built, stop, limit, lower) = read_facts(&mut from, compiled.graph()).map_err(refused)?;
+        if let (Built::Decoder(model), Some(asked)) = (&built, options.cache_dtype)
+            && asked != model.info.cache_dtype
+        {
+            let expected = "the type it was compiled with";
+            let found = format!("{asked}, compiled with {}", model.info.cache_dtype);
+            return Err(ModelError::Setting { setting: "cache_dtype", expected, found });
+        }
         let vocab = match &built {
             Built::Decoder(model) => model.info.vocab,
             Built::Encoder(model) => model.info.vocab,
