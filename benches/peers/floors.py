@@ -31,7 +31,8 @@ def cache_bytes(config, ctx, width):
 
 
 def seconds(config, work, precision, limits, weight_bytes=None, lengths=None):
-    """Seconds at the limits; `limits` as `rlx doctor --json` gives them. None where a limit is not known."""
+    """Seconds at the limits; `limits` as `rlx doctor --json` gives them. None where a limit is not known. Products of
+    bf16 may use whichever instruction is faster: widened, they are exact in f32."""
     kind, batch, seq, steps = work["work"], work.get("batch", 1), work.get("seq", 1), work.get("steps", 1)
     if kind == "decode":
         rate = limits.get("read_bytes_per_s")
@@ -39,7 +40,8 @@ def seconds(config, work, precision, limits, weight_bytes=None, lengths=None):
         weights = weight_bytes or width * (linear_parameters(config) + head_parameters(config))
         mean_ctx = work["ctx"] + (steps + 1) / 2
         return (weights + cache_bytes(config, mean_ctx, width)) / rate if rate else None
-    rate = limits.get("f32_flops") if precision == "f32" else limits.get("bf16_flops") or limits.get("f32_flops")
+    names = ("f32_flops",) if precision == "f32" else ("f32_flops", "bf16_flops")
+    rate = max(limits.get(name) or 0 for name in names)
     lengths = lengths or [seq] * batch
     causal = kind == "prefill"
     flops = 2 * linear_parameters(config) * sum(lengths) + 2 * head_parameters(config) * len(lengths)
