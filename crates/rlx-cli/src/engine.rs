@@ -6,6 +6,7 @@ use crate::failure::Result;
 use crate::source::Source;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
+use rlx_models::gguf::GgufModel;
 use rlx_models::{Model, OpenOptions};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -32,7 +33,10 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            Ok(Model::from_folder(folder(&source, context)?, &options)?)
+            match &source {
+                Source::Gguf(path) => Ok(Model::from_gguf(&GgufModel::open(path)?, &options)?),
+                _ => Ok(Model::from_folder(folder(&source, context)?, &options)?),
+            }
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         context
@@ -53,10 +57,13 @@ impl Engine {
     }
 }
 
-fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
+/// The folder of a model that is one.
+pub fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
     match source {
         Source::Demo => Ok(HfFolder::embedded("demo", demo::FILES)),
-        Source::Folder(path) => Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?),
+        Source::Folder(path) | Source::Gguf(path) => {
+            Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?)
+        }
     }
 }
 

@@ -1,9 +1,9 @@
-//! What MODEL means: a folder, a hub name in the local cache, or the built-in model.
+//! What MODEL means: a folder, a GGUF file, a hub name in the local cache, or the built-in model.
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use rlx::import::hf::{HfFolder, resolve_model};
-use rlx::import::sniff;
+use rlx::import::{ModelSource, sniff};
 use std::path::PathBuf;
 
 /// Where a model comes from.
@@ -13,6 +13,8 @@ pub enum Source {
     Demo,
     /// A folder.
     Folder(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
 }
 
 impl Source {
@@ -24,8 +26,9 @@ impl Source {
         };
         let dirs = context.config.hf_cache_dirs();
         let resolved = resolve_model(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
-        if resolved.path.is_file() {
-            sniff(&resolved.path)?.supported(&resolved.path)?;
+        if resolved.path.is_file() && sniff(&resolved.path)?.supported(&resolved.path)? == ModelSource::Gguf {
+            context.note(format!("model: {}", resolved.path.display()));
+            return Ok(Source::Gguf(resolved.path));
         }
         HfFolder::open(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
         context.note(format!("model: {}", resolved.path.display()));
@@ -36,7 +39,7 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Source::Demo => "demo".to_owned(),
-            Source::Folder(path) => path.display().to_string(),
+            Source::Folder(path) | Source::Gguf(path) => path.display().to_string(),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod blocks;
 pub mod embed;
 mod error;
 pub mod generate;
+pub mod gguf;
 pub mod kv;
 mod model;
 pub mod plan;
@@ -13,7 +14,9 @@ pub mod sampling;
 pub mod template;
 pub mod tokenizer;
 
-pub use arch::{BuildOptions, Built, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder};
+pub use arch::{
+    BuildOptions, Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder,
+};
 pub use error::{ModelError, Result};
 pub use model::{Model, OpenOptions, TextGeneration, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};

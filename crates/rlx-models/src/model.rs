@@ -1,9 +1,10 @@
 //! The short way in: open a model folder, embed texts, generate text.
 
-use crate::arch::{BuildOptions, Built, build_folder};
+use crate::arch::{BuildOptions, Built, Convention, build, build_folder};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, FinishReason, GenerateOptions, Generation, generate};
+use crate::gguf::GgufModel;
 use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS, compile};
 use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
@@ -11,7 +12,8 @@ use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::backend::Backend;
 use rlx::config::Config;
-use rlx::import::hf::HfFolder;
+use rlx::import::hf::{HfFolder, resolve_model};
+use rlx::import::{ModelSource, sniff};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
@@ -35,6 +37,8 @@ pub struct OpenOptions {
 pub struct Model {
     folder: HfFolder,
     weights: Box<dyn WeightLoader>,
+    convention: Convention,
+    header_bytes: u64,
     backend: Arc<dyn Backend>,
     built: Built,
     compiled: Arc<CompiledGraph>,
@@ -87,7 +91,29 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref().to_string_lossy();
         let dirs = Config::global().map_err(rlx::SessionError::from)?.hf_cache_dirs();
+        let resolved = resolve_model(&path, &dirs)?;
+        if resolved.path.is_file() && sniff(&resolved.path)? == ModelSource::Gguf {
+            return Self::from_gguf(&GgufModel::open(&resolved.path)?, options);
+        }
         Self::from_folder(HfFolder::open(&path, &dirs)?, options)
+    }
+
+    /// Opens a model from a GGUF file already opened.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`].
+    pub fn from_gguf(model: &GgufModel, options: &OpenOptions) -> Result<Self> {
+        let backend: Arc<dyn Backend> = Arc::new(cpu_backend(options.isa, options.threads)?);
+        let weights = model.weights();
+        let choices = build_options(options, Convention::Gguf);
+        let built = build(&model.config()?, weights.as_ref(), model.sentence(), &choices)?;
+        let tokenizer = model.tokenizer(vocab_of(&built))?;
+        let tokenizer = match &built {
+            Built::Decoder(_) => tokenizer,
+            Built::Encoder(encoder) => tokenizer.for_sentences(encoder.info.max_tokens, false)?,
+        };
+        let opened = Self::assemble(model.folder()?, weights, Convention::Gguf, built, tokenizer, backend)?;
+        Ok(Self { header_bytes: model.header_bytes(), ..opened })
     }
 
     /// Opens a model from a folder already found.
@@ -105,19 +131,51 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn on_backend(folder: HfFolder, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
         let weights = folder.loader()?;
-        let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
-        let build = BuildOptions { cache_dtype, ..BuildOptions::default() };
+        let build = build_options(options, Convention::Hub);
         let built = build_folder(&folder, weights.as_ref(), &build)?;
-        let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let tokenizer = open_tokenizer(&folder, &built)?;
+        Self::assemble(folder, weights, Convention::Hub, built, tokenizer, backend)
+    }
+
+    fn assemble(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        convention: Convention,
+        built: Built,
+        tokenizer: TextTokenizer,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self> {
+        let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let stop = stop_tokens(&folder)?;
         let encoder = Mutex::new(None);
-        Ok(Self { folder, weights, backend, built, compiled, tokenizer, stop, encoder })
+        let header_bytes = 0;
+        Ok(Self {
+            folder,
+            weights,
+            convention,
+            header_bytes,
+            backend,
+            built,
+            compiled,
+            tokenizer,
+            stop,
+            encoder,
+        })
     }
 
     /// The folder.
     pub fn folder(&self) -> &HfFolder {
         &self.folder
+    }
+
+    /// Habits of the checkpoint.
+    pub fn convention(&self) -> Convention {
+        self.convention
+    }
+
+    /// Bytes before the tensors in a GGUF file, which holds config and tokenizer there; zero for a folder.
+    pub fn header_bytes(&self) -> u64 {
+        self.header_bytes
     }
 
     /// The graph with its sizes.
@@ -235,11 +293,20 @@ impl Model {
     }
 }
 
-fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
-    let vocab = match built {
+fn build_options(options: &OpenOptions, convention: Convention) -> BuildOptions {
+    let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
+    BuildOptions { cache_dtype, convention, ..BuildOptions::default() }
+}
+
+fn vocab_of(built: &Built) -> usize {
+    match built {
         Built::Decoder(model) => model.info.vocab,
         Built::Encoder(model) => model.info.vocab,
-    };
+    }
+}
+
+fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
+    let vocab = vocab_of(built);
     let tokenizer = match folder.content("tokenizer.json") {
         Some(bytes) => TextTokenizer::from_bytes(&folder.root().join("tokenizer.json"), bytes, vocab)?,
         None => TextTokenizer::open(&folder.tokenizer()?, vocab)?,

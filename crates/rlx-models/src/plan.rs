@@ -78,7 +78,7 @@ impl Model {
         let embedded = self.folder().content("tokenizer.json").map(|bytes| bytes.len() as u64);
         let on_disk =
             || std::fs::metadata(self.folder().root().join("tokenizer.json")).map(|file| file.len());
-        embedded.or_else(|| on_disk().ok()).unwrap_or(0)
+        embedded.or_else(|| on_disk().ok()).unwrap_or(self.header_bytes())
     }
 }
 

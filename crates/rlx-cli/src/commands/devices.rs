@@ -11,7 +11,7 @@ use serde::Serialize;
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache: also tell which devices can run it
+    /// Folder, GGUF file, or hub name in the local cache: also tell which devices can run it
     model: Option<String>,
 }
 

@@ -9,6 +9,8 @@ mod embed;
 mod explain;
 mod generate;
 mod plan;
+mod quantize;
+mod sampling;
 
 use crate::context::Context;
 use crate::failure::Result;
@@ -39,6 +41,7 @@ verbs! {
     Embed: embed,
     Plan: plan,
     Explain: explain,
+    Quantize: quantize,
     Bench: bench,
     Devices: devices,
     Doctor: doctor,

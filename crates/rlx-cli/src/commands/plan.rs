@@ -16,7 +16,7 @@ use std::path::Path;
 /// Tell a model's peak memory before loading it: the parts, whether they fit, and what would
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     #[command(flatten)]
     capacities: Capacities,
@@ -126,7 +126,11 @@ fn largest_context(model: &Model, plan: &ModelPlan, budget: u64, context: &Conte
 
 /// Bytes of the files that had to be read: JSON files whole, of weight files all but the tensors.
 fn bytes_read(engine: &Engine) -> Result<u64> {
-    let Source::Folder(folder) = &engine.source else { return Ok(0) };
+    let folder = match &engine.source {
+        Source::Folder(folder) => folder,
+        Source::Gguf(_) => return Ok(engine.model.header_bytes()),
+        Source::Demo => return Ok(0),
+    };
     let fail =
         |error: std::io::Error| Failure::new(error, folder.display(), "check that the folder may be read");
     let (mut json, mut weights) = (0, 0);

@@ -2,6 +2,7 @@
 
 mod broken;
 mod cpu;
+mod gguf;
 mod goldens;
 mod interpreter;
 mod plans;

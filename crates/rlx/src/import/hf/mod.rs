@@ -6,7 +6,9 @@ mod hub;
 mod peft;
 mod sentence;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use config::{ConfigReader, FromConfig, OneOrMany};
 pub use generation::GenerationConfig;
@@ -30,8 +32,11 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub struct HfFolder {
     root: PathBuf,
     name: String,
-    embedded: Option<EmbeddedFiles>,
+    files: Option<MemoryFiles>,
 }
+
+/// Files of a model that is not a folder: names and contents.
+type MemoryFiles = Arc<[(Cow<'static, str>, Cow<'static, [u8]>)]>;
 
 /// Files of a model that is part of a program: names and contents.
 pub type EmbeddedFiles = &'static [(&'static str, &'static [u8])];
@@ -44,16 +49,26 @@ impl HfFolder {
     pub fn open(model: &str, dirs: &HfCacheDirs) -> Result<Self, ImportError> {
         let resolved = resolve_model(model, dirs)?;
         if resolved.path.is_file() {
-            super::sniff(&resolved.path)?.supported(&resolved.path)?;
+            let format = super::sniff(&resolved.path)?.supported(&resolved.path)?;
+            let found = format!("a {format} file, expected a folder");
+            return Err(ImportError::UnknownFormat { path: resolved.path, found });
         }
-        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, embedded: None };
+        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, files: None };
         folder.need(CONFIG_FILE)?;
         Ok(folder)
     }
 
     /// A model whose files are part of the program; `name` stands for the folder in messages.
     pub fn embedded(name: &str, files: EmbeddedFiles) -> Self {
-        HfFolder { root: PathBuf::from(name), name: name.to_owned(), embedded: Some(files) }
+        let files = files.iter().map(|(name, bytes)| (Cow::Borrowed(*name), Cow::Borrowed(*bytes)));
+        HfFolder { root: PathBuf::from(name), name: name.to_owned(), files: Some(files.collect()) }
+    }
+
+    /// A model whose files were made from another format; `root` stands for the folder in messages.
+    pub fn of_files(root: &Path, files: Vec<(String, Vec<u8>)>) -> Self {
+        let files = files.into_iter().map(|(name, bytes)| (Cow::Owned(name), Cow::Owned(bytes)));
+        let name = root.display().to_string();
+        HfFolder { root: root.to_path_buf(), name, files: Some(files.collect()) }
     }
 
     /// The folder.
@@ -93,16 +108,16 @@ impl HfFolder {
     /// As [`ConfigReader::open`].
     pub fn reader(&self, file: &str) -> Result<Option<ConfigReader>, ImportError> {
         let path = self.root.join(file);
-        match self.embedded {
+        match self.files {
             Some(_) => self.content(file).map(|bytes| ConfigReader::from_bytes(path, bytes)).transpose(),
             None if path.is_file() => ConfigReader::open(path).map(Some),
             None => Ok(None),
         }
     }
 
-    /// The content of a file that is part of the program.
-    pub fn content(&self, file: &str) -> Option<&'static [u8]> {
-        self.embedded?.iter().find(|(name, _)| *name == file).map(|(_, bytes)| *bytes)
+    /// The content of a file of a model that is not a folder.
+    pub fn content(&self, file: &str) -> Option<&[u8]> {
+        self.files.as_ref()?.iter().find(|(name, _)| name == file).map(|(_, bytes)| bytes.as_ref())
     }
 
     /// The path of `tokenizer.json`.
@@ -118,7 +133,7 @@ impl HfFolder {
     /// # Errors
     /// As [`SentenceTransformer::open`].
     pub fn sentence_transformer(&self) -> Result<Option<SentenceTransformer>, ImportError> {
-        if self.embedded.is_some() {
+        if self.files.is_some() {
             return Ok(None);
         }
         SentenceTransformer::open(&self.root)
@@ -142,7 +157,7 @@ impl HfFolder {
     /// # Errors
     /// As [`HfFolder::weights`].
     pub fn loader(&self) -> Result<Box<dyn WeightLoader>, ImportError> {
-        match (self.embedded, self.content("model.safetensors")) {
+        match (&self.files, self.content("model.safetensors")) {
             (None, _) => Ok(Box::new(self.weights()?)),
             (_, Some(bytes)) => Ok(Box::new(BytesWeightLoader::from_safetensors(bytes)?)),
             (_, None) => {
