@@ -9,6 +9,7 @@ use rlx::backend::{Backend, BackendRegistry};
 use rlx::devices::DeviceId;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
+use rlx_models::gguf::GgufModel;
 use rlx_models::{Model, OpenOptions};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -46,7 +47,6 @@ impl Engine {
         let source = Source::find(model, context)?;
         let started = Instant::now();
         let model = watched(context, "opening the model", || -> Result<Model> {
-            let dirs = context.config.hf_cache_dirs();
             let folder = match &source {
                 Source::Compiled(path) if device == DeviceId::CPU => {
                     return Ok(Model::open_with(path, &options)?);
@@ -54,8 +54,14 @@ impl Engine {
                 Source::Compiled(path) => {
                     return Ok(Model::open_artefact(path, &options, backend(device, context)?)?);
                 }
-                Source::Demo => HfFolder::embedded("demo", demo::FILES),
-                Source::Folder(path) => HfFolder::open(&path.to_string_lossy(), &dirs)?,
+                Source::Gguf(path) if device == DeviceId::CPU => {
+                    return Ok(Model::from_gguf(&GgufModel::open(path)?, &options)?);
+                }
+                Source::Gguf(path) => {
+                    let model = GgufModel::open(path)?;
+                    return Ok(Model::gguf_on_backend(&model, &options, backend(device, context)?)?);
+                }
+                Source::Demo | Source::Folder(_) => folder(&source, context)?,
             };
             Ok(match device {
                 DeviceId::CPU => Model::from_folder(folder, &options)?,
@@ -85,6 +91,16 @@ impl Engine {
 fn backend(device: DeviceId, context: &Context) -> Result<Arc<dyn Backend>> {
     let opened = BackendRegistry::global().open(device, &context.config);
     Ok(opened.map_err(rlx_models::ModelError::from)?)
+}
+
+/// The folder of a model that is one.
+pub fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
+    match source {
+        Source::Demo => Ok(HfFolder::embedded("demo", demo::FILES)),
+        Source::Folder(path) | Source::Gguf(path) | Source::Compiled(path) => {
+            Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?)
+        }
+    }
 }
 
 /// How long work may take before a terminal shows that it goes on.

@@ -7,6 +7,7 @@ mod context;
 mod demo;
 mod engine;
 mod failure;
+mod interrupt;
 mod output;
 mod source;
 mod warnings;

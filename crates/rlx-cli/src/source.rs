@@ -1,4 +1,4 @@
-//! What MODEL means: a folder, a hub name in the local cache, or the built-in model.
+//! What MODEL means: a folder, a GGUF file, a hub name in the local cache, or the built-in model.
 
 use crate::context::Context;
 use crate::failure::{Failure, Result};
@@ -15,6 +15,8 @@ pub enum Source {
     Folder(PathBuf),
     /// A file that `rlx compile` wrote.
     Compiled(PathBuf),
+    /// A GGUF file.
+    Gguf(PathBuf),
 }
 
 impl Source {
@@ -26,12 +28,19 @@ impl Source {
         };
         let dirs = context.config.hf_cache_dirs();
         let resolved = resolve_model(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
-        if resolved.path.is_file() && sniff(&resolved.path)? == ModelSource::Rlx {
-            context.note(format!("model: {}", resolved.path.display()));
-            return Ok(Source::Compiled(resolved.path));
-        }
         if resolved.path.is_file() {
-            sniff(&resolved.path)?.supported(&resolved.path)?;
+            let format = sniff(&resolved.path)?;
+            let file = match format {
+                ModelSource::Rlx => Some(Source::Compiled(resolved.path.clone())),
+                _ if format.supported(&resolved.path)? == ModelSource::Gguf => {
+                    Some(Source::Gguf(resolved.path.clone()))
+                }
+                _ => None,
+            };
+            if let Some(file) = file {
+                context.note(format!("model: {}", resolved.path.display()));
+                return Ok(file);
+            }
         }
         HfFolder::open(name, &dirs).map_err(|error| offline_advice(error.into(), context))?;
         context.note(format!("model: {}", resolved.path.display()));
@@ -42,7 +51,7 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Source::Demo => "demo".to_owned(),
-            Source::Folder(path) | Source::Compiled(path) => path.display().to_string(),
+            Source::Folder(path) | Source::Gguf(path) | Source::Compiled(path) => path.display().to_string(),
         }
     }
 }

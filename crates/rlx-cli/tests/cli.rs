@@ -311,7 +311,7 @@ fn a_broken_folder_is_a_failure_that_names_the_file() {
     let gguf = folder.path().join("x.gguf");
     std::fs::write(&gguf, b"GGUF\x03\0\0\0").expect("temporary file");
     let shown = tried(&gguf);
-    assert!(shown.starts_with("status 1\n") && shown.contains("gguf: not yet supported"), "{shown}");
+    assert!(shown.starts_with("status 1\n") && shown.contains("8 bytes of tensor count"), "{shown}");
 }
 
 #[test]
@@ -649,4 +649,24 @@ fn an_expert_budget_changes_memory_and_not_the_text() {
     let (all, one) = (peak(&[]), peak(&["--expert-budget", "1"]));
     let tight = plan(&["--budget", &((all + one) / 2).to_string()]);
     assert!(all > one && tight.contains("--expert-budget 2 would fit"), "{all} {one}: {tight}");
+}
+
+#[test]
+fn a_quantised_file_is_a_model_of_every_verb() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("demo.gguf");
+    let (file, demo) = (path.to_string_lossy(), concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
+    let report = json(&["quantize", demo, "-o", &file, "--type", "bf16", "--json"]);
+    assert_eq!(report["type"], "BF16");
+    assert_eq!(report["bytes"].as_u64(), std::fs::metadata(&path).ok().map(|file| file.len()));
+    let text = |model: &str| {
+        json(&["generate", model, "-p", "Once upon a time", "-n", "24", "--json"])["text"].clone()
+    };
+    assert_eq!(text(&file), text(demo));
+    assert!(json(&["plan", &file, "--json"])["bytes_read"].as_u64() < report["bytes"].as_u64());
+    assert!(run(&["explain", &file, "--stage", "hir"]).starts_with("status 0\n"));
+    let again = failure(&["quantize", &file, "-o", "x", "--type", "Q8_0"]);
+    assert!(again.starts_with("status 2\n") && again.contains("not quantised again"), "{again}");
+    let unknown = failure(&["quantize", demo, "-o", "x", "--type", "Q9"]);
+    assert!(unknown.starts_with("status 2\n") && unknown.contains("Q4_K_M"), "{unknown}");
 }

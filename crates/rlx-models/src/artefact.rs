@@ -1,6 +1,6 @@
 //! A model as one compiled file: what `rlx compile` writes and every verb opens.
 
-use crate::arch::{Built, Decoder, DecoderInfo, Encoder, EncoderInfo};
+use crate::arch::{Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::blocks::rope::Rope;
 use crate::error::{ModelError, Result};
 use crate::model::{Model, OpenOptions};
@@ -31,6 +31,12 @@ impl Model {
     /// # Errors
     /// [`rlx::SessionError::Aot`] if the file cannot be written; of packing the weights.
     pub fn write_artefact(&self, path: &Path, threads: usize) -> Result<()> {
+        if self.convention() == Convention::Gguf {
+            let expected =
+                "the folder that the GGUF file was made from: a compiled file needs its tokenizer.json";
+            let found = self.folder().root().display().to_string();
+            return Err(ModelError::Setting { setting: "the model to compile", expected, found });
+        }
         let json = match self.folder().content(TOKENIZER_FILE) {
             Some(bytes) => bytes.to_vec(),
             None => self.read_file(TOKENIZER_FILE)?,

@@ -76,6 +76,17 @@ pub enum ModelError {
         /// Its dtype.
         found: DType,
     },
+    /// Blocks of a quantised tensor cannot be read or written.
+    #[error(transparent)]
+    Quant(#[from] rlx_tensor::quant::QuantError),
+    /// A weight that is no finite number.
+    #[error("tensor `{name}` holds {found}; a file of it would be broken too")]
+    WeightValue {
+        /// The tensor.
+        name: String,
+        /// The value.
+        found: f32,
+    },
     /// The checkpoint has a tensor that belongs to a layer in use, and the config does not ask for it.
     #[error(
         "tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model"

@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod embed;
 mod error;
 pub mod generate;
+pub mod gguf;
 pub mod kv;
 pub mod lora;
 mod model;
@@ -16,7 +17,9 @@ pub mod sampling;
 pub mod template;
 pub mod tokenizer;
 
-pub use arch::{BuildOptions, Built, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder};
+pub use arch::{
+    BuildOptions, Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder,
+};
 pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
 pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};

@@ -1,9 +1,10 @@
 //! The short way in: open a model folder, embed texts, generate text.
 
-use crate::arch::{BuildOptions, Built, Decoder, build_folder};
+use crate::arch::{BuildOptions, Built, Convention, Decoder, build, build_folder};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, FinishReason, GenerateOptions, Generation, generate};
+use crate::gguf::GgufModel;
 use crate::lora::{AdaptedGraph, Adapter, Adapters};
 use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS, compile};
 use crate::sampling::SamplingOptions;
@@ -11,10 +12,10 @@ use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::aot::Artefact;
-use rlx::backend::cpu::Precision;
+use rlx::backend::cpu::{CpuBackend, Precision};
 use rlx::backend::{Backend, Program};
 use rlx::config::Config;
-use rlx::import::hf::HfFolder;
+use rlx::import::hf::{HfFolder, resolve_model};
 use rlx::import::{ModelSource, sniff};
 use rlx::memory::experts::{ExpertPolicy, ExpertPool};
 use rlx::session::cpu_backend;
@@ -32,7 +33,7 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
-    /// Precision of matrix products. If not given: bf16 for a bf16 checkpoint where the CPU has `vdpbf16ps`, else f32.
+    /// Precision of matrix products. If not given: bf16 for a bf16 folder where the CPU has `vdpbf16ps`, else f32.
     pub precision: Option<Precision>,
     /// Element type of KV caches: F32 if not given.
     pub cache_dtype: Option<DType>,
@@ -47,6 +48,8 @@ pub struct OpenOptions {
 pub struct Model {
     folder: HfFolder,
     weights: Box<dyn WeightLoader>,
+    convention: Convention,
+    header_bytes: u64,
     backend: Arc<dyn Backend>,
     precision: Option<Precision>,
     built: Built,
@@ -123,7 +126,7 @@ impl Model {
         Self::open_with(path, &OpenOptions::default())
     }
 
-    /// Opens a model folder, or a file that `rlx compile` wrote. No weight is read before the model is used.
+    /// Opens a model folder, a GGUF file, or a file that `rlx compile` wrote. No weight is read before the model is used.
     ///
     /// # Errors
     /// Files that are missing or broken, a config that is not understood, weights that do not fit it.
@@ -145,7 +148,42 @@ impl Model {
         }
         let path = path.to_string_lossy();
         let dirs = Config::global().map_err(rlx::SessionError::from)?.hf_cache_dirs();
+        let resolved = resolve_model(&path, &dirs)?;
+        if resolved.path.is_file() && sniff(&resolved.path)? == ModelSource::Gguf {
+            return Self::from_gguf(&GgufModel::open(&resolved.path)?, options);
+        }
         Self::from_folder(HfFolder::open(&path, &dirs)?, options)
+    }
+
+    /// Opens a model from a GGUF file already opened. Its products are in f32 unless asked otherwise: its weights are decoded to that.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`].
+    pub fn from_gguf(model: &GgufModel, options: &OpenOptions) -> Result<Self> {
+        let backend = cpu_backend(options.isa, options.threads)?;
+        let precision = options.precision.unwrap_or(Precision::F32);
+        Self::on_cpu(backend, precision, options, |backend| Self::gguf_on_backend(model, options, backend))
+    }
+
+    /// Opens a GGUF file for a backend, as [`Model::on_backend`] a folder.
+    ///
+    /// # Errors
+    /// As [`Model::open_with`].
+    pub fn gguf_on_backend(
+        model: &GgufModel,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self> {
+        let weights = model.weights();
+        let choices = build_options(options, Convention::Gguf);
+        let built = build(&model.config()?, weights.as_ref(), model.sentence(), &choices)?;
+        let tokenizer = model.tokenizer(vocab_of(&built))?;
+        let tokenizer = match &built {
+            Built::Decoder(_) => tokenizer,
+            Built::Encoder(encoder) => tokenizer.for_sentences(encoder.info.max_tokens, false)?,
+        };
+        let opened = Self::on_built(model.folder()?, weights, options, backend, built, tokenizer)?;
+        Ok(Self { convention: Convention::Gguf, header_bytes: model.header_bytes(), ..opened })
     }
 
     /// Opens a model from a folder already found.
@@ -154,23 +192,31 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        let threads = backend.pool().threads();
         let weights = folder.loader()?;
         let precision = match options.precision {
             Some(precision) => precision,
             None => default_precision(weights.as_ref(), backend.isa())?,
         };
+        Self::on_cpu(backend, precision, options, |backend| {
+            Self::on_weights(folder, weights, options, backend)
+        })
+    }
+
+    fn on_cpu(
+        backend: CpuBackend,
+        precision: Precision,
+        options: &OpenOptions,
+        open: impl FnOnce(Arc<dyn Backend>) -> Result<Self>,
+    ) -> Result<Self> {
+        let threads = backend.pool().threads();
         let backend = backend.with_precision(precision);
         let experts = options.expert_budget.map(expert_pool).transpose()?;
         let backend = match &experts {
             Some(pool) => backend.with_experts(Arc::clone(pool)),
             None => backend,
         };
-        let mut model = Self::on_weights(folder, weights, options, Arc::new(backend))?;
-        model.precision = Some(precision);
-        model.threads = threads;
-        model.experts = experts;
-        Ok(model)
+        let opened = open(Arc::new(backend))?;
+        Ok(Self { precision: Some(precision), threads, experts, ..opened })
     }
 
     /// Opens a model for a backend: the reference evaluation, say. Threads, instruction set and precision are the backend's.
@@ -188,11 +234,21 @@ impl Model {
         options: &OpenOptions,
         backend: Arc<dyn Backend>,
     ) -> Result<Self> {
-        let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
-        let build = BuildOptions { cache_dtype, ..BuildOptions::default() };
+        let build = build_options(options, Convention::Hub);
         let built = build_folder(&folder, weights.as_ref(), &build)?;
-        let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let tokenizer = open_tokenizer(&folder, &built)?;
+        Self::on_built(folder, weights, options, backend, built, tokenizer)
+    }
+
+    fn on_built(
+        folder: HfFolder,
+        weights: Box<dyn WeightLoader>,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+        built: Built,
+        tokenizer: TextTokenizer,
+    ) -> Result<Self> {
+        let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
         let stop = stop_tokens(&folder)?;
         let adapter_dtype = options.adapter_dtype.unwrap_or(DType::F32);
         if !matches!(adapter_dtype, DType::F32 | DType::BF16) {
@@ -217,6 +273,8 @@ impl Model {
         Self {
             folder,
             weights,
+            convention: Convention::Hub,
+            header_bytes: 0,
             backend,
             precision: None,
             adapters: Adapters::of(built.graph(), DType::F32),
@@ -262,6 +320,16 @@ impl Model {
     /// The folder.
     pub fn folder(&self) -> &HfFolder {
         &self.folder
+    }
+
+    /// Habits of the checkpoint.
+    pub fn convention(&self) -> Convention {
+        self.convention
+    }
+
+    /// Bytes before the tensors in a GGUF file, which holds config and tokenizer there; zero for a folder.
+    pub fn header_bytes(&self) -> u64 {
+        self.header_bytes
     }
 
     /// The graph with its sizes.
@@ -459,11 +527,20 @@ impl Model {
     }
 }
 
-fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
-    let vocab = match built {
+fn build_options(options: &OpenOptions, convention: Convention) -> BuildOptions {
+    let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
+    BuildOptions { cache_dtype, convention, ..BuildOptions::default() }
+}
+
+fn vocab_of(built: &Built) -> usize {
+    match built {
         Built::Decoder(model) => model.info.vocab,
         Built::Encoder(model) => model.info.vocab,
-    };
+    }
+}
+
+fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
+    let vocab = vocab_of(built);
     let tokenizer = match folder.content("tokenizer.json") {
         Some(bytes) => TextTokenizer::from_bytes(&folder.root().join("tokenizer.json"), bytes, vocab)?,
         None => TextTokenizer::open(&folder.tokenizer()?, vocab)?,

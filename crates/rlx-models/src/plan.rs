@@ -148,7 +148,8 @@ impl Model {
         }
         let embedded = self.folder().content(TOKENIZER_FILE).map(|bytes| bytes.len() as u64);
         let on_disk = || std::fs::metadata(self.folder().root().join(TOKENIZER_FILE)).map(|file| file.len());
-        embedded.or_else(|| on_disk().ok()).unwrap_or(0).saturating_mul(TOKENIZER_FACTOR)
+        let bytes = embedded.or_else(|| on_disk().ok()).unwrap_or(self.header_bytes());
+        bytes.saturating_mul(TOKENIZER_FACTOR)
     }
 }
 

@@ -1,33 +1,118 @@
 //! From logits to a token.
 //!
-//! Steps, in this order (that of transformers): repetition penalty, temperature, top-k, top-p, min-p, draw. All arithmetic is f64 with
-//! `libm`'s exponential, and the draw comes from a counter-based generator, so that one seed gives one text on every machine whose
-//! logits agree. Where values are equal the lowest token id is taken.
+//! Steps, in this order; each is off by its default and works on what the one before left, its probabilities made to sum to one:
+//!
+//! 1. logit bias;
+//! 2. repetition penalty, then frequency and presence penalties;
+//! 3. DRY (don't repeat yourself: a penalty for continuing a repeated sequence);
+//! 4. temperature 0 ends here with the likeliest token;
+//! 5. temperature, plain or dynamic (that of transformers; with [`SamplingOptions::temperature_last`] it is step 12, as in llama.cpp);
+//! 6. top-n-sigma;
+//! 7. top-k;
+//! 8. typical;
+//! 9. top-p;
+//! 10. min-p;
+//! 11. XTC (exclude top choices);
+//! 13. draw. Mirostat, if on, stands for steps 6 to 11 and 13, after the temperature.
+//!
+//! All arithmetic is f64 with `libm`'s functions, and the draws come from a counter-based generator, so that one seed gives one text
+//! on every machine whose logits agree. Where values are equal the lowest token id is taken.
+
+mod filters;
+mod mirostat;
+mod penalties;
 
 use crate::error::{ModelError, Result};
-use std::collections::BTreeSet;
+use mirostat::Feedback;
+use penalties::History;
+
+pub use mirostat::Mirostat;
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingOptions {
     /// Divides the logits; 0 takes the most likely token always.
     pub temperature: f32,
+    /// The temperature moves by up to this, down where one token is clear and up where many are possible; 0 is off.
+    pub dynamic_range: f32,
+    /// How fast it moves: the share of the highest entropy is raised to this power.
+    pub dynamic_exponent: f32,
+    /// The temperature comes after the filters instead of before them.
+    pub temperature_last: bool,
+    /// Keep tokens whose logit is at most this many standard deviations below the highest; 0 keeps all.
+    pub top_n_sigma: f32,
     /// Keep this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
+    /// Keep the tokens whose surprise is nearest to the expected one until they sum to this; 1 keeps all.
+    pub typical_p: f32,
     /// Keep the most likely tokens until their probabilities sum to this; 1 keeps all.
     pub top_p: f32,
     /// Keep tokens at least this times as likely as the likeliest; 0 keeps all.
     pub min_p: f32,
+    /// How often all but the least likely of the tokens above the threshold are left out; 0 is never.
+    pub xtc_probability: f32,
+    /// Probability from which a token is a top choice.
+    pub xtc_threshold: f32,
     /// Positive logits of tokens that occurred (in the prompt, or since) are divided by this, others multiplied; 1 is off.
     pub repetition_penalty: f32,
+    /// Subtracted from a token's logit for each time it occurred; 0 is off.
+    pub frequency_penalty: f32,
+    /// Subtracted from a token's logit if it occurred; 0 is off.
+    pub presence_penalty: f32,
+    /// How many of the last tokens the three penalties look at; 0 is all.
+    pub penalty_window: usize,
+    /// Penalty of a token that would make a repeated sequence longer, at the allowed length; 0 is off.
+    pub dry_multiplier: f32,
+    /// Factor of that penalty for each further token of the sequence.
+    pub dry_base: f32,
+    /// Longest sequence that may be repeated without penalty, plus one.
+    pub dry_allowed_length: usize,
+    /// How many of the last tokens are searched for the sequence; 0 is all.
+    pub dry_window: usize,
+    /// Tokens that no sequence goes beyond.
+    pub dry_breakers: Vec<u32>,
+    /// Keeps the surprise of the text near a target.
+    pub mirostat: Mirostat,
+    /// Added to the logits of these tokens; minus infinity forbids one.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random stream.
     pub seed: u64,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        Self::greedy()
+    }
 }
 
 impl SamplingOptions {
     /// The most likely token, always.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+        Self {
+            temperature: 0.0,
+            dynamic_range: 0.0,
+            dynamic_exponent: 1.0,
+            temperature_last: false,
+            top_n_sigma: 0.0,
+            top_k: 0,
+            typical_p: 1.0,
+            top_p: 1.0,
+            min_p: 0.0,
+            xtc_probability: 0.0,
+            xtc_threshold: 0.1,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            penalty_window: 0,
+            dry_multiplier: 0.0,
+            dry_base: 1.75,
+            dry_allowed_length: 2,
+            dry_window: 0,
+            dry_breakers: Vec::new(),
+            mirostat: Mirostat::Off,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
     }
 
     /// Checks every setting.
@@ -35,23 +120,56 @@ impl SamplingOptions {
     /// # Errors
     /// [`ModelError::Setting`] naming the first that is out of range.
     pub fn check(&self) -> Result<()> {
-        let checks: [(&'static str, f32, bool, &'static str); 4] = [
-            ("temperature", self.temperature, self.temperature >= 0.0, "a finite number of at least 0"),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "a number above 0, up to 1"),
-            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "a number from 0 to 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                self.repetition_penalty > 0.0,
-                "a finite number above 0",
-            ),
+        let any = |_: f32| true;
+        let not_negative = |value: f32| value >= 0.0;
+        let above_zero = |value: f32| value > 0.0;
+        let share = |value: f32| (0.0..=1.0).contains(&value);
+        let part = |value: f32| value > 0.0 && value <= 1.0;
+        type Range<'a> = (&'static str, f32, &'a dyn Fn(f32) -> bool, &'static str);
+        let (tau, eta) = self.mirostat.settings();
+        let checks: [Range<'_>; 17] = [
+            ("temperature", self.temperature, &not_negative, "a finite number of at least 0"),
+            ("dynamic_range", self.dynamic_range, &not_negative, "a finite number of at least 0"),
+            ("dynamic_exponent", self.dynamic_exponent, &above_zero, "a finite number above 0"),
+            ("top_n_sigma", self.top_n_sigma, &not_negative, "a finite number of at least 0"),
+            ("typical_p", self.typical_p, &part, "a number above 0, up to 1"),
+            ("top_p", self.top_p, &part, "a number above 0, up to 1"),
+            ("min_p", self.min_p, &share, "a number from 0 to 1"),
+            ("xtc_probability", self.xtc_probability, &share, "a number from 0 to 1"),
+            ("xtc_threshold", self.xtc_threshold, &share, "a number from 0 to 1"),
+            ("repetition_penalty", self.repetition_penalty, &above_zero, "a finite number above 0"),
+            ("frequency_penalty", self.frequency_penalty, &any, "a finite number"),
+            ("presence_penalty", self.presence_penalty, &any, "a finite number"),
+            ("dry_multiplier", self.dry_multiplier, &not_negative, "a finite number of at least 0"),
+            ("dry_base", self.dry_base, &|base| base >= 1.0, "a finite number of at least 1"),
+            ("mirostat_tau", tau, &above_zero, "a finite number above 0"),
+            ("mirostat_eta", eta, &above_zero, "a finite number above 0"),
+            ("dry_allowed_length", self.dry_allowed_length as f32, &above_zero, "at least 1"),
         ];
-        match checks.into_iter().find(|(_, value, ok, _)| !ok || !value.is_finite()) {
+        let wrong = checks.into_iter().find(|(_, value, ok, _)| !value.is_finite() || !ok(*value));
+        if let Some((setting, value, _, expected)) = wrong {
+            return Err(ModelError::Setting { setting, expected, found: value.to_string() });
+        }
+        match self.logit_bias.iter().find(|(_, bias)| bias.is_nan() || *bias == f32::INFINITY) {
             None => Ok(()),
-            Some((setting, value, _, expected)) => {
-                Err(ModelError::Setting { setting, expected, found: value.to_string() })
+            Some((token, bias)) => {
+                let found = format!("{bias} for token {token}");
+                Err(ModelError::Setting { setting: "logit_bias", expected: "numbers below infinity", found })
             }
         }
+    }
+
+    /// Nothing stands between the logits and the likeliest token.
+    fn is_plain(&self) -> bool {
+        self.temperature == 0.0 && !self.looks_back() && self.logit_bias.is_empty()
+    }
+
+    fn penalizes(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+
+    fn looks_back(&self) -> bool {
+        self.penalizes() || self.dry_multiplier > 0.0
     }
 }
 
@@ -60,14 +178,17 @@ impl SamplingOptions {
 pub struct Sampler {
     options: SamplingOptions,
     draws: u64,
-    seen: BTreeSet<u32>,
+    history: History,
+    feedback: Feedback,
     candidates: Vec<Candidate>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     token: u32,
-    value: f64,
+    logit: f64,
+    /// Its share of what is left, where a step asked for it.
+    probability: f64,
 }
 
 impl Sampler {
@@ -77,13 +198,14 @@ impl Sampler {
     /// As [`SamplingOptions::check`].
     pub fn new(options: SamplingOptions) -> Result<Self> {
         options.check()?;
-        Ok(Self { options, draws: 0, seen: BTreeSet::new(), candidates: Vec::new() })
+        let feedback = Feedback::new(options.mirostat);
+        Ok(Self { options, draws: 0, history: History::default(), feedback, candidates: Vec::new() })
     }
 
-    /// Notes a token of the prompt or the text, for the repetition penalty.
+    /// Notes a token of the prompt or the text, for the penalties.
     pub fn observe(&mut self, token: u32) {
-        if self.options.repetition_penalty != 1.0 {
-            self.seen.insert(token);
+        if self.options.looks_back() {
+            self.history.push(token);
         }
     }
 
@@ -93,75 +215,86 @@ impl Sampler {
     /// [`ModelError::Logits`] for a NaN, a plus infinity, or no token that is possible.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         let top = largest(logits)?;
-        let plain = self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0;
-        if plain {
+        if self.options.is_plain() {
             return first_of(logits, top);
         }
-        self.candidates.clear();
         let finite = logits.iter().enumerate().filter(|(_, v)| v.is_finite());
-        self.candidates.extend(finite.map(|(i, &v)| Candidate { token: i as u32, value: f64::from(v) }));
-        self.penalize();
+        let candidate =
+            |(i, &v): (usize, &f32)| Candidate { token: i as u32, logit: f64::from(v), probability: 0.0 };
+        self.candidates.clear();
+        self.candidates.extend(finite.map(candidate));
+        self.adjust();
         let best = best_of(&self.candidates).ok_or(IMPOSSIBLE)?;
         if self.options.temperature == 0.0 {
             return Ok(best.token);
         }
-        let temperature = f64::from(self.options.temperature);
-        for candidate in &mut self.candidates {
-            candidate.value = libm::exp((candidate.value - best.value) / temperature);
+        if !self.options.temperature_last || self.options.mirostat != Mirostat::Off {
+            filters::temper(&mut self.candidates, &self.options);
         }
-        // Likeliest first; the order of sums and of the draw.
-        let likelier = |a: &Candidate, b: &Candidate| b.value.total_cmp(&a.value).then(a.token.cmp(&b.token));
-        let top_k = self.options.top_k;
-        if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k, likelier);
-            self.candidates.truncate(top_k);
+        if self.options.mirostat != Mirostat::Off {
+            return Ok(self.draw_by_surprise());
         }
-        self.candidates.sort_unstable_by(likelier);
-        let kept = self.kept();
-        Ok(self.draw(kept, best.token))
+        self.filter();
+        if self.options.temperature_last {
+            filters::temper(&mut self.candidates, &self.options);
+        }
+        filters::normalize(&mut self.candidates);
+        Ok(self.draw())
     }
 
-    fn penalize(&mut self) {
-        let penalty = f64::from(self.options.repetition_penalty);
-        if penalty == 1.0 {
-            return;
+    /// Bias and penalties.
+    fn adjust(&mut self) {
+        for (token, bias) in &self.options.logit_bias {
+            // In the order of ids, as made.
+            if let Ok(at) = self.candidates.binary_search_by_key(token, |candidate| candidate.token) {
+                self.candidates[at].logit += f64::from(*bias);
+            }
         }
-        for candidate in &mut self.candidates {
-            if self.seen.contains(&candidate.token) {
-                let value = candidate.value;
-                candidate.value = if value > 0.0 { value / penalty } else { value * penalty };
+        self.candidates.retain(|candidate| candidate.logit > f64::NEG_INFINITY);
+        if self.options.penalizes() {
+            self.history.penalize(&mut self.candidates, &self.options);
+        }
+        if self.options.dry_multiplier > 0.0 {
+            self.history.dry(&mut self.candidates, &self.options);
+        }
+    }
+
+    fn filter(&mut self) {
+        let (options, candidates) = (&self.options, &mut self.candidates);
+        filters::top_n_sigma(candidates, f64::from(options.top_n_sigma));
+        filters::top_k(candidates, options.top_k);
+        filters::typical(candidates, f64::from(options.typical_p));
+        filters::top_p(candidates, f64::from(options.top_p));
+        filters::min_p(candidates, f64::from(options.min_p));
+        if options.xtc_probability > 0.0 {
+            let chance = uniform(options.seed, self.draws);
+            self.draws += 1;
+            if chance < f64::from(options.xtc_probability) {
+                filters::exclude_top_choices(candidates, f64::from(options.xtc_threshold));
             }
         }
     }
 
-    /// How many of the sorted candidates top-p and min-p keep; at least one.
-    fn kept(&self) -> usize {
-        let mut kept = self.candidates.len();
-        if self.options.top_p < 1.0 {
-            let total: f64 = self.candidates[..kept].iter().map(|c| c.value).sum();
-            let wanted = f64::from(self.options.top_p) * total;
-            let mut sum = 0.0;
-            let enough = self.candidates[..kept].iter().position(|c| {
-                sum += c.value;
-                sum >= wanted
-            });
-            kept = enough.map_or(kept, |last| last + 1);
-        }
-        let least = f64::from(self.options.min_p) * self.candidates.first().map_or(0.0, |c| c.value);
-        self.candidates[..kept].iter().take_while(|c| c.value >= least).count().max(1)
+    fn draw_by_surprise(&mut self) -> u32 {
+        self.feedback.truncate(&mut self.candidates);
+        let token = self.draw();
+        let chosen = self.candidates.iter().find(|candidate| candidate.token == token);
+        self.feedback.learn(chosen.map_or(1.0, |candidate| candidate.probability));
+        token
     }
 
-    fn draw(&mut self, kept: usize, fallback: u32) -> u32 {
-        let total: f64 = self.candidates[..kept].iter().map(|c| c.value).sum();
+    /// One of the candidates, sorted and normalised.
+    fn draw(&mut self) -> u32 {
+        let total: f64 = self.candidates.iter().map(|c| c.probability).sum();
         let target = uniform(self.options.seed, self.draws) * total;
         self.draws += 1;
         let mut sum = 0.0;
-        let chosen = self.candidates[..kept].iter().find(|c| {
-            sum += c.value;
+        let chosen = self.candidates.iter().find(|c| {
+            sum += c.probability;
             target < sum
         });
         // Rounding can leave the target at the very end.
-        chosen.or(self.candidates[..kept].last()).map_or(fallback, |c| c.token)
+        chosen.or(self.candidates.last()).map_or(0, |c| c.token)
     }
 }
 
@@ -198,7 +331,7 @@ fn first_of(logits: &[f32], top: f32) -> Result<u32> {
 }
 
 fn best_of(candidates: &[Candidate]) -> Option<Candidate> {
-    candidates.iter().copied().reduce(|best, c| if c.value > best.value { c } else { best })
+    candidates.iter().copied().reduce(|best, c| if c.logit > best.logit { c } else { best })
 }
 
 /// Number `index` of the stream of `seed`, uniform in `[0, 1)`, a multiple of 2^-53.
@@ -225,155 +358,4 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sampler(change: impl FnOnce(&mut SamplingOptions)) -> Sampler {
-        let mut options = SamplingOptions { temperature: 1.0, ..SamplingOptions::greedy() };
-        change(&mut options);
-        Sampler::new(options).unwrap()
-    }
-
-    fn logits_of(probabilities: &[f64]) -> Vec<f32> {
-        probabilities.iter().map(|p| p.ln() as f32).collect()
-    }
-
-    /// Pearson's statistic of `draws` draws against the expected probabilities.
-    fn chi_square(sampler: &mut Sampler, logits: &[f32], expected: &[f64], draws: usize) -> f64 {
-        let mut counts = vec![0usize; expected.len()];
-        for _ in 0..draws {
-            counts[sampler.sample(logits).unwrap() as usize] += 1;
-        }
-        counts.iter().zip(expected).fold(0.0, |sum, (&count, &p)| {
-            if p == 0.0 {
-                assert_eq!(count, 0);
-                return sum;
-            }
-            let mean = p * draws as f64;
-            sum + (count as f64 - mean).powi(2) / mean
-        })
-    }
-
-    #[test]
-    fn philox_gives_the_published_vectors() {
-        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(
-            philox([u32::MAX; 4], [u32::MAX; 2]),
-            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-        );
-        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
-        let expected = [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1];
-        assert_eq!(philox(pi, [0xa409_3822, 0x299f_31d0]), expected);
-    }
-
-    #[test]
-    fn greedy_takes_the_lowest_of_equals() {
-        let mut greedy = Sampler::new(SamplingOptions::greedy()).unwrap();
-        assert_eq!(greedy.sample(&[0.5, 2.0, -1.0, 2.0]).unwrap(), 1);
-        assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -3.0]).unwrap(), 1);
-        for n in [1usize, 63, 64, 65, 1000] {
-            for at in [0, n / 2, n - 1] {
-                let mut logits: Vec<f32> = (0..n).map(|i| -((i * 37 % 101) as f32) - 1.0).collect();
-                logits[at..].fill(0.0);
-                assert_eq!(greedy.sample(&logits).unwrap(), at as u32, "{n} logits");
-                logits[at] = f32::NAN;
-                assert!(
-                    matches!(greedy.sample(&logits), Err(ModelError::Logits { token, .. }) if token == at)
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let expected = [0.1, 0.2, 0.3, 0.15, 0.25];
-        // 4 degrees of freedom: 23.5 is exceeded once in 10,000 seeds.
-        for seed in 0..5 {
-            let mut sampler = sampler(|o| o.seed = seed);
-            let statistic = chi_square(&mut sampler, &logits_of(&expected), &expected, 20_000);
-            assert!(statistic < 23.5, "seed {seed}: {statistic}");
-        }
-    }
-
-    #[test]
-    fn temperature_sharpens_and_flattens() {
-        let base: [f64; 4] = [0.1, 0.2, 0.3, 0.4];
-        for temperature in [0.5f64, 2.0] {
-            let powers: Vec<f64> = base.iter().map(|p| p.powf(1.0 / temperature)).collect();
-            let total: f64 = powers.iter().sum();
-            let expected: Vec<f64> = powers.iter().map(|p| p / total).collect();
-            let mut sampler = sampler(|o| o.temperature = temperature as f32);
-            assert!(chi_square(&mut sampler, &logits_of(&base), &expected, 20_000) < 21.1);
-        }
-    }
-
-    #[test]
-    fn filters_keep_what_they_say_and_renormalise() {
-        let base = [0.05, 0.35, 0.1, 0.3, 0.2];
-        let over = |kept: [f64; 5]| kept.map(|p| p / kept.iter().sum::<f64>());
-        type Change = fn(&mut SamplingOptions);
-        let cases: [(Change, [f64; 5]); 4] = [
-            (|o| o.top_k = 2, over([0.0, 0.35, 0.0, 0.3, 0.0])),
-            (|o| o.top_p = 0.7, over([0.0, 0.35, 0.0, 0.3, 0.2])),
-            (|o| o.min_p = 0.5, over([0.0, 0.35, 0.0, 0.3, 0.2])),
-            // Top-p works on what top-k left: 0.35 / 0.65 is short of 0.6, so both stay.
-            (|o| (o.top_k, o.top_p) = (2, 0.6), over([0.0, 0.35, 0.0, 0.3, 0.0])),
-        ];
-        for (change, expected) in cases {
-            let mut sampler = sampler(change);
-            assert!(chi_square(&mut sampler, &logits_of(&base), &expected, 20_000) < 21.1);
-        }
-    }
-
-    #[test]
-    fn the_strictest_filters_still_leave_a_token() {
-        let mut sampler = sampler(|o| (o.top_k, o.top_p, o.min_p) = (1, 1e-6, 1.0));
-        assert_eq!(sampler.sample(&[0.0, 3.0, 1.0]).unwrap(), 1);
-    }
-
-    #[test]
-    fn repetition_penalty_divides_positive_and_multiplies_negative_logits() {
-        let options = SamplingOptions { repetition_penalty: 2.0, ..SamplingOptions::greedy() };
-        let mut sampler = Sampler::new(options).unwrap();
-        assert_eq!(sampler.sample(&[3.0, 2.0, -1.0]).unwrap(), 0);
-        sampler.observe(0);
-        assert_eq!(sampler.sample(&[3.0, 2.0, -1.0]).unwrap(), 1);
-        sampler.observe(2);
-        assert_eq!(sampler.sample(&[-4.0, -1.9, -1.0]).unwrap(), 1);
-    }
-
-    #[test]
-    fn one_seed_gives_one_stream_and_another_seed_another() {
-        let logits = vec![0.0f32; 1000];
-        let stream = |seed| {
-            let mut sampler = sampler(|o| o.seed = seed);
-            (0..32).map(|_| sampler.sample(&logits).unwrap()).collect::<Vec<_>>()
-        };
-        assert_eq!(stream(7), stream(7));
-        assert_ne!(stream(7), stream(8));
-    }
-
-    #[test]
-    fn broken_logits_and_settings_are_errors() {
-        let mut greedy = Sampler::new(SamplingOptions::greedy()).unwrap();
-        assert!(matches!(greedy.sample(&[0.0, f32::NAN]), Err(ModelError::Logits { token: 1, .. })));
-        assert!(greedy.sample(&[f32::INFINITY, 0.0]).is_err());
-        assert!(greedy.sample(&[f32::NEG_INFINITY; 3]).is_err());
-        assert!(greedy.sample(&[]).is_err());
-        type Change = fn(&mut SamplingOptions);
-        let cases: [(&str, Change); 6] = [
-            ("temperature", |o| o.temperature = -0.1),
-            ("temperature", |o| o.temperature = f32::INFINITY),
-            ("top_p", |o| o.top_p = 0.0),
-            ("top_p", |o| o.top_p = f32::NAN),
-            ("min_p", |o| o.min_p = 1.5),
-            ("repetition_penalty", |o| o.repetition_penalty = 0.0),
-        ];
-        for (name, change) in cases {
-            let mut options = SamplingOptions::greedy();
-            change(&mut options);
-            let error = Sampler::new(options).unwrap_err();
-            assert!(matches!(error, ModelError::Setting { setting, .. } if setting == name), "{error}");
-        }
-    }
-}
+mod tests;

@@ -121,7 +121,15 @@ impl TextTokenizer {
         // The tokenizers library panics on some files that parse and make no sense.
         let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)));
         let parsed = parsed.map_err(|_| broken("its parts contradict each other".into()))?;
-        let mut inner = parsed.map_err(|error| broken(error.to_string()))?;
+        Self::of(path, parsed.map_err(|error| broken(error.to_string()))?, vocab)
+    }
+
+    /// As [`TextTokenizer::open`], from its parts; `path` names what they come from in messages.
+    ///
+    /// # Errors
+    /// [`ModelError::Vocabulary`].
+    pub fn of(path: &Path, mut inner: tokenizers::Tokenizer, vocab: usize) -> Result<Self> {
+        let broken = |reason: String| ModelError::Tokenizer { path: path.to_path_buf(), reason };
         let highest = inner.get_vocab(false).into_iter().max_by_key(|(_, id)| *id);
         if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= vocab) {
             return Err(ModelError::Vocabulary { path: path.to_path_buf(), token, id, vocab });

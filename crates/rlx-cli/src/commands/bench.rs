@@ -20,7 +20,7 @@ use std::num::NonZeroUsize;
 /// Measure a model's throughput and how much of this machine's limits it reaches
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// Sequences at once
     #[arg(short, long, value_name = "N")]

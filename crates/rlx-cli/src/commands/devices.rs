@@ -15,7 +15,7 @@ use serde::Serialize;
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache: also tell which devices can run it, and how fast they would
+    /// Folder, GGUF file, or hub name in the local cache: also tell which devices can run it, and how fast they would
     model: Option<String>,
 }
 

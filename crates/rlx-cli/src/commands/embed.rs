@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// Embed texts as vectors, pooled and normalised as the model folder says
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache
+    /// Folder, GGUF file, or hub name in the local cache
     model: String,
     /// Texts, one vector each
     #[arg(value_name = "TEXT")]

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// Show what the compiler made of a model: fusions, kernels, the graph at each stage
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// Print the graph's text at one stage instead of the summary
     #[arg(long)]

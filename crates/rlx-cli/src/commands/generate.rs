@@ -1,5 +1,6 @@
 //! `rlx generate`.
 
+use super::sampling::Further;
 use crate::context::Context;
 use crate::demo;
 use crate::engine::Engine;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 /// Continue a text
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// The text to continue [default, for the demo: the beginning of a story]
     #[arg(short, long)]
@@ -93,6 +94,8 @@ pub struct Sampling {
     /// Most positions of prompt and text together [default: the model's limit]
     #[arg(short, long, value_name = "N")]
     ctx: Option<usize>,
+    #[command(flatten)]
+    further: Further,
 }
 
 impl Sampling {
@@ -112,7 +115,8 @@ impl Sampling {
     /// The options, checked.
     pub fn options(&self) -> Result<TextOptions> {
         let sampled = [self.top_k.is_some(), self.top_p.is_some(), self.min_p.is_some(), self.seed.is_some()];
-        let default_temperature = if sampled.contains(&true) { 1.0 } else { 0.0 };
+        let samples = sampled.contains(&true) || self.further.samples();
+        let default_temperature = if samples { 1.0 } else { 0.0 };
         let greedy = SamplingOptions::greedy();
         let sampling = SamplingOptions {
             temperature: self.temperature.unwrap_or(default_temperature),
@@ -121,7 +125,9 @@ impl Sampling {
             min_p: self.min_p.unwrap_or(greedy.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(greedy.repetition_penalty),
             seed: self.seed.unwrap_or(greedy.seed),
+            ..greedy
         };
+        let sampling = self.further.apply(sampling)?;
         let advice = "`rlx generate --help` says what each option takes";
         sampling.check().map_err(|error| Failure::usage(error, "the sampling options", advice))?;
         Ok(TextOptions { sampling, context: self.ctx, ..TextOptions::default() })
@@ -217,7 +223,7 @@ impl Args {
 }
 
 /// Takes all pieces; prints them as they come unless `quiet`. The text ends with a line break when printed.
-pub fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
+fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
     let mut text = String::new();
     for piece in generation.by_ref() {
         let piece = piece?;
@@ -232,7 +238,8 @@ pub fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String
     Ok(text)
 }
 
-fn speed(generation: &TextGeneration<'_>) -> String {
+/// Speed of prefill and decode, as a line.
+pub fn speed(generation: &TextGeneration<'_>) -> String {
     let (prompt, new) = (generation.prompt_ids().len(), generation.token_ids().len());
     let rate = |tokens: usize, ms: f64| if ms > 0.0 { tokens as f64 / ms * 1e3 } else { 0.0 };
     format!(

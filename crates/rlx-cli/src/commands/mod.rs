@@ -12,6 +12,8 @@ mod explain;
 mod footprint;
 mod generate;
 mod plan;
+mod quantize;
+mod sampling;
 
 use crate::context::Context;
 use crate::failure::Result;
@@ -43,6 +45,7 @@ verbs! {
     Plan: plan,
     Compile: compile,
     Explain: explain,
+    Quantize: quantize,
     Bench: bench,
     Devices: devices,
     Doctor: doctor,

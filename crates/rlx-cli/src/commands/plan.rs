@@ -17,7 +17,7 @@ use std::path::Path;
 /// Tell a model's peak memory before loading it: the parts, whether they fit, and what would
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     #[command(flatten)]
     capacities: Capacities,
@@ -149,7 +149,11 @@ fn bytes_read(engine: &Engine) -> Result<u64> {
     if let Some(artefact) = engine.model.artefact() {
         return Ok(artefact.opened_bytes());
     }
-    let Source::Folder(folder) = &engine.source else { return Ok(0) };
+    let folder = match &engine.source {
+        Source::Folder(folder) => folder,
+        Source::Gguf(_) => return Ok(engine.model.header_bytes()),
+        Source::Demo | Source::Compiled(_) => return Ok(0),
+    };
     let fail =
         |error: std::io::Error| Failure::new(error, folder.display(), "check that the folder may be read");
     let (mut json, mut weights) = (0, 0);

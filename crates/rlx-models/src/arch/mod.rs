@@ -15,6 +15,7 @@ mod gpt2;
 mod llama;
 mod mistral;
 mod mixtral;
+mod nomic_bert;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
@@ -35,6 +36,7 @@ pub const ARCHITECTURES: &[(&str, BuildFn)] = &[
     ("llama", llama::build),
     ("mistral", mistral::build),
     ("mixtral", mixtral::build),
+    ("nomic_bert", nomic_bert::build),
     ("phi3", phi3::build),
     ("qwen2", qwen2::build),
     ("qwen2_moe", qwen2_moe::build),
@@ -43,6 +45,16 @@ pub const ARCHITECTURES: &[(&str, BuildFn)] = &[
     ("roberta", roberta::build),
 ];
 
+/// Whose habits a checkpoint's tensors follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Convention {
+    /// Those of the Hugging Face hub: norms of Gemma are offsets from one, linears of GPT-2 are `[in, out]`.
+    #[default]
+    Hub,
+    /// Those of GGUF: every norm is the factor itself, every linear is `[out, in]`.
+    Gguf,
+}
+
 /// Choices that a config leaves open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BuildOptions {
@@ -50,11 +62,13 @@ pub struct BuildOptions {
     pub cache_dtype: DType,
     /// Encoders take `token_types [rows]` I32 as an input; else every token is of type 0.
     pub token_types: bool,
+    /// Habits of the checkpoint.
+    pub convention: Convention,
 }
 
 impl Default for BuildOptions {
     fn default() -> Self {
-        Self { cache_dtype: DType::F32, token_types: false }
+        Self { cache_dtype: DType::F32, token_types: false, convention: Convention::Hub }
     }
 }
 

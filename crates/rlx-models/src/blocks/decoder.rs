@@ -205,7 +205,8 @@ impl<'a> Frame<'a> {
         prefixes: &[&'static str],
         embedding: &str,
     ) -> Result<Self> {
-        let mut net = Net::new(name, cx.weights, prefixes, embedding)?;
+        let net = Net::new(name, cx.weights, prefixes, embedding)?;
+        let mut net = net.with_convention(cx.options.convention);
         let symbol = Dim::symbol;
         let mut input =
             |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));

@@ -1,5 +1,6 @@
 //! A graph under construction whose weights are looked up, and checked, in a checkpoint.
 
+use crate::arch::Convention;
 use crate::error::{ModelError, Result};
 use rlx::weights::WeightLoader;
 use rlx_graph::ops::activation::{Activation, ActivationKind};
@@ -11,7 +12,7 @@ use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::slice::Slice;
 use rlx_graph::{Graph, ValueId};
-use rlx_tensor::{DType, Dim, Shape, Tensor};
+use rlx_tensor::{DType, Dim, Tensor};
 use std::collections::BTreeSet;
 
 /// A graph, the checkpoint its params come from, and the names used so far.
@@ -20,6 +21,7 @@ pub struct Net<'a> {
     pub graph: Graph,
     weights: &'a dyn WeightLoader,
     prefix: &'static str,
+    convention: Convention,
     used: BTreeSet<String>,
 }
 
@@ -34,12 +36,19 @@ impl<'a> Net<'a> {
     ) -> Result<Self> {
         let mut prefix = prefixes.first().copied().unwrap_or("");
         for candidate in prefixes {
-            if weights.tensor(&format!("{candidate}{probe}"))?.is_some() {
+            if weights.shape(&format!("{candidate}{probe}"))?.is_some() {
                 prefix = candidate;
                 break;
             }
         }
-        Ok(Self { graph: Graph::new(name), weights, prefix, used: BTreeSet::new() })
+        let convention = Convention::Hub;
+        Ok(Self { graph: Graph::new(name), weights, prefix, convention, used: BTreeSet::new() })
+    }
+
+    /// The same for a checkpoint of other habits.
+    #[must_use]
+    pub fn with_convention(self, convention: Convention) -> Self {
+        Self { convention, ..self }
     }
 
     /// The checkpoint's tensor of this name (after the prefix) as a param in the checkpoint's dtype.
@@ -49,26 +58,27 @@ impl<'a> Net<'a> {
 
     /// The checkpoint's tensor of this full name. Asked for twice, it is one param.
     pub fn exact_weight(&mut self, name: &str, dims: &[usize]) -> Result<ValueId> {
-        let view = self.weights.tensor(name)?;
-        let view =
-            view.ok_or_else(|| ModelError::MissingTensor { name: name.to_owned(), expected: dims.to_vec() })?;
-        if view.dims != dims {
-            let (expected, found) = (dims.to_vec(), view.dims.to_vec());
+        let shape = self.weights.shape(name)?;
+        let shape = shape
+            .ok_or_else(|| ModelError::MissingTensor { name: name.to_owned(), expected: dims.to_vec() })?;
+        let found = shape.known_dims().unwrap_or_default();
+        if found != dims {
+            let expected = dims.to_vec();
             return Err(ModelError::TensorShape { name: name.to_owned(), expected, found });
         }
-        if !matches!(view.dtype, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(ModelError::TensorDType { name: name.to_owned(), found: view.dtype });
+        if !matches!(shape.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            return Err(ModelError::TensorDType { name: name.to_owned(), found: shape.dtype() });
         }
         if let Some(value) = self.graph.by_name(name) {
             return Ok(value);
         }
         self.used.insert(name.to_owned());
-        Ok(self.graph.param(name, Shape::new(dims, view.dtype))?)
+        Ok(self.graph.param(name, shape)?)
     }
 
     /// True if the checkpoint has this tensor (after the prefix).
     pub fn has(&self, name: &str) -> Result<bool> {
-        Ok(self.weights.tensor(&format!("{}{name}", self.prefix))?.is_some())
+        Ok(self.weights.shape(&format!("{}{name}", self.prefix))?.is_some())
     }
 
     /// `x W^T + b` with `name.weight [n, k]` and, if `bias`, `name.bias [n]`.
@@ -80,8 +90,11 @@ impl<'a> Net<'a> {
         Ok(self.graph.add_one(Linear { bias, ..Linear::plain() }, &operands)?)
     }
 
-    /// `x W + b` with `name.weight [k, n]` and `name.bias [n]`, as GPT-2 stores them.
+    /// `x W + b` with `name.weight [k, n]` and `name.bias [n]`, as GPT-2 stores them on the hub.
     pub fn transposed_linear(&mut self, x: ValueId, name: &str, (n, k): (usize, usize)) -> Result<ValueId> {
+        if self.convention == Convention::Gguf {
+            return self.linear(x, name, (n, k), true);
+        }
         let weight = self.weight(&format!("{name}.weight"), &[k, n])?;
         let bias = self.weight(&format!("{name}.bias"), &[n])?;
         let op = Linear { bias: true, transposed: true, ..Linear::plain() };
@@ -91,7 +104,8 @@ impl<'a> Net<'a> {
     /// Root-mean-square norm of each of `groups` slices of `width`, with `name.weight`.
     pub fn rms_norm(&mut self, x: ValueId, name: &str, norm: RmsNormSpec) -> Result<ValueId> {
         let weight = self.weight(&format!("{name}.weight"), &[norm.width])?;
-        let RmsNormSpec { eps, unit_offset, groups, .. } = norm;
+        let RmsNormSpec { eps, groups, .. } = norm;
+        let unit_offset = norm.unit_offset && self.convention == Convention::Hub;
         Ok(self.graph.add_one(RmsNorm { eps, unit_offset, groups, residual: false }, &[x, weight])?)
     }
 

@@ -156,7 +156,11 @@ impl Rope {
                 scale = longrope_scale(section, original, defaults.max_positions)?;
                 let scaled = |field| -> Result<Vec<f32>> { divided(section, field, &powers) };
                 let (short, long) = (scaled("short_factor")?, scaled("long_factor")?);
-                Frequencies::Long { short, long, original }
+                if short == long {
+                    Frequencies::Fixed(short)
+                } else {
+                    Frequencies::Long { short, long, original }
+                }
             }
             _ => {
                 let known = "one of \"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\", \"longrope\"";

@@ -28,7 +28,7 @@ fn open(folder: &Path, backend: &Arc<dyn Backend>) -> Model {
 }
 
 /// Logits of each row of a prompt that is run in steps of `chunk` rows; only the last row of a step gives logits.
-fn stepped(model: &Model, decoder: &Decoder, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+pub fn stepped(model: &Model, decoder: &Decoder, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let mut runner = model.decoder_runner(CONTEXT).unwrap();
     let (mut pool, mut table) = (BlockPool::new(runner.limits().blocks), BlockTable::new());
     pool.reserve(&mut table, prompt.len()).unwrap();

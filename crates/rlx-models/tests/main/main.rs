@@ -5,6 +5,7 @@ mod artefacts;
 mod broken;
 mod cpu;
 mod experts;
+mod gguf;
 mod goldens;
 mod interpreter;
 mod plans;

@@ -37,6 +37,7 @@ pub struct GgufLoader {
     metadata: Metadata,
     tensors: NameTable<MappedTensor>,
     files: Vec<Arc<MappedFile>>,
+    header_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -55,8 +56,12 @@ impl GgufLoader {
         let path = path.as_ref();
         let (file, header) = open_part(path)?;
         let parts = split::parts_of(path, &header.metadata)?;
-        let mut loader =
-            GgufLoader { metadata: Metadata::default(), tensors: NameTable::new(), files: Vec::new() };
+        let mut loader = GgufLoader {
+            metadata: Metadata::default(),
+            tensors: NameTable::new(),
+            files: Vec::new(),
+            header_bytes: 0,
+        };
         if parts.is_empty() {
             loader.add(path, file, header)?;
             return Ok(loader);
@@ -76,6 +81,7 @@ impl GgufLoader {
     }
 
     fn add(&mut self, path: &Path, file: Arc<MappedFile>, header: Header) -> Result<(), LoadError> {
+        self.header_bytes = self.header_bytes.saturating_add(header.data_start);
         if self.files.is_empty() {
             self.metadata = header.metadata;
         }
@@ -92,6 +98,11 @@ impl GgufLoader {
     /// The metadata.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
+    }
+
+    /// Bytes before the tensors, of all files: what opening reads.
+    pub fn header_bytes(&self) -> usize {
+        self.header_bytes
     }
 
     /// The mapped files, in the order of their parts.

@@ -171,7 +171,7 @@ impl ModelSource {
     /// [`ImportError::NotSupported`] naming the format.
     pub fn supported(self, path: &Path) -> Result<Self, ImportError> {
         match self {
-            ModelSource::HfFolder => Ok(self),
+            ModelSource::HfFolder | ModelSource::Gguf => Ok(self),
             format => Err(ImportError::NotSupported { path: path.to_path_buf(), format }),
         }
     }
@@ -260,8 +260,9 @@ mod tests {
 
     #[test]
     fn a_known_format_without_an_importer_is_a_typed_error() {
-        let error = ModelSource::Gguf.supported(Path::new("m.gguf")).unwrap_err();
-        assert_eq!(error.to_string(), "m.gguf: gguf: not yet supported in this build");
+        let error = ModelSource::Rlx.supported(Path::new("m.rlx")).unwrap_err();
+        assert_eq!(error.to_string(), "m.rlx: rlx: not yet supported in this build");
+        assert!(ModelSource::Gguf.supported(Path::new("m")).is_ok());
         assert!(ModelSource::HfFolder.supported(Path::new("m")).is_ok());
     }
 

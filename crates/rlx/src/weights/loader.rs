@@ -239,6 +239,14 @@ pub trait WeightLoader: Send + Sync {
     /// [`LoadError`] when the file cannot be read any more.
     fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>, LoadError>;
 
+    /// Extents and dtype alone; of a tensor that is made on demand without making it.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    fn shape(&self, name: &str) -> Result<Option<Shape>, LoadError> {
+        Ok(self.tensor(name)?.map(|view| view.shape()))
+    }
+
     /// The tensor's bytes, or `Ok(None)`.
     ///
     /// # Errors

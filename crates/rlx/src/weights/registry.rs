@@ -432,7 +432,7 @@ impl WeightRegistry {
         name: &str,
         kind: WeightKind,
     ) -> Result<WeightHandle, RegistryError> {
-        match (loader.tensor(name)?.map(|view| view.shape()), loader.storage(name)?) {
+        match (loader.shape(name)?, loader.storage(name)?) {
             (Some(shape), Some(bytes)) => self.register(name, shape, bytes, kind),
             _ => Err(RegistryError::Absent { name: name.to_owned() }),
         }

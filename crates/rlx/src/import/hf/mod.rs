@@ -53,7 +53,9 @@ impl HfFolder {
     pub fn open(model: &str, dirs: &HfCacheDirs) -> Result<Self, ImportError> {
         let resolved = resolve_model(model, dirs)?;
         if resolved.path.is_file() {
-            super::sniff(&resolved.path)?.supported(&resolved.path)?;
+            let format = super::sniff(&resolved.path)?.supported(&resolved.path)?;
+            let found = format!("a {format} file, expected a folder");
+            return Err(ImportError::UnknownFormat { path: resolved.path, found });
         }
         let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, held: None };
         folder.need(CONFIG_FILE)?;

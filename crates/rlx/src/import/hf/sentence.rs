@@ -99,6 +99,21 @@ const MODES: &[(&str, &str, PoolingMode)] = &[
 ];
 
 impl SentenceTransformer {
+    /// An encoder of which only the pooling is known.
+    pub fn of_pooling(mode: PoolingMode, normalize: bool, max_seq_length: Option<usize>) -> Self {
+        use SentenceModuleKind::{Normalize, Pooling, Transformer};
+        let kinds = [Transformer, Pooling].into_iter().chain(normalize.then_some(Normalize));
+        SentenceTransformer {
+            modules: kinds.map(|kind| SentenceModule { kind, path: PathBuf::new() }).collect(),
+            transformer: PathBuf::new(),
+            pooling: PoolingConfig { dim: None, modes: vec![mode], include_prompt: true },
+            max_seq_length,
+            do_lower_case: false,
+            normalize,
+            prompts: SentencePrompts::default(),
+        }
+    }
+
     /// Reads a folder; `None` without `modules.json`.
     ///
     /// # Errors
