@@ -58,10 +58,7 @@ impl LazyBytes for Made {
 
     fn load(&self) -> io::Result<SharedBytes> {
         let source = self.range.bytes();
-        let ordered = match self.interleaved_heads {
-            Some(heads) => Some(deinterleaved(source, self.rows, heads)),
-            None => None,
-        };
+        let ordered = self.interleaved_heads.map(|heads| deinterleaved(source, self.rows, heads));
         let source = ordered.as_deref().unwrap_or(source);
         if self.stored.class() != DTypeClass::Quant {
             return Ok(source.to_vec().into());

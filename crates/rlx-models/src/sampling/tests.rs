@@ -282,7 +282,7 @@ fn penalties_look_no_further_back_than_their_window() {
 
 /// The definition, by comparing every earlier place with the end.
 fn dry_penalties(history: &[u32], allowed: usize, multiplier: f64, base: f64, breakers: &[u32]) -> Vec<f64> {
-    let mut longest = vec![0usize; 8];
+    let mut longest = [0usize; 8];
     for next in 1..history.len() {
         let mut length = 0;
         while length < next

@@ -96,12 +96,15 @@ impl Writer<'_> {
     }
 }
 
+/// Tensors that stand for parts of the config: name and values.
+pub(super) type ConfigTensors = Vec<(String, Vec<f32>)>;
+
 /// The metadata, and tensors that stand for parts of the config.
 pub(super) fn metadata(
     folder: &HfFolder,
     built: &Built,
     scheme: Scheme,
-) -> Result<(Metadata, Vec<(String, Vec<f32>)>)> {
+) -> Result<(Metadata, ConfigTensors)> {
     let model_type = model_type(built);
     let Some((_, architecture)) = NAMES.iter().find(|(known, _)| *known == model_type) else {
         return Err(no_place(folder, "model_type", format!("`{model_type}`")));
