@@ -4,6 +4,7 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
 use crate::output;
+use crate::source::Source;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -35,6 +36,11 @@ impl Args {
             return Err(Failure::usage("the output is not named `.rlx`", self.output.display(), advice));
         }
         let mut engine = Engine::open(self.model.as_deref(), context)?;
+        if matches!(engine.source, Source::Gguf(_)) {
+            let advice =
+                "give the folder with config.json, tokenizer.json and safetensors that it was made from";
+            return Err(Failure::usage("a GGUF file is not compiled", engine.source.name(), advice));
+        }
         engine.load(context)?;
         let started = Instant::now();
         engine.model.write_artefact(&self.output, context.threads())?;
