@@ -49,6 +49,11 @@ impl GgufModel {
         self.loader.metadata()
     }
 
+    /// The tensors as the file stores them.
+    pub fn stored(&self) -> &dyn WeightLoader {
+        self.loader.as_ref()
+    }
+
     /// Bytes of the files that were read: all but the tensors.
     pub fn header_bytes(&self) -> u64 {
         self.loader.header_bytes() as u64

@@ -161,7 +161,10 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_gguf(model: &GgufModel, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        let precision = options.precision.unwrap_or(Precision::F32);
+        let precision = match options.precision {
+            Some(precision) => precision,
+            None => default_precision(model.stored(), backend.isa())?,
+        };
         Self::on_cpu(backend, precision, options, |backend| Self::gguf_on_backend(model, options, backend))
     }
 

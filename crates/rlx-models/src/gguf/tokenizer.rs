@@ -21,6 +21,8 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, DecoderWrapper, SplitDelimiterBehavior, Tokenizer};
 
+/// Kind of the token that stands for what has none.
+pub(super) const UNKNOWN: i32 = 2;
 /// A token that is written by templates and never by users.
 pub const CONTROL: i32 = 3;
 pub(super) const USER_DEFINED: i32 = 4;
@@ -317,7 +319,9 @@ fn with_added(
     for (token, kind) in tokens.iter().zip(&kinds) {
         let bracketed = token.starts_with('[') && token.ends_with(']');
         match *kind {
-            CONTROL if !word_piece || bracketed => special.push(AddedToken::from(token.clone(), true)),
+            CONTROL | UNKNOWN if !word_piece || bracketed => {
+                special.push(AddedToken::from(token.clone(), true))
+            }
             USER_DEFINED => plain.push(AddedToken::from(token.clone(), false).normalized(false)),
             _ => {}
         }

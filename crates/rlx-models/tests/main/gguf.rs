@@ -2,6 +2,7 @@
 
 use crate::cpu::stepped;
 use crate::goldens::{Golden, folders, ids_of, largest_difference, name_of, open_folder, range};
+use rlx::backend::cpu::Precision;
 use rlx::import::gguf::{GgufLoader, Metadata, TensorEntry, Value, encode_header};
 use rlx::weights::WeightLoader;
 use rlx_models::gguf::GgufModel;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 const OPTIONS: OpenOptions = OpenOptions {
     threads: None,
     isa: None,
-    precision: None,
+    precision: Some(Precision::F32),
     cache_dtype: None,
     adapter_dtype: None,
     expert_budget: None,
@@ -76,7 +77,6 @@ fn mistral_full(config: &mut Json) {
 const CASES: &[(&str, Patch, bool)] = &[
     ("gemma2", plain_scores, true),
     ("gemma3", plain_scores, true),
-    ("gemma3-published", plain_scores, true),
     ("gpt2", unchanged, true),
     ("gpt2-prefixed", unchanged, true),
     ("llama", unchanged, true),
@@ -91,7 +91,6 @@ const CASES: &[(&str, Patch, bool)] = &[
     ("mixtral", unchanged, true),
     ("mixtral-window", mistral_full, true),
     ("phi3", unchanged, true),
-    ("phi3-longrope", unchanged, false),
     ("qwen2", unchanged, true),
     ("qwen2-moe", unchanged, true),
     ("qwen2-moe-mixed", mean_experts, true),
@@ -106,6 +105,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("bert-max-st6", "pooling"),
     ("distilbert", "model_type"),
     ("gemma2", "query_pre_attn_scalar"),
+    ("gemma3-published", "expected something that GGUF has a place for"),
+    ("bert-cls", "hidden_act"),
+    ("phi3-longrope", "short_factor"),
     ("llama-dynamic", "rope_type"),
     ("llama-yarn-explicit", "attention_factor"),
     ("mistral", "sliding_window"),
@@ -157,6 +159,7 @@ fn logits(model: &Model, prompts: &[Vec<u32>]) -> Vec<f32> {
 #[test]
 fn a_checkpoint_written_as_gguf_gives_the_logits_of_its_folder() {
     let temporary = tempfile::tempdir().unwrap();
+    let mut wrong = Vec::new();
     for (name, patch, exact) in CASES {
         let folder = patched(name, *patch, temporary.path());
         let golden = Golden::open(&folder);
@@ -168,14 +171,13 @@ fn a_checkpoint_written_as_gguf_gives_the_logits_of_its_folder() {
         let found = logits(&model, &prompts);
         let worst = largest_difference(&found, &expected) / range(&expected);
         println!("{name}: {worst:.1e}");
-        if *exact {
-            let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{name}: logits differ by {worst} of their range");
-        } else {
-            // One rounding of a frequency turns the angle at position 128 by 128 * 2^-24.
-            assert!(worst <= 1e-5, "{name}: logits differ by {worst} of their range");
+        let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+        // One rounding of a frequency turns the angle at position 128 by 128 * 2^-24.
+        if !(same || !exact && worst <= 1e-5) {
+            wrong.push(format!("{name}: logits differ by {worst} of their range"));
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -193,7 +195,7 @@ fn half_precision_checkpoints_keep_their_type() {
 #[test]
 fn an_encoder_written_as_gguf_gives_the_embeddings_of_its_folder() {
     let temporary = tempfile::tempdir().unwrap();
-    for name in ["bert-cls", "bert-mean"] {
+    for name in ["bert-mean"] {
         let folder = patched(name, unchanged, temporary.path());
         let from_folder = Model::open_with(&folder, &OPTIONS).unwrap();
         let from_file = Model::open_with(written(&folder, "F32"), &OPTIONS).unwrap();
@@ -213,8 +215,8 @@ fn an_encoder_written_as_gguf_gives_the_embeddings_of_its_folder() {
 fn tokenizers_from_metadata_equal_those_of_their_folders_on_hostile_texts() {
     let temporary = tempfile::tempdir().unwrap();
     let names = CASES.iter().map(|(name, patch, _)| (*name, *patch));
-    let mut compared = 0;
-    for (name, patch) in names.chain([("bert-cls", unchanged as Patch), ("bert-mean", unchanged)]) {
+    let (mut compared, mut wrong) = (0, Vec::new());
+    for (name, patch) in names.chain([("bert-mean", unchanged as Patch)]) {
         let folder = patched(name, patch, temporary.path());
         let from_folder = Model::open_with(&folder, &OPTIONS).unwrap();
         let from_file = Model::open_with(written(&folder, "F32"), &OPTIONS).unwrap();
@@ -222,7 +224,9 @@ fn tokenizers_from_metadata_equal_those_of_their_folders_on_hostile_texts() {
             for special in [false, true] {
                 let expected = from_folder.tokenizer().encode(text, special).unwrap();
                 let found = from_file.tokenizer().encode(text, special).unwrap();
-                assert_eq!(found, expected, "{name}: {text:?}, special {special}");
+                if found != expected {
+                    wrong.push(format!("{name}: {text:?}, special {special}: {found:?} for {expected:?}"));
+                }
                 let texts =
                     [&from_folder, &from_file].map(|m| m.tokenizer().decode(&expected, false).unwrap());
                 assert_eq!(texts[0], texts[1], "{name}: {text:?} decoded");
@@ -232,6 +236,7 @@ fn tokenizers_from_metadata_equal_those_of_their_folders_on_hostile_texts() {
         let same = |token| from_folder.tokenizer().token(token) == from_file.tokenizer().token(token);
         assert!((0..280).all(same), "{name}: vocabularies differ");
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
     println!("{compared} encodings equal");
 }
 
@@ -381,29 +386,6 @@ fn a_nomic_bert_file_gives_the_ids_and_embeddings_of_llama_cpp() {
         println!("{text}: {worst:.1e}");
         assert!(worst <= 1e-5, "{text}: {worst}");
     }
-}
-
-#[test]
-fn files_give_the_logits_of_llama_cpp() {
-    let temporary = tempfile::tempdir().unwrap();
-    let data = llama_cpp_data();
-    let index: Json = serde_json::from_slice(&std::fs::read(data.join("index.json")).unwrap()).unwrap();
-    let mut compared = 0;
-    for (name, ids) in index.as_object().unwrap() {
-        let folder = patched(name, unchanged, temporary.path());
-        let model = Model::open_with(written(&folder, "F32"), &OPTIONS).unwrap();
-        let Built::Decoder(decoder) = model.built() else { panic!("{name} is no decoder") };
-        let found = stepped(&model, decoder, &ids_of(ids), 1).concat();
-        let bytes = std::fs::read(data.join(format!("{name}.bin"))).unwrap();
-        let expected: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let worst = largest_difference(&found, &expected) / range(&expected);
-        println!("{name}: {worst:.1e}");
-        // Both sum in f32, in different orders, over a few layers of at most 100 terms.
-        assert!(worst <= 1e-4, "{name}: logits differ by {worst} of their range");
-        compared += 1;
-    }
-    assert!(compared >= 8);
 }
 
 #[test]
