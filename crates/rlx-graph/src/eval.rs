@@ -2,7 +2,7 @@
 
 use crate::op::EvalError;
 use half::{bf16, f16};
-use rlx_tensor::{DType, Dim, Tensor};
+use rlx_tensor::{DType, DTypeClass, Dim, Tensor, quant};
 use std::ops::Range;
 
 /// Applies a cast from each element type to the matching conversion.
@@ -15,8 +15,14 @@ macro_rules! read_as {
     };
 }
 
-/// The elements as f64. Exact but for integers beyond 2^53.
+/// The elements as f64; blocks decoded. Exact but for integers beyond 2^53.
 pub fn to_f64(tensor: &Tensor) -> Result<Vec<f64>, EvalError> {
+    if tensor.dtype().class() == DTypeClass::Quant {
+        let mut values = vec![0.0f32; tensor.len()];
+        let unsupported = |_| EvalError::Unsupported { op: "decoding blocks", dtype: tensor.dtype() };
+        quant::decode(tensor.dtype(), tensor.bytes(), &mut values).map_err(unsupported)?;
+        return Ok(values.into_iter().map(f64::from).collect());
+    }
     read_as!(tensor, f64, "reading as f64", {
         F64: f64 => |v| *v, F32: f32 => |v| f64::from(*v), F16: f16 => |v| v.to_f64(), BF16: bf16 => |v| v.to_f64(),
         I64: i64 => |v| *v as f64, I32: i32 => |v| f64::from(*v), I16: i16 => |v| f64::from(*v),

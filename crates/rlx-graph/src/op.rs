@@ -3,7 +3,7 @@
 use crate::attrs::{AttrError, AttrValue, Attrs};
 use crate::graph::{Graph, GraphError};
 use crate::ids::ValueId;
-use rlx_tensor::{DType, Dim, DimOrder, Shape, Symbol, Tensor, TensorError};
+use rlx_tensor::{DType, DTypeClass, Dim, DimOrder, Shape, Symbol, Tensor, TensorError};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -253,6 +253,16 @@ impl InferError {
         match inputs[operand].dtype() {
             found if found.is_float() => Ok(()),
             found => Err(InferError::DType { operand, expected: "a float".into(), found }),
+        }
+    }
+
+    /// Checks that an operand is a weight: a float, or blocks that stand for floats.
+    pub fn weight(inputs: &[&Shape], operand: usize) -> Result<(), InferError> {
+        match inputs[operand].dtype() {
+            found if found.is_float() || found.class() == DTypeClass::Quant => Ok(()),
+            found => {
+                Err(InferError::DType { operand, expected: "a float or quantised blocks".into(), found })
+            }
         }
     }
 

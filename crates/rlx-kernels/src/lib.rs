@@ -24,6 +24,7 @@ pub mod moe;
 pub mod norm;
 pub mod pool;
 pub mod pooling;
+pub mod quant_dot;
 pub mod rank;
 pub mod reduce;
 pub mod rope;

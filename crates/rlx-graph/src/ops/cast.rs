@@ -8,7 +8,8 @@ use crate::op::{EvalError, InferCx, InferError, OpDef, Props, op_boilerplate};
 use rlx_tensor::{DType, DTypeClass, Shape, Tensor};
 
 op_struct! {
-    /// Elements as another dtype: floats round to nearest even; float to integer truncates and saturates; integers wrap.
+    /// Elements as another dtype: floats round to nearest even; float to integer truncates and saturates; integers wrap. Quantised blocks
+    /// become floats.
     pub struct Cast = "cast" {
         /// The dtype of the result.
         to: DType,
@@ -25,8 +26,11 @@ impl OpDef for Cast {
 
     fn infer(&self, _cx: &mut InferCx, inputs: &[&Shape]) -> Result<Vec<Shape>, InferError> {
         InferError::arity(1, inputs)?;
+        let decodes = inputs[0].dtype().class() == DTypeClass::Quant && self.to.is_float();
         for found in [inputs[0].dtype(), self.to] {
-            if matches!(found.class(), DTypeClass::Quant | DTypeClass::Complex) {
+            let plain = !matches!(found.class(), DTypeClass::Quant | DTypeClass::Complex);
+            let decoded = decodes && found.class() == DTypeClass::Quant;
+            if !(plain || decoded) {
                 return Err(InferError::DType { operand: 0, expected: "a plain number type".into(), found });
             }
         }

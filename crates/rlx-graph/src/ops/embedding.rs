@@ -7,12 +7,12 @@ use crate::ids::ValueId;
 use crate::op::{Cost, EvalError, InferCx, InferError, OpDef, Props, op_boilerplate, shape_bytes};
 use crate::ops::cast::to_dtype;
 use crate::ops::gather::{Gather, checked_indices};
-use rlx_tensor::{DType, Dim, Shape, Tensor};
+use rlx_tensor::{DType, DTypeClass, Dim, Shape, Tensor};
 
 op_struct! {
     /// Row `ids[i]` of a table, as F32.
     ///
-    /// Operands: `ids [..]` I32 or I64, each in `0 .. vocab`; `table [vocab, width]` of any float dtype. Result `[.., width]` F32.
+    /// Operands: `ids [..]` I32 or I64, each in `0 .. vocab`; `table [vocab, width]` of any float or block-quantised dtype. Result `[.., width]` F32.
     pub struct Embedding = "embedding" {}
 }
 
@@ -23,7 +23,7 @@ impl OpDef for Embedding {
         InferError::arity(2, inputs)?;
         InferError::index(inputs, 0)?;
         InferError::rank(inputs, 1, 2)?;
-        InferError::float(inputs, 1)?;
+        InferError::weight(inputs, 1)?;
         let dims = [inputs[0].dims(), &inputs[1].dims()[1..]].concat();
         Ok(vec![Shape::from_dims(dims, DType::F32)])
     }
@@ -48,7 +48,12 @@ impl OpDef for Embedding {
     }
 
     fn decompose(&self, graph: &mut Graph, inputs: &[ValueId]) -> Option<Result<Vec<ValueId>, GraphError>> {
-        let rows = graph.add_one(Gather { axis: 0 }, &[inputs[1], inputs[0]]);
+        // Rows of blocks cannot be taken apart as elements are.
+        let table = match graph.shape(inputs[1]).dtype().class() {
+            DTypeClass::Quant => to_dtype(graph, inputs[1], DType::F32),
+            _ => Ok(inputs[1]),
+        };
+        let rows = table.and_then(|table| graph.add_one(Gather { axis: 0 }, &[table, inputs[0]]));
         Some(rows.and_then(|rows| to_dtype(graph, rows, DType::F32)).map(|rows| vec![rows]))
     }
 }

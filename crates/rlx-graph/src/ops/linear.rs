@@ -14,7 +14,7 @@ use rlx_tensor::{DType, Dim, Shape, Tensor};
 op_struct! {
     /// `residual + act(x W^T + b)`, accumulated and returned as F32.
     ///
-    /// Operands: `x [.., k]` F32; `parts` weights `[n_i, k]` (`[k, n_i]` if `transposed`) of any float dtype; then, if `bias`,
+    /// Operands: `x [.., k]` F32; `parts` weights `[n_i, k]` (`[k, n_i]` if `transposed`) of any float or block-quantised dtype; then, if `bias`,
     /// `parts` biases `[n_i]`; then, if `residual`, a value of the result's shape. The weights stand side by side: the result is
     /// `[.., sum n_i]`. If `gated`, there are two parts of the same size, gate and up, and the result is
     /// `residual + act(x W_gate^T + b_gate) * (x W_up^T + b_up)`, `[.., n]`.
@@ -80,10 +80,7 @@ impl OpDef for Linear {
         let mut widths = Vec::with_capacity(self.parts);
         for operand in 1..=self.parts {
             InferError::rank(inputs, operand, 2)?;
-            if !inputs[operand].dtype().is_float() {
-                let found = inputs[operand].dtype();
-                return Err(InferError::DType { operand, expected: "a float".into(), found });
-            }
+            InferError::weight(inputs, operand)?;
             let (n, weight_k) = self.n_k(inputs[operand].dims());
             cx.require_equal("reduced dims", k, weight_k)?;
             widths.push(n.clone());

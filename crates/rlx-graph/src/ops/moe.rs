@@ -18,7 +18,7 @@ op_struct! {
     /// Each row goes to the `top_k` experts of largest router probability; the result is their outputs weighted by probability.
     ///
     /// Operands: `x [rows, width]` F32; router logits `[rows, experts]` F32; then for expert 0, 1, ..: gate `[inner, width]`, up
-    /// `[inner, width]`, down `[width, inner]` of any float dtype. An expert is `down (act(gate x) * up x)`. Probabilities are the
+    /// `[inner, width]`, down `[width, inner]` of any float or block-quantised dtype. An expert is `down (act(gate x) * up x)`. Probabilities are the
     /// softmax over all experts; of equal ones the lower expert is taken. Outputs are summed from the most probable expert down.
     /// Result `[rows, width]` F32.
     pub struct Moe = "moe" {
@@ -69,7 +69,7 @@ impl OpDef for Moe {
         }
         for operand in 0..inputs.len() {
             InferError::rank(inputs, operand, 2)?;
-            InferError::float(inputs, operand)?;
+            InferError::weight(inputs, operand)?;
         }
         InferError::dtype(inputs, 0, DType::F32)?;
         InferError::dtype(inputs, 1, DType::F32)?;

@@ -33,6 +33,7 @@ use table::{Chosen, MAX_ACCUMULATORS};
 
 use crate::isa::Isa;
 use crate::pool::{Pool, Team};
+use crate::quant_dot;
 
 /// The kernels for one packed layout on one instruction set.
 #[derive(Clone, Copy)]
@@ -41,6 +42,8 @@ pub struct LinearKernel {
     isa: Isa,
     products: Products,
     chosen: Chosen,
+    /// The instances for blocks, which multiply in integers whatever the products.
+    blocks: Option<quant_dot::Chosen>,
 }
 
 impl fmt::Debug for LinearKernel {
@@ -87,12 +90,12 @@ pub struct LinearArgs {
 /// The cut depends on the number of workers, for balance; what an element is does not depend on the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinearGrid {
-    m: usize,
-    chunks: usize,
-    row_blocks: usize,
-    panels: usize,
-    panel_blocks: usize,
-    panel_step: usize,
+    pub(crate) m: usize,
+    pub(crate) chunks: usize,
+    pub(crate) row_blocks: usize,
+    pub(crate) panels: usize,
+    pub(crate) panel_blocks: usize,
+    pub(crate) panel_step: usize,
 }
 
 impl LinearGrid {
@@ -138,7 +141,11 @@ impl LinearKernel {
             return None;
         }
         let chosen = table::choose(isa, layout.dtype(), products)?;
-        Some(LinearKernel { layout: *layout, isa, products, chosen })
+        let blocks = match layout.dtype() {
+            WeightType::Blocks(dtype) => Some(quant_dot::choose(isa, dtype, layout.panel_columns())?),
+            _ => None,
+        };
+        Some(LinearKernel { layout: *layout, isa, products, chosen, blocks })
     }
 
     /// The layout the kernels read.
@@ -153,6 +160,9 @@ impl LinearKernel {
 
     /// The name of the instance that does most of the work for `m` rows, as in [`BlockRow::name`].
     pub fn name(&self, m: usize) -> String {
+        if let Some(blocks) = &self.blocks {
+            return blocks.name(m);
+        }
         let rows = m.div_ceil(m.div_ceil(self.chosen.max_rows).max(1)).max(1);
         let panels =
             self.chosen.several[rows - 1].map_or(1, |(_, panels)| panels).min(self.layout.panels().max(1));
@@ -168,6 +178,9 @@ impl LinearKernel {
     /// The cut of `m` rows for `workers` workers. Constant time.
     pub fn grid(&self, m: usize, workers: usize) -> LinearGrid {
         let panels = self.layout.panels();
+        if let Some(blocks) = &self.blocks {
+            return blocks.cut(m, panels, workers);
+        }
         let chunks = m.div_ceil(self.chosen.max_rows);
         if m == 0 || panels == 0 {
             return LinearGrid { m, chunks, row_blocks: 0, panels, panel_blocks: 0, panel_step: 1 };
@@ -191,6 +204,9 @@ impl LinearKernel {
     /// f32 values of scratch each worker needs: none for f32 products, whose instances read `x` in place; else some rows of it,
     /// rounded.
     pub fn scratch_len(&self) -> usize {
+        if let Some(blocks) = &self.blocks {
+            return blocks.scratch_len(self.layout.k());
+        }
         self.rounded_stride() * self.chosen.max_rows
     }
 
@@ -214,11 +230,35 @@ impl LinearKernel {
         let panels = grid.panels_of(tile);
         for chunk in grid.chunks_of(tile) {
             let rows = grid.rows_of(chunk);
+            if let Some(blocks) = &self.blocks {
+                // SAFETY: as below.
+                unsafe { self.run_blocks(blocks, args, rows, panels.clone(), scratch) };
+                continue;
+            }
             // SAFETY: the rows and panels are in the operands; passed on.
             unsafe {
                 let x = self.rows_to_read(args, &rows, scratch);
                 self.run_chunk(args, rows, panels.clone(), x);
             }
+        }
+    }
+
+    /// Computes a chunk of rows of some panels of blocks.
+    unsafe fn run_blocks(
+        &self,
+        blocks: &quant_dot::Chosen,
+        args: &LinearArgs,
+        rows: Range<usize>,
+        which: Range<usize>,
+        scratch: *mut f32,
+    ) {
+        let x = (args.x.wrapping_add(rows.start * args.x_stride), args.x_stride);
+        let panels = quant_dot::Panels { w: args.w, k: self.layout.k(), which };
+        // SAFETY: the caller guarantees the rows, the panels, the scratch and the outputs, which are finished as they come.
+        unsafe {
+            blocks.run_chunk(rows.len(), x, &panels, scratch, |panel, acc, stride| {
+                self.finish(args, &rows, panel, acc, stride);
+            });
         }
     }
 

@@ -9,11 +9,14 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use rlx_tensor::DType;
+
 use super::precision::Precision;
 use crate::aligned::AlignedBuf;
 use crate::isa::half::f32_to_bf16;
 use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};
 use crate::pool::{Pool, Team};
+use crate::quant_dot;
 
 /// The element type of a packed weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,14 +27,27 @@ pub enum WeightType {
     Bf16,
     /// IEEE 754 binary16.
     F16,
+    /// Blocks of a quantised dtype, one of [`crate::quant_dot::dtypes`].
+    Blocks(DType),
 }
 
 impl WeightType {
-    /// Bytes per element.
+    /// Bytes per element; 0 where elements share a block.
     pub const fn bytes(self) -> usize {
         match self {
             WeightType::F32 => 4,
             WeightType::Bf16 | WeightType::F16 => 2,
+            WeightType::Blocks(_) => 0,
+        }
+    }
+}
+
+impl WeightType {
+    /// Bytes of an `[n, k]` source; `None` if they overflow or `k` is no whole number of blocks.
+    pub fn source_bytes(self, n: usize, k: usize) -> Option<usize> {
+        match self {
+            WeightType::Blocks(dtype) => quant_dot::source_bytes(dtype, n, k),
+            dense => n.checked_mul(k)?.checked_mul(dense.bytes()),
         }
     }
 }
@@ -48,7 +64,7 @@ pub enum WeightOrder {
 /// One source matrix: `n` output columns by `k` inputs, contiguous, little-endian, at any alignment.
 #[derive(Clone, Copy)]
 pub struct WeightPart<'a> {
-    /// `n * k * dtype.bytes()` bytes.
+    /// `dtype.source_bytes(n, k)` bytes.
     pub bytes: &'a [u8],
     /// Element type.
     pub dtype: WeightType,
@@ -89,6 +105,13 @@ pub enum PackError {
         /// `n` of each part given.
         columns: Vec<usize>,
     },
+    /// Blocks that cannot be packed as asked.
+    Blocks {
+        /// The dtype.
+        dtype: DType,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The packed size does not fit in memory addresses.
     TooLarge,
     /// The storage of a packed matrix is not the size of its layout.
@@ -113,6 +136,7 @@ impl fmt::Display for PackError {
             PackError::GatedParts { columns } => {
                 write!(f, "a gated weight needs two parts of equal columns, found {columns:?}")
             }
+            PackError::Blocks { dtype, reason } => write!(f, "{dtype} blocks {reason}"),
             PackError::TooLarge => write!(f, "the packed weight is larger than the address space"),
             PackError::StorageBytes { expected, found } => {
                 write!(f, "packed weight: expected {expected} bytes, found {found}")
@@ -152,6 +176,11 @@ impl PackedLayout {
     ) -> Result<PackedLayout, PackError> {
         if gated && !n.is_multiple_of(2) {
             return Err(PackError::GatedParts { columns: vec![n] });
+        }
+        if let WeightType::Blocks(dtype) = dtype
+            && !quant_dot::block_inputs(dtype).is_some_and(|inputs| k.is_multiple_of(inputs))
+        {
+            return Err(PackError::Blocks { dtype, reason: "have no kernels, or rows end inside one" });
         }
         let layout = PackedLayout { dtype, n, k, panel_columns: panel_columns(isa), gated };
         let rows = k.checked_add(1).ok_or(PackError::TooLarge)?;
@@ -206,6 +235,7 @@ impl PackedLayout {
         match self.dtype {
             WeightType::F32 => self.k * self.panel_columns * 4,
             WeightType::Bf16 | WeightType::F16 => self.k.div_ceil(2) * self.panel_columns * 4,
+            WeightType::Blocks(dtype) => quant_dot::panel_bytes(dtype, self.k, self.panel_columns),
         }
     }
 
@@ -262,8 +292,12 @@ impl<'a> PackJob<'a> {
             if part.k != first.k {
                 return Err(PackError::PartInputs { part: index, expected: first.k, found: part.k });
             }
-            let values = part.n.checked_mul(part.k).ok_or(PackError::TooLarge)?;
-            let expected = values.checked_mul(part.dtype.bytes()).ok_or(PackError::TooLarge)?;
+            if let WeightType::Blocks(dtype) = part.dtype
+                && (part.order != WeightOrder::RowMajor || part.dtype != first.dtype)
+            {
+                return Err(PackError::Blocks { dtype, reason: "are transposed, or beside another type" });
+            }
+            let expected = part.dtype.source_bytes(part.n, part.k).ok_or(PackError::TooLarge)?;
             if expected != part.bytes.len() {
                 return Err(PackError::PartBytes { part: index, expected, found: part.bytes.len() });
             }
@@ -318,6 +352,14 @@ impl<'a> PackJob<'a> {
             *source = self.layout.column(panel, lane).map(|column| self.source(column));
         }
         let sources = &sources[..self.layout.panel_columns];
+        if let WeightType::Blocks(dtype) = self.layout.dtype {
+            let mut rows = [None; 32];
+            for (row, source) in rows.iter_mut().zip(sources) {
+                *row = source.as_ref().map(Source::row_bytes);
+            }
+            quant_dot::pack_panel(dtype, self.layout.k, &rows[..sources.len()], out);
+            return;
+        }
         if self.parts.iter().any(|part| part.order != WeightOrder::RowMajor) {
             copy_elements(sources, self.layout, out);
             return;
@@ -363,7 +405,7 @@ struct Source<'a> {
 impl<'a> Source<'a> {
     /// The values of a part in row order.
     fn row_bytes(&self) -> &'a [u8] {
-        let bytes = self.part.k * self.part.dtype.bytes();
+        let bytes = self.part.bytes.len() / self.part.n;
         &self.part.bytes[self.row * bytes..(self.row + 1) * bytes]
     }
 
@@ -382,6 +424,7 @@ impl<'a> Source<'a> {
             WeightType::Bf16 | WeightType::F16 => {
                 u32::from(u16::from_le_bytes([bytes[index * 2], bytes[index * 2 + 1]]))
             }
+            WeightType::Blocks(_) => 0,
         }
     }
 }
@@ -469,6 +512,7 @@ impl Kernel for Convert {
                     WeightType::Bf16 => s.load_bf16_part(from.cast(), count),
                     WeightType::F16 if count == LANES => s.load_f16(from.cast()),
                     WeightType::F16 => s.load_f16_part(from.cast(), count),
+                    WeightType::Blocks(_) => s.zero(),
                 };
                 match args.to_type {
                     WeightType::Bf16 if count == LANES => s.store_bf16(to.cast(), value),
@@ -528,6 +572,7 @@ fn copy_elements(sources: &[Option<Source<'_>>], layout: PackedLayout, out: &mut
         for (lane, source) in sources.iter().enumerate() {
             let bits = source.as_ref().map_or(0, |source| source.bits(input));
             match layout.dtype {
+                WeightType::Blocks(_) => {}
                 WeightType::F32 => {
                     let dtype = source.as_ref().map_or(WeightType::F32, |source| source.part.dtype);
                     let at = (input * lanes + lane) * 4;
@@ -560,6 +605,7 @@ pub(super) fn widen(bits: u32, dtype: WeightType) -> f32 {
         WeightType::F32 => f32::from_bits(bits),
         WeightType::Bf16 => f32::from_bits(bits << 16),
         WeightType::F16 => widen_f16(bits),
+        WeightType::Blocks(_) => f32::NAN,
     }
 }
 
@@ -627,6 +673,10 @@ impl PackedMatrix {
         assert!(row < layout.n && out.len() == layout.k, "gather_row: row or length out of range");
         let (panel, lane) = layout.place(row);
         let panel = &self.bytes()[panel * layout.panel_bytes()..(panel + 1) * layout.panel_bytes()];
+        if let WeightType::Blocks(dtype) = layout.dtype {
+            quant_dot::column(dtype, panel, lane, out);
+            return;
+        }
         let words = panel.chunks_exact(layout.panel_columns * 4);
         let word = |row: &[u8]| {
             let at = lane * 4;

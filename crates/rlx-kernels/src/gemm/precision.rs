@@ -28,11 +28,13 @@ impl Precision {
         }
     }
 
-    /// The element type that parts of these types have once they are packed together; `None` of no parts.
+    /// The element type that parts of these types have once they are packed together; `None` of no parts. Blocks stay
+    /// as they are, whatever the precision; `None` also of blocks beside another type.
     pub fn packed_type(self, parts: impl IntoIterator<Item = WeightType>) -> Option<WeightType> {
         let mut parts = parts.into_iter();
         let first = parts.next()?;
         match self {
+            _ if matches!(first, WeightType::Blocks(_)) => parts.all(|part| part == first).then_some(first),
             Precision::F32 if parts.all(|part| part == first) => Some(first),
             Precision::F32 => Some(WeightType::F32),
             Precision::Bf16 => Some(WeightType::Bf16),

@@ -127,7 +127,8 @@ pub(super) struct Chosen {
     pub round: Option<Entry<RoundArgs>>,
 }
 
-/// Chooses the instances of exactly this instruction set; `None` if the build or the machine lacks them.
+/// Chooses the instances of exactly this instruction set; `None` if the build or the machine lacks them. Of blocks, only the
+/// epilogue.
 pub(super) fn choose(isa: Isa, dtype: WeightType, products: Products) -> Option<Chosen> {
     if !products.is_available(isa) {
         return None;
@@ -150,5 +151,5 @@ pub(super) fn choose(isa: Isa, dtype: WeightType, products: Products) -> Option<
             chosen.several[row.rows - 1] = Some((entry, row.panels));
         }
     }
-    (chosen.max_rows > 0).then_some(chosen)
+    (chosen.max_rows > 0 || matches!(dtype, WeightType::Blocks(_))).then_some(chosen)
 }

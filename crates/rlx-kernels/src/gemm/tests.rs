@@ -56,6 +56,7 @@ fn weights(seed: u64, len: usize, dtype: WeightType) -> (Vec<u8>, Vec<f32>) {
             WeightType::F32 => value.to_bits(),
             WeightType::Bf16 => value.to_bits() >> 16,
             // Exponents of f16 run from -14; the fraction is cut.
+            WeightType::Blocks(_) => unreachable!("dense types only"),
             WeightType::F16 => {
                 let bits = value.to_bits();
                 let exponent = ((bits >> 23) & 0xff).saturating_sub(112);
@@ -209,6 +210,7 @@ fn nan_and_infinity_stay_in_their_rows_and_columns() {
                 WeightType::F32 => 0xff80_0000,
                 WeightType::Bf16 => 0xff80,
                 WeightType::F16 => 0xfc00,
+                WeightType::Blocks(_) => unreachable!("dense types only"),
             };
             let not_a_number = infinity | infinity >> 1;
             for (index, value) in [(3 * k + 1, infinity), (7 * k, not_a_number), (39 * k + 20, infinity)] {

@@ -231,6 +231,11 @@ impl Simd for Neon {
             vst1q_s32(p.add(8), v[2]);
             vst1q_s32(p.add(12), v[3]);
         };
+        istore_i8(p: *mut i8, v: I) = {
+            let low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1]));
+            let high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
+            vst1q_s8(p, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+        };
         load_bf16(p: *const u16) -> V = {
             let (low, high) = (vld1q_u16(p), vld1q_u16(p.add(8)));
             [

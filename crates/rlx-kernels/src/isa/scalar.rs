@@ -192,6 +192,12 @@ impl Simd for Scalar {
         unsafe { p.cast::<[i32; LANES]>().write_unaligned(v.0) }
     }
     #[inline(always)]
+    unsafe fn istore_i8(self, p: *mut i8, v: I) {
+        let bytes = map(v, |x| x as i8);
+        // SAFETY: the caller guarantees 16 writable values.
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(bytes.0) }
+    }
+    #[inline(always)]
     fn ishl(self, a: I, n: u32) -> I {
         map(a, |x| x << n)
     }

@@ -108,6 +108,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for writes of 16 values.
     unsafe fn istore(self, p: *mut i32, v: Self::I);
+    /// Stores 16 integers, which must lie within i8, as bytes.
+    ///
+    /// # Safety
+    /// `p` is valid for writes of 16 values.
+    unsafe fn istore_i8(self, p: *mut i8, v: Self::I);
     /// `a + b`, wrapping.
     fn iadd(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`, wrapping.

@@ -1,17 +1,17 @@
 //! A linear layer over a packed matrix.
 
-use crate::gemm::{Activation, LinearArgs, LinearKernel, PackedMatrix, linear};
+use crate::gemm::{Activation, LinearArgs, LinearGrid, LinearKernel, PackedMatrix};
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
 use std::any::Any;
 use std::ptr::null;
 use std::sync::Arc;
 
-/// `out = residual + act(x W^T + bias)`; a gated matrix gives `act(gate) * up`.
+/// `out = residual + act(x W^T + bias)`; a gated matrix gives `act(gate) * up`. Several matrices stand side by side in the
+/// result: weights that cannot be packed together, such as blocks of different types.
 #[derive(Debug)]
 pub struct LinearStep {
-    kernel: LinearKernel,
-    weights: PackedMatrix,
+    pieces: Vec<(LinearKernel, PackedMatrix)>,
     bias: Option<Arc<[f32]>>,
     activation: Activation,
     x: Operand,
@@ -27,10 +27,9 @@ pub struct LinearStepError {
 }
 
 impl LinearStep {
-    /// Checks the bias against the matrix. Widths of `x`, `residual` and `out` are checked at each run.
+    /// Checks the bias against the matrices. Widths of `x`, `residual` and `out` are checked at each run.
     pub fn new(
-        kernel: LinearKernel,
-        weights: PackedMatrix,
+        pieces: Vec<(LinearKernel, PackedMatrix)>,
         bias: Option<Arc<[f32]>>,
         activation: Activation,
         x: Operand,
@@ -38,34 +37,84 @@ impl LinearStep {
         out: Operand,
     ) -> Result<Self, LinearStepError> {
         let fail = |reason: String| Err(LinearStepError { reason });
-        if kernel.layout() != weights.layout() {
+        if pieces.iter().any(|(kernel, weights)| kernel.layout() != weights.layout()) {
             return fail("the kernel is for another layout".to_owned());
         }
-        if let Some(bias) = &bias
-            && bias.len() != weights.layout().n()
-        {
-            return fail(format!("bias has {} values, the weight {}", bias.len(), weights.layout().n()));
+        let Some((_, first)) = pieces.first() else { return fail("there is no matrix".to_owned()) };
+        if pieces.iter().any(|(_, weights)| weights.layout().k() != first.layout().k()) {
+            return fail("the matrices have different inputs".to_owned());
         }
-        Ok(Self { kernel, weights, bias, activation, x, residual, out })
+        let n: usize = pieces.iter().map(|(_, weights)| weights.layout().n()).sum();
+        if let Some(bias) = &bias
+            && bias.len() != n
+        {
+            return fail(format!("bias has {} values, the weight {n}", bias.len()));
+        }
+        if pieces.len() > 1 && pieces.iter().any(|(_, weights)| weights.layout().gated()) {
+            return fail("a gated matrix stands alone".to_owned());
+        }
+        Ok(Self { pieces, bias, activation, x, residual, out })
     }
 
-    /// The packed weights.
-    pub fn weights(&self) -> &PackedMatrix {
-        &self.weights
+    /// The packed matrices with their kernels, in the order of their columns.
+    pub fn pieces(&self) -> &[(LinearKernel, PackedMatrix)] {
+        &self.pieces
     }
 
-    pub(super) fn kernel(&self) -> &LinearKernel {
-        &self.kernel
+    /// Inputs of every matrix.
+    pub(super) fn inputs(&self) -> usize {
+        self.pieces[0].1.layout().k()
+    }
+
+    /// Columns of all matrices, gate and up counted separately.
+    pub(super) fn columns(&self) -> usize {
+        self.pieces.iter().map(|(_, weights)| weights.layout().n()).sum()
+    }
+
+    fn outputs(&self) -> usize {
+        self.pieces.iter().map(|(_, weights)| weights.layout().outputs()).sum()
+    }
+
+    /// Runs every piece; tiles of all are claimed from one ticket.
+    ///
+    /// # Safety
+    /// `args` are operands valid for all pieces side by side, but for `w`; `scratch` is this worker's and as long as asked.
+    pub(super) unsafe fn run_pieces(&self, team: &Team<'_>, args: &LinearArgs, scratch: *mut f32) {
+        let grid =
+            |piece: &(LinearKernel, PackedMatrix)| -> LinearGrid { piece.0.grid(args.m, team.count()) };
+        let total = self.pieces.iter().map(|piece| grid(piece).tiles()).sum();
+        let (mut at, mut base, mut column) = (0, 0, 0);
+        let mut current = grid(&self.pieces[0]);
+        for tile in team.tiles(total) {
+            while tile - base >= current.tiles() {
+                base += current.tiles();
+                column += self.pieces[at].1.layout().outputs();
+                at += 1;
+                current = grid(&self.pieces[at]);
+            }
+            let (kernel, weights) = &self.pieces[at];
+            let from = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(column) };
+            let args = LinearArgs {
+                w: weights.bytes().as_ptr(),
+                bias: from(args.bias),
+                addend: from(args.addend),
+                residual: from(args.residual),
+                out: args.out.wrapping_add(column),
+                ..*args
+            };
+            // SAFETY: the caller guarantees the operands, of which these are the piece's columns; each tile is claimed by one worker.
+            unsafe { kernel.run_tile(&args, &current, tile - base, scratch) };
+        }
     }
 
     /// The layer's arguments for a run; an error if rows or widths of the operands do not fit.
     pub(super) fn args(&self, run: &Run<'_>) -> Result<LinearArgs, StepError> {
         let m = run.rows(&self.x);
-        let layout = self.weights.layout();
+        let (inputs, outputs) = (self.inputs(), self.outputs());
         let same_rows = m == run.rows(&self.out) && self.residual.as_ref().is_none_or(|r| run.rows(r) == m);
-        let widths = run.columns(&self.x) == layout.k()
-            && run.columns(&self.out) == layout.outputs()
-            && self.residual.as_ref().is_none_or(|r| run.columns(r) == layout.outputs());
+        let widths = run.columns(&self.x) == inputs
+            && run.columns(&self.out) == outputs
+            && self.residual.as_ref().is_none_or(|r| run.columns(r) == outputs);
         if !same_rows || !widths {
             return Err(StepError::Shape { step: self.name() });
         }
@@ -73,7 +122,7 @@ impl LinearStep {
             m,
             x: run.pointer::<f32>(&self.x),
             x_stride: run.stride(&self.x),
-            w: self.weights.bytes().as_ptr(),
+            w: null(),
             bias: self.bias.as_ref().map_or(null(), |b| b.as_ptr()),
             addend: null(),
             addend_stride: 0,
@@ -88,7 +137,7 @@ impl LinearStep {
 
 impl Step for LinearStep {
     fn name(&self) -> String {
-        self.kernel.name(64)
+        self.pieces.iter().map(|(kernel, _)| kernel.name(64)).collect::<Vec<_>>().join(" ")
     }
 
     fn operands(&self, visit: &mut dyn FnMut(&Operand, Access)) {
@@ -100,14 +149,14 @@ impl Step for LinearStep {
     }
 
     fn worker_scratch(&self, _sizes: &[usize]) -> usize {
-        self.kernel.scratch_len() * size_of::<f32>()
+        self.pieces.iter().map(|(kernel, _)| kernel.scratch_len()).max().unwrap_or(0) * size_of::<f32>()
     }
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
         let args = self.args(run)?;
         // SAFETY: the launch checked that every operand lies in its region; `args` checked widths and rows; the weights have
-        // the kernel's layout and the bias its length (checked in `new`); the scratch is this worker's and as long as asked.
-        unsafe { linear(team, &self.kernel, &args, run.worker_scratch(team)) };
+        // their kernels' layouts and the bias its length (checked in `new`); the scratch is this worker's and as long as asked.
+        unsafe { self.run_pieces(team, &args, run.worker_scratch(team)) };
         Ok(())
     }
 

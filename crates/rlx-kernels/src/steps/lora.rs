@@ -1,7 +1,7 @@
 //! A linear layer over a packed matrix whose rows may each have a low-rank update.
 
 use super::linear::LinearStep;
-use crate::gemm::{LinearArgs, linear};
+use crate::gemm::LinearArgs;
 use crate::isa::{Entry, Isa};
 use crate::lora::{FactorType, Factors, LoraArgs, down_entry, up_entry};
 use crate::pool::Team;
@@ -65,7 +65,7 @@ impl LoraLinearStep {
         let columns: usize = parts.iter().map(|part| part.n).sum();
         let plain = |operand: &Operand, rank| operand.dims.len() == rank && operand.stride.is_none();
         let fits = !parts.is_empty()
-            && columns == linear.weights().layout().n()
+            && columns == linear.columns()
             && adapters.len() <= MAX_SLOTS
             && adapters.iter().all(|a| a.dtype == dtype && plain(a, 2))
             && plain(&slots, 1)
@@ -78,12 +78,12 @@ impl LoraLinearStep {
     }
 
     fn columns(&self) -> usize {
-        self.linear.weights().layout().n()
+        self.linear.columns()
     }
 
     /// Checks operands against each other, once a worker and before any barrier.
     fn check(&self, run: &Run<'_>, args: &LinearArgs) -> Result<usize, StepError> {
-        let k = self.linear.weights().layout().k();
+        let k = self.linear.inputs();
         let width = self.adapters.iter().map(|a| run.columns(a)).min().unwrap_or(0);
         let sites = run.columns(&self.scales);
         let fits = run.len(&self.slots) == args.m
@@ -142,7 +142,7 @@ impl Step for LoraLinearStep {
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
         let plain = self.linear.args(run)?;
         let rank = self.check(run, &plain)?;
-        let (n, layout) = (self.columns(), self.linear.weights().layout());
+        let (n, k) = (self.columns(), self.linear.inputs());
         let inner = run.shared_scratch::<f32>();
         let deltas = inner.wrapping_add(plain.m * self.parts.len() * rank);
         let factors = self.factors(run);
@@ -157,8 +157,8 @@ impl Step for LoraLinearStep {
                 scales: run.pointer::<f32>(&self.scales).wrapping_add(part.site).cast_const(),
                 scales_stride: run.columns(&self.scales),
                 a: part.column,
-                k: layout.k(),
-                b: part.column + layout.k(),
+                k,
+                b: part.column + k,
                 n: part.n,
                 t: inner.wrapping_add(plain.m * at * rank),
                 t_stride: rank,
@@ -188,7 +188,7 @@ impl Step for LoraLinearStep {
         team.barrier();
         let args = LinearArgs { addend: deltas, addend_stride: n, ..plain };
         // SAFETY: as for `LinearStep`; the addend has `n` values for each row, written before the barrier.
-        unsafe { linear(team, self.linear.kernel(), &args, run.worker_scratch(team)) };
+        unsafe { self.linear.run_pieces(team, &args, run.worker_scratch(team)) };
         Ok(())
     }
 

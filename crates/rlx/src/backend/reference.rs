@@ -6,7 +6,7 @@ use crate::weights::{WeightKind, WeightRegistry};
 use rlx_graph::Op;
 use rlx_graph::passes::{OpSet, Target};
 use rlx_kernels::schedule::StepError;
-use rlx_tensor::{Dim, Shape, Symbol, Tensor};
+use rlx_tensor::{DTypeClass, Dim, Shape, Symbol, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -127,8 +127,13 @@ struct Buffers<'r> {
 impl Buffers<'_> {
     fn read(&self, place: &Place) -> Result<Tensor, BackendError> {
         let dims: Vec<usize> = place.dims.iter().map(|d| self.sizes[d.index()]).collect();
-        let element = place.dtype.element_bytes().unwrap_or(1);
         let bytes = &self.bytes[place.buffer.index()];
+        if place.dtype.class() == DTypeClass::Quant {
+            // Blocks are read whole: no view cuts them.
+            return Tensor::from_bytes(&dims, place.dtype, bytes)
+                .map_err(|e| BackendError::Eval { op: "reading an operand".to_owned(), cause: e.into() });
+        }
+        let element = place.dtype.element_bytes().unwrap_or(1);
         let columns = dims.last().copied().unwrap_or(1) * element;
         let rows: usize = dims[..dims.len().saturating_sub(1)].iter().product();
         let start = place.offset * element;

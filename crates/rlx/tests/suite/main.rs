@@ -2,6 +2,7 @@
 
 mod agreement;
 mod backends;
+mod blocks;
 mod conformance;
 mod determinism;
 mod frames;

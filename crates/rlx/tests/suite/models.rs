@@ -10,7 +10,7 @@ use rlx_graph::ops::pool::PoolKind;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::rope::RopeStyle;
 use rlx_graph::{Graph, GraphError, HirModule, HirMut, ValueId};
-use rlx_tensor::{DType, Dim};
+use rlx_tensor::{DType, DTypeClass, Dim, quant};
 
 /// Rows of the embedding tables of words.
 pub const VOCAB: usize = 61;
@@ -147,6 +147,13 @@ pub fn compile(session: &Session, graph: &Graph) -> CompiledGraph {
         let dims = shape.known_dims().unwrap();
         let values = numbers(dims.iter().product(), seed as u64 + 1);
         let values: Vec<f64> = values.into_iter().map(|v| f64::from(v) * 0.4).collect();
+        if shape.dtype().class() == DTypeClass::Quant {
+            let values: Vec<f32> = values.into_iter().map(|v| v as f32).collect();
+            let mut blocks = vec![0; shape.dtype().bytes_for(values.len()).unwrap()];
+            quant::encode(shape.dtype(), &values, &mut blocks).unwrap();
+            compiled.set_param_typed(&name, &blocks, shape.dtype()).unwrap();
+            continue;
+        }
         let tensor = rlx_graph::eval::from_f64(&dims, shape.dtype(), &values).unwrap();
         compiled.set_param_typed(&name, tensor.bytes(), shape.dtype()).unwrap();
     }

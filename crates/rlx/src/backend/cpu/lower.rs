@@ -11,11 +11,12 @@ use rlx_kernels::gemm::{
     pack_on_releasing,
 };
 use rlx_kernels::isa::Isa;
+use rlx_kernels::quant_dot;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
 use rlx_kernels::steps::solo::{SoloInput, SoloOutput, SoloStep};
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::storage::mapped::MappedFile;
-use rlx_tensor::{DType, Dim, Symbol, Tensor};
+use rlx_tensor::{DType, DTypeClass, Dim, Symbol, Tensor};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -34,6 +35,19 @@ pub(super) struct MatrixSpec<'s> {
     pub weights: &'s [Place],
     pub transposed: bool,
     pub gated: bool,
+}
+
+impl<'s> MatrixSpec<'s> {
+    /// The matrices that are packed apart: one, unless blocks of a quantised dtype stand beside another dtype.
+    pub fn pieces(&self) -> Vec<MatrixSpec<'s>> {
+        let (transposed, gated) = (self.transposed, self.gated);
+        let spec = |weights| MatrixSpec { weights, transposed, gated };
+        let quantised = self.weights.iter().any(|w| w.dtype.class() == DTypeClass::Quant);
+        match quantised && !gated {
+            true => self.weights.chunk_by(|a, b| a.dtype == b.dtype).map(spec).collect(),
+            false => vec![spec(self.weights)],
+        }
+    }
 }
 
 impl<'t> ShapeCx<'t> {
@@ -100,7 +114,7 @@ pub(super) fn weight_type(dtype: DType) -> Option<WeightType> {
         DType::F32 => Some(WeightType::F32),
         DType::BF16 => Some(WeightType::Bf16),
         DType::F16 => Some(WeightType::F16),
-        _ => None,
+        dtype => quant_dot::dtypes().any(|known| known == dtype).then_some(WeightType::Blocks(dtype)),
     }
 }
 

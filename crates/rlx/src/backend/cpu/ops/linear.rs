@@ -2,17 +2,17 @@
 
 use super::CpuOp;
 use crate::backend::BackendError;
-use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
+use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx, weight_type};
 use crate::plan::StepSpec;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::lora_linear::LoraLinear;
 use rlx_graph::{Op, OpDef};
-use rlx_kernels::gemm::{Activation, LinearKernel};
+use rlx_kernels::gemm::{Activation, LinearKernel, PackedMatrix};
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::linear::LinearStep;
-use rlx_tensor::Shape;
+use rlx_tensor::{Dim, Shape};
 use std::sync::Arc;
 
 /// `linear`.
@@ -41,16 +41,47 @@ pub(in super::super) fn matrix_of(step: &StepSpec) -> Option<MatrixSpec<'_>> {
     Some(MatrixSpec { weights, transposed: op.transposed, gated: op.gated })
 }
 
+/// Whether weights can be packed: of known size; floats, or rows of whole blocks of a type that has kernels; gate and up alike
+/// if one of them is in blocks.
+pub(in super::super) fn takes(weights: &[&Shape], transposed: bool, gated: bool) -> bool {
+    let fits = |weight: &&Shape| {
+        let (inputs, _) = weight.dtype().block();
+        let whole = weight.last().and_then(Dim::known).is_some_and(|k| k.is_multiple_of(inputs));
+        let blocks = whole && !transposed && weight_type(weight.dtype()).is_some();
+        weight.known_dims().is_some() && (weight.dtype().is_float() || blocks)
+    };
+    let floats = weights.iter().all(|weight| weight.dtype().is_float());
+    let alike = weights.windows(2).all(|pair| pair[0].dtype() == pair[1].dtype());
+    weights.iter().all(fits) && (!gated || floats || alike)
+}
+
+/// A step's matrices with their kernels; `None` if some cannot be packed.
+fn pieces_of(
+    cx: &LowerCx<'_>,
+    spec: &MatrixSpec<'_>,
+) -> Result<Option<Vec<(LinearKernel, PackedMatrix)>>, BackendError> {
+    let mut pieces = Vec::new();
+    for piece in spec.pieces() {
+        let Some(matrix) = cx.matrix(&piece)? else { return Ok(None) };
+        let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
+        let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
+        pieces.push((kernel, matrix));
+    }
+    Ok(Some(pieces))
+}
+
 /// Copies of weights that a linear step reads.
 pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
-    matrix_of(step).and_then(|spec| cx.packed_spec(&spec)).into_iter().collect()
+    let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
+    pieces.iter().filter_map(|piece| cx.packed_spec(piece)).collect()
 }
 
 /// Bytes of scratch that each worker of a linear step needs.
 pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
-    let layout = matrix_of(step).and_then(|spec| cx.matrix_layout(&spec));
-    let kernel = layout.and_then(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
-    kernel.map_or(0, |k| k.scratch_len() * size_of::<f32>())
+    let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
+    let layouts = pieces.iter().filter_map(|piece| cx.matrix_layout(piece));
+    let kernels = layouts.filter_map(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
+    kernels.map(|k| k.scratch_len() * size_of::<f32>()).max().unwrap_or(0)
 }
 
 /// The step of a linear layer over a step's first operands; `None` where the kernels have no such layer.
@@ -61,12 +92,10 @@ pub(super) fn linear_step(
 ) -> Result<Option<LinearStep>, BackendError> {
     let Some(spec) = matrix_of(step) else { return Ok(None) };
     let Some(act) = activation(op.activation) else { return Ok(None) };
-    let Some(matrix) = cx.matrix(&spec)? else { return Ok(None) };
-    let kernel = LinearKernel::select(cx.isa(), matrix.layout(), cx.products());
-    let kernel = kernel.ok_or_else(|| cx.unsupported(format!("no kernel for {:?}", matrix.layout())))?;
+    let Some(pieces) = pieces_of(cx, &spec)? else { return Ok(None) };
     let bias = match op.bias {
         true => {
-            let mut joined = Vec::with_capacity(matrix.layout().n());
+            let mut joined = Vec::new();
             for place in &step.inputs[op.bias_at()..op.bias_at() + op.parts] {
                 let Some(values) = cx.vector(place)? else { return Ok(None) };
                 joined.extend_from_slice(&values);
@@ -77,7 +106,7 @@ pub(super) fn linear_step(
     };
     let residual = op.residual.then(|| cx.operand(&step.inputs[op.arity() - 1]));
     let (x, out) = (cx.operand(&step.inputs[0]), cx.operand(&step.outputs[0]));
-    let step = LinearStep::new(kernel, matrix, bias, act, x, residual, out);
+    let step = LinearStep::new(pieces, bias, act, x, residual, out);
     Ok(Some(step.map_err(|e| cx.unsupported(e.to_string()))?))
 }
 
@@ -88,9 +117,8 @@ impl CpuOp for CpuLinear {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], _outputs: &[&Shape]) -> bool {
         let Some(op) = op.as_any().downcast_ref::<Linear>() else { return false };
-        let weights = inputs.iter().skip(1).take(op.parts);
-        let known = |s: &&&Shape| s.known_dims().is_some();
-        activation(op.activation).is_some() && weights.clone().filter(known).count() == op.parts
+        let Some(weights) = inputs.get(1..=op.parts) else { return false };
+        activation(op.activation).is_some() && takes(weights, op.transposed, op.gated)
     }
 
     fn accepts_strided(&self, op: &Op, operand: usize) -> bool {

@@ -1,7 +1,7 @@
 //! Linear layers over packed weights whose rows may each have a low-rank update.
 
 use super::CpuOp;
-use super::linear::{activation, linear_step, matrix_of, packed_by, scratch_of};
+use super::linear::{activation, linear_step, matrix_of, packed_by, scratch_of, takes};
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::{LowerCx, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
@@ -33,7 +33,7 @@ impl CpuOp for CpuLoraLinear {
             && op.slots <= MAX_SLOTS
             && matches!(dtype, DType::F32 | DType::BF16)
             && inputs[op.adapter_at(0)..].iter().all(|a| a.dtype() == dtype)
-            && inputs[1..=op.parts].iter().all(|w| w.known_dims().is_some())
+            && takes(&inputs[1..=op.parts], op.transposed, op.gated)
     }
 
     fn accepts_strided(&self, op: &Op, operand: usize) -> bool {

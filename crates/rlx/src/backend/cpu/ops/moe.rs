@@ -1,7 +1,7 @@
 //! Mixtures of gated experts over packed weights.
 
 use super::CpuOp;
-use super::linear::activation;
+use super::linear::{activation, takes};
 use crate::backend::cpu::lower::{LowerCx, MatrixSpec, PackedSpec, ShapeCx};
 use crate::backend::{BackendError, ExpertLayer};
 use crate::memory::experts::ExpertWeights;
@@ -95,7 +95,11 @@ impl CpuOp for CpuMoe {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], _outputs: &[&Shape]) -> bool {
         let Some(op) = op.as_any().downcast_ref::<Moe>() else { return false };
-        activation(op.activation).is_some() && inputs.iter().skip(2).all(|s| s.known_dims().is_some())
+        let mut experts = inputs.get(2..).unwrap_or(&[]).chunks(3);
+        activation(op.activation).is_some()
+            && experts.all(|expert| {
+                expert.len() == 3 && takes(&expert[..2], false, true) && takes(&expert[2..], false, false)
+            })
     }
 
     fn accepts_strided(&self, _op: &Op, operand: usize) -> bool {

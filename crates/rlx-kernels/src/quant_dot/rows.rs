@@ -1,0 +1,105 @@
+//! Rows of f32 to bytes: one scale per 32 inputs, the same for every number of rows.
+
+use super::format::{ANCHOR_BITS, CELL};
+use crate::isa::{Kernel, LANES, Row, Simd};
+
+/// Bytes of a cell of a row: 32 codes, the scale, two words, four bytes unused.
+pub(super) const CELL_BYTES: usize = CELL + 16;
+
+/// Where the scale of a cell is.
+pub(super) const CELL_SCALE: usize = CELL;
+
+/// Where the two words of a cell are.
+///
+/// Of weights without minima: the start of the integer sums of the cell's halves, `ANCHOR_BITS - offset * sum of codes`.
+/// Of weights with minima: `scale * sum of codes`, as f32. Where one scale covers the cell, the first is of all codes.
+pub(super) const CELL_WORDS: usize = CELL + 4;
+
+/// What the words of a cell hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowForm {
+    pub offset: i32,
+    pub halves: bool,
+    pub min: bool,
+}
+
+/// Arguments of the row kernel; tile `r` is row `r`.
+///
+/// A cell's scale is `max |x| / 127`, its codes are `x * (127 / max |x|)` rounded to nearest even. A cell whose largest
+/// magnitude is below 2^-100 counts as zero; one with a NaN or an infinity gets the scale NaN.
+pub(super) struct QuantizeArgs {
+    /// Rows of `32 * cells` values.
+    pub x: *const f32,
+    pub x_stride: usize,
+    pub cells: usize,
+    pub form: RowForm,
+    /// Rows of cells, written.
+    pub out: *mut u8,
+    pub out_stride: usize,
+}
+
+/// Instances of the row kernel.
+pub(super) static QUANTIZE: [Row<QuantizeArgs>; 4] = Row::all_of::<QuantizeRow>();
+
+const TINY: f32 = f32::from_bits((127 - 100) << 23);
+
+struct QuantizeRow;
+
+impl Kernel for QuantizeRow {
+    type Args = QuantizeArgs;
+    const OP: &'static str = "quantize_rows";
+    const DTYPES: &'static str = "f32_i8";
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(s: S, args: &QuantizeArgs, tile: usize) {
+        let mut x = args.x.wrapping_add(tile * args.x_stride);
+        let mut out = args.out.wrapping_add(tile * args.out_stride);
+        for _ in 0..args.cells {
+            // SAFETY: the caller guarantees the row's values and cells.
+            unsafe { quantize_cell(s, args.form, x, out) };
+            (x, out) = (x.wrapping_add(CELL), out.wrapping_add(CELL_BYTES));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn quantize_cell<S: Simd>(s: S, form: RowForm, x: *const f32, out: *mut u8) {
+    // SAFETY: the caller guarantees 32 values and a cell.
+    unsafe {
+        let (low, high) = (s.load(x), s.load(x.add(LANES)));
+        let largest = s.reduce_max(s.max(s.abs(low), s.abs(high)));
+        // Zero unless some value is not finite, where it is NaN.
+        let odd = s.fma(high, s.zero(), s.mul(low, s.zero()));
+        let finite = !s.any(s.is_nan(odd));
+        let (scale, inverse) = if !finite {
+            (f32::NAN, 0.0)
+        } else if largest < TINY {
+            (0.0, 0.0)
+        } else {
+            (largest / 127.0, 127.0 / largest)
+        };
+        let (mut codes, inverse) = ([s.isplat(0); 2], s.splat(inverse));
+        if finite {
+            codes = [s.to_int(s.mul(low, inverse)), s.to_int(s.mul(high, inverse))];
+        }
+        s.istore_i8(out.cast(), codes[0]);
+        s.istore_i8(out.add(LANES).cast(), codes[1]);
+        // Sums of at most 32 codes are exact in f32.
+        let sums = if form.halves {
+            [s.reduce_add(s.to_float(codes[0])), s.reduce_add(s.to_float(codes[1]))]
+        } else {
+            [s.reduce_add(s.to_float(s.iadd(codes[0], codes[1]))), 0.0]
+        };
+        let words = out.add(CELL_SCALE).cast::<f32>();
+        *words = scale;
+        for (half, sum) in sums.into_iter().enumerate() {
+            let word = words.add(1 + half);
+            if form.min {
+                *word = scale * sum;
+            } else {
+                *word.cast::<i32>() = ANCHOR_BITS.wrapping_sub(form.offset * sum as i32);
+            }
+        }
+        *words.add(3) = 0.0;
+    }
+}

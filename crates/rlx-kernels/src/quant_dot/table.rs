@@ -1,0 +1,123 @@
+//! The instances of the family: rows by format and dot primitive, for selection, tests, benchmarks and reports.
+
+use rlx_tensor::DType;
+
+use super::block::{Block, BlockArgs, Column, ColumnArgs, Unpack, UnpackArgs};
+use super::dot::{DotEntry, DotSet, dot_entry};
+use super::format::{Dense, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+use super::pack::Geometry;
+
+/// A microkernel of `rows` rows by `strips` strips.
+pub(super) struct BlockRow {
+    pub rows: usize,
+    pub strips: usize,
+    pub entry: Option<DotEntry<BlockArgs>>,
+}
+
+/// The instances of one format on one dot primitive.
+pub(super) struct FormatRow {
+    pub set: DotSet,
+    /// Microkernels that read packed strips: the way of few rows.
+    pub direct: &'static [BlockRow],
+    pub unpack: Option<DotEntry<UnpackArgs>>,
+}
+
+/// All instances of one format.
+pub(super) struct FormatRows {
+    pub geometry: Geometry,
+    /// Reads one column, on any machine.
+    pub column: Option<DotEntry<ColumnArgs>>,
+    pub sets: &'static [FormatRow],
+}
+
+macro_rules! blocks {
+    ($format:ty, $set:expr, [$(($rows:literal, $strips:literal)),*]) => {
+        &[$(BlockRow {
+            rows: $rows,
+            strips: $strips,
+            entry: dot_entry::<Block<$format, $rows, $strips>>($set),
+        }),*]
+    };
+}
+
+macro_rules! format_row {
+    ($format:ty, $set:expr, $direct:tt) => {
+        FormatRow {
+            set: $set,
+            direct: blocks!($format, $set, $direct),
+            unpack: dot_entry::<Unpack<$format>>($set),
+        }
+    };
+}
+
+macro_rules! format_rows {
+    ($($format:ty),*) => {
+        &[$(FormatRows {
+            geometry: Geometry::of::<$format>(),
+            column: dot_entry::<Column<$format>>(DotSet::Scalar),
+            sets: &[
+                format_row!($format, DotSet::Scalar, [(1, 1)]),
+                format_row!($format, DotSet::Neon, [(1, 1), (2, 1)]),
+                format_row!($format, DotSet::NeonDot, [(1, 2), (1, 1), (2, 1), (3, 1)]),
+                format_row!($format, DotSet::Avx2, [(1, 2), (1, 1), (2, 1)]),
+                format_row!($format, DotSet::Avx512, [(1, 2)]),
+                format_row!($format, DotSet::Avx512Vnni, [(1, 4), (1, 2), (2, 2), (3, 2), (4, 2)]),
+            ],
+        }),*]
+    };
+}
+
+/// All formats.
+pub(super) const FORMATS: &[FormatRows] =
+    format_rows!(Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q4_K, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_XS);
+
+/// Microkernels over unpacked strips, of one form on one dot primitive; complete from one row on.
+pub(super) struct DenseRows {
+    pub halves: bool,
+    pub min: bool,
+    pub wide: bool,
+    pub set: DotSet,
+    pub blocks: &'static [BlockRow],
+}
+
+macro_rules! dense_rows {
+    ($(($halves:literal, $min:literal, $wide:literal)),*) => {
+        &[$(dense_rows!(@ $halves, $min, $wide)),*]
+    };
+    (@ $halves:literal, $min:literal, $wide:literal) => {
+        [
+            dense_rows!(@ $halves, $min, $wide, DotSet::Scalar, [(1, 1), (2, 1)]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Neon, [(1, 1), (2, 1), (3, 1)]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::NeonDot, [(1, 1), (2, 1), (3, 1)]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, [(1, 1), (2, 1)]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512, [(1, 2), (2, 2)]),
+            dense_rows!(
+                @ $halves, $min, $wide, DotSet::Avx512Vnni,
+                [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2)]
+            ),
+        ]
+    };
+    (@ $halves:literal, $min:literal, $wide:literal, $set:expr, $blocks:tt) => {
+        DenseRows {
+            halves: $halves,
+            min: $min,
+            wide: $wide,
+            set: $set,
+            blocks: blocks!(Dense<$halves, $min, $wide>, $set, $blocks),
+        }
+    };
+}
+
+/// All forms of unpacked strips.
+pub(super) const DENSE: &[[DenseRows; 6]] = dense_rows!(
+    (false, false, false),
+    (false, false, true),
+    (false, true, false),
+    (true, false, false),
+    (true, true, false)
+);
+
+/// The format of a dtype.
+pub(super) fn format_of(dtype: DType) -> Option<&'static FormatRows> {
+    FORMATS.iter().find(|rows| rows.geometry.dtype == dtype)
+}
