@@ -12,7 +12,7 @@ use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::slice::Slice;
 use rlx_graph::{Graph, ValueId};
-use rlx_tensor::{DType, Dim, Tensor};
+use rlx_tensor::{DType, DTypeClass, Dim, Tensor};
 use std::collections::BTreeSet;
 
 /// A graph, the checkpoint its params come from, and the names used so far.
@@ -66,7 +66,8 @@ impl<'a> Net<'a> {
             let expected = dims.to_vec();
             return Err(ModelError::TensorShape { name: name.to_owned(), expected, found });
         }
-        if !matches!(shape.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+        let blocks = shape.dtype().class() == DTypeClass::Quant && dims.len() == 2;
+        if !blocks && !matches!(shape.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             return Err(ModelError::TensorDType { name: name.to_owned(), found: shape.dtype() });
         }
         if let Some(value) = self.graph.by_name(name) {

@@ -1,13 +1,14 @@
 //! Tensors of a GGUF file under the names, in the row order and in the dtypes that the graphs ask for.
 //!
 //! A tensor that is right as it stands stays mapped. Two things are made on demand, at pack: rows of queries and keys that llama's
-//! files keep in the order of interleaved rotation are put back, and block-quantised weights become f32.
+//! files keep in the order of interleaved rotation are put back, and blocks of a type that no kernel reads become f32.
 
 use super::config::GgufArchitecture;
 use super::names::{Place, hub_place};
 use crate::error::{ModelError, Result};
 use rlx::import::gguf::GgufLoader;
 use rlx::weights::{LazyBytes, LoadError, SharedBytes, TensorView, WeightBytes, WeightLoader};
+use rlx_kernels::quant_dot;
 use rlx_tensor::storage::mapped::MappedRange;
 use rlx_tensor::{DType, DTypeClass, Shape, quant};
 use serde_json::Value as Json;
@@ -45,6 +46,7 @@ enum Source {
 struct Made {
     range: MappedRange,
     stored: DType,
+    dtype: DType,
     rows: usize,
     /// Heads whose rows stand in the order of interleaved rotation.
     interleaved_heads: Option<usize>,
@@ -60,13 +62,18 @@ impl LazyBytes for Made {
         let source = self.range.bytes();
         let ordered = self.interleaved_heads.map(|heads| deinterleaved(source, self.rows, heads));
         let source = ordered.as_deref().unwrap_or(source);
-        if self.stored.class() != DTypeClass::Quant {
+        if self.stored == self.dtype {
             return Ok(source.to_vec().into());
         }
         let mut values = vec![0.0f32; self.len / size_of::<f32>()];
         quant::decode(self.stored, source, &mut values).map_err(io::Error::other)?;
         Ok(bytemuck::cast_slice::<f32, u8>(&values).into())
     }
+}
+
+/// Whether graphs take a tensor in the dtype it is stored in: blocks only as matrices, and only of types that have kernels.
+fn is_readable(stored: DType, dims: &[usize]) -> bool {
+    stored.class() != DTypeClass::Quant || (dims.len() == 2 && quant_dot::dtypes().any(|dtype| dtype == stored))
 }
 
 /// Puts rows in the order of halves: the file has row `2 i + half` of a head where the graph has row `half * size / 2 + i`.
@@ -161,20 +168,19 @@ impl Table {
         range: MappedRange,
         interleaved_heads: Option<usize>,
     ) -> Result<()> {
-        let quantised = stored.class() == DTypeClass::Quant;
-        let dtype = if quantised { DType::F32 } else { stored };
+        let dtype = if is_readable(stored, &dims) { stored } else { DType::F32 };
         let rows = dims.first().copied().unwrap_or(1);
         if interleaved_heads.is_some_and(|heads| heads == 0 || rows % heads != 0 || rows / heads % 2 != 0) {
             let expected = vec![interleaved_heads.unwrap_or(0) * 2];
             return Err(ModelError::TensorShape { name, expected, found: dims });
         }
-        let source = if quantised || interleaved_heads.is_some() {
+        let source = if dtype != stored || interleaved_heads.is_some() {
             let len = rlx_tensor::byte_count(&dims, dtype).ok_or_else(|| ModelError::TensorShape {
                 name: name.clone(),
                 expected: vec![],
                 found: dims.clone(),
             })?;
-            Source::Made(Arc::new(Made { range, stored, rows, interleaved_heads, len }), OnceLock::new())
+            Source::Made(Arc::new(Made { range, stored, dtype, rows, interleaved_heads, len }), OnceLock::new())
         } else {
             Source::Mapped(range)
         };
