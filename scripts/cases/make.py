@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+import images
+
 CASES = Path(__file__).resolve().parents[2] / "crates" / "rlx-conformance" / "cases"
 rng = np.random.default_rng(20240607)
 cases = {}
@@ -365,6 +367,8 @@ rotating()
 attention()
 experts()
 adapters()
+images.convolutions(case, ACT)
+images.pooling(case)
 CASES.mkdir(parents=True, exist_ok=True)
 for op, entries in cases.items():
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)

@@ -14,6 +14,7 @@ pub mod passes;
 pub mod rewrite;
 pub mod text;
 pub mod verify;
+mod window;
 
 pub use graph::{DimCheck, Graph, GraphError, Node, Source, Value};
 pub use hir::{HirModule, HirMut};

@@ -11,6 +11,7 @@ pub mod binary;
 pub mod broadcast;
 pub mod cast;
 pub mod concat;
+pub mod conv;
 pub mod cumsum;
 pub mod embedding;
 pub mod fused_elementwise;
@@ -25,6 +26,7 @@ pub mod matmul;
 pub mod moe;
 pub mod pad;
 pub mod pool;
+pub mod pool_window;
 pub mod reduce;
 pub mod reshape;
 pub mod rms_norm;
@@ -100,6 +102,8 @@ op_list! {
     attention::Attention,
     moe::Moe,
     pool::Pool,
+    conv::Conv,
+    pool_window::PoolWindow,
     gather::Gather,
     transpose::Transpose,
     broadcast::Broadcast,

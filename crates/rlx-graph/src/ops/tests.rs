@@ -2,6 +2,40 @@
 
 use crate::graph::Graph;
 
+macro_rules! conv {
+    ($strides:literal, $dilations:literal, $ends:literal, $groups:literal) => {
+        concat!(
+            "strides=",
+            $strides,
+            ", dilations=",
+            $dilations,
+            ", before=dims",
+            $ends,
+            ", after=dims",
+            $ends,
+            ", groups=",
+            $groups,
+            ", bias=false, addend=false, activation=identity, channels_last=false"
+        )
+    };
+}
+
+macro_rules! pool {
+    ($kind:literal, $window:literal, $strides:literal, $indices:literal) => {
+        concat!(
+            "kind=",
+            $kind,
+            ", window=",
+            $window,
+            ", strides=",
+            $strides,
+            ", dilations=[1], before=dims[0], after=dims[0], ceil=false, count_added=false, power=2.0, indices=",
+            $indices,
+            ", column_major=false, channels_last=false"
+        )
+    };
+}
+
 const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("embedding", "", "f32[2] f32[5, 6]", "i32 or i64"),
     ("embedding", "", "i32[2] f32[5]", "rank 2"),
@@ -65,6 +99,17 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
         "differ",
     ),
     ("fused_elementwise", "program=\"t0=mul i0\"", "f32[2]", "takes 2 arguments"),
+    ("conv", conv!("[1]", "[1]", "[0]", 1), "f32[1, 2] f32[1, 2, 1]", "at least 3"),
+    ("conv", conv!("[1]", "[1]", "[0]", 1), "f32[1, 2, 3] f32[1, 3, 1]", "differ"),
+    ("conv", conv!("[1]", "[1]", "[0]", 2), "f32[1, 3, 3] f32[2, 1, 1]", "channels and groups"),
+    ("conv", conv!("[0]", "[1]", "[0]", 1), "f32[1, 2, 3] f32[1, 2, 1]", "at least 1"),
+    ("conv", conv!("[1]", "[1, 1]", "[0]", 1), "f32[1, 2, 3] f32[1, 2, 1]", "2 entries for 1"),
+    ("conv", conv!("[1]", "[2]", "[0]", 1), "f32[1, 2, 3] f32[1, 2, 3]", "a window and the extent"),
+    ("conv", conv!("[1]", "[1]", "[0]", 1), "f32[1, 2, 3] f16[1, 2, 1]", "must be f32"),
+    ("pool_window", pool!("mean", "[2]", "[1]", true), "f32[1, 2, 3]", "mean has none"),
+    ("pool_window", pool!("max", "[0]", "[1]", false), "f32[1, 2, 3]", "at least 1"),
+    ("pool_window", pool!("max", "[2, 2]", "[1]", false), "f32[1, 2, 3]", "2 entries for 1"),
+    ("pool_window", pool!("lp", "[2]", "[1]", false), "i32[1, 2, 3]", "must be a float"),
     ("fused_elementwise", "program=\"t0=neg t0\"", "f32[2]", "not defined yet"),
     ("fused_elementwise", "program=\"t0=not i0\"", "f32[2]", "kinds of arguments"),
     ("fused_elementwise", "program=\"t0=neg i0; t2=neg t0\"", "f32[2]", "expected t1"),

@@ -23,6 +23,8 @@ const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("cumsum", "an axis other than the last"),
     ("topk", "integers"),
     ("cast", "integers other than i32, i64 and u8"),
+    ("conv", "weights that are operands, integers, three axes, channels in front"),
+    ("pool_window", "integers, lp, indices, other than two axes, channels in front"),
 ];
 
 /// The passes left out where a decomposition is to stay one.
@@ -54,6 +56,7 @@ fn weights(case: &Case) -> Vec<usize> {
         "moe" => (2..count).collect(),
         "layer_norm" | "rms_norm" => (1..count - usize::from(flag("residual"))).collect(),
         "embedding" | "rope_angles" => vec![1],
+        "conv" => (1..count - usize::from(flag("addend"))).collect(),
         _ => Vec::new(),
     }
 }
