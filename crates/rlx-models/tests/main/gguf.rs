@@ -388,6 +388,31 @@ fn a_nomic_bert_file_gives_the_ids_and_embeddings_of_llama_cpp() {
     }
 }
 
+/// llama.cpp reads GELU from a table of f16 values: half a step of 2^-11 at every unit.
+const GELU_TABLE: f32 = 1e-3;
+
+#[test]
+fn the_logits_of_llama_cpp_come_out_of_the_same_files() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = llama_cpp_data();
+    let index: Json = serde_json::from_slice(&std::fs::read(folder.join("index.json")).unwrap()).unwrap();
+    let index = index.as_object().unwrap();
+    assert!(index.len() >= 10);
+    for (name, ids) in index {
+        let file = written(&patched(name, unchanged, temporary.path()), "F32");
+        let model = Model::open_with(file, &OPTIONS).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let Built::Decoder(decoder) = model.built() else { panic!("{name}: not a decoder") };
+        let found = stepped(&model, decoder, &ids_of(ids), 1).concat();
+        let bytes = std::fs::read(folder.join(format!("{name}.bin"))).unwrap();
+        let expected: Vec<f32> = bytes.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let worst = largest_difference(&found, &expected) / range(&expected);
+        println!("{name}: {worst:.1e}");
+        let tolerance = if name == "gpt2" { GELU_TABLE } else { 1e-5 };
+        assert!(worst <= tolerance, "{name}: logits differ by {worst} of their range");
+    }
+}
+
 #[test]
 fn minilm_as_gguf_embeds_and_tokenizes_as_its_folder() {
     let Some(folder) = std::env::var_os("RLX_TEST_MINILM_DIR") else {

@@ -6,4 +6,5 @@ mod blocks;
 mod conformance;
 mod determinism;
 mod frames;
+mod gguf_inputs;
 mod models;
