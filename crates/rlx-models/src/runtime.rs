@@ -8,7 +8,7 @@ use crate::kv::blocks_for;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
 use rlx::backend::Backend;
 use rlx::plan::Lir;
-use rlx::session::{CompileOptions, RunContext};
+use rlx::session::{CompileOptions, RunContext, StepTimes};
 use rlx::weights::{WeightKind, WeightLoader, WeightRegistry};
 use rlx::{CompiledGraph, Session, State, TensorArg};
 use rlx_graph::Graph;
@@ -53,6 +53,7 @@ pub struct EncoderRunner {
     limits: EncoderLimits,
     hidden: Vec<f32>,
     state: State,
+    times: Option<Arc<StepTimes>>,
 }
 
 impl EncoderRunner {
@@ -72,7 +73,7 @@ impl EncoderRunner {
         let lir = compiled.specialize(&binding)?;
         let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
         let hidden = vec![0.0; max_rows.max(limits.max_rows) * model.info.width];
-        Ok(Self { info: model.info.clone(), compiled, lir, context, limits, hidden, state })
+        Ok(Self { info: model.info.clone(), compiled, lir, context, limits, hidden, state, times: None })
     }
 
     /// The executable's plan.
@@ -88,6 +89,16 @@ impl EncoderRunner {
     /// Sizes and limits of the model.
     pub fn info(&self) -> &EncoderInfo {
         &self.info
+    }
+
+    /// Makes every later run add each step's wall time to the counters that are given back.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::Session`].
+    pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
+        let times = Arc::new(StepTimes::new(&self.compiled)?);
+        self.times = Some(Arc::clone(&times));
+        Ok(times)
     }
 
     /// The hidden states of the last run: `rows * width` values.
@@ -112,7 +123,8 @@ impl EncoderRuntime for EncoderRunner {
             ("last_hidden_state", bytemuck::cast_slice_mut(&mut self.hidden)),
             ("embedding", bytemuck::cast_slice_mut(embeddings)),
         ];
-        self.context.run_into(&mut self.state, &given, &mut outputs, RunControl::default())?;
+        let control = self.times.as_deref().map_or_else(RunControl::default, StepTimes::control);
+        self.context.run_into(&mut self.state, &given, &mut outputs, control)?;
         Ok(())
     }
 }
@@ -127,6 +139,7 @@ pub struct DecoderRunner {
     limits: DecoderLimits,
     adapted: Option<Adapted>,
     interrupt: (CancelToken, Option<Instant>),
+    times: Option<Arc<StepTimes>>,
 }
 
 /// What runs with adapters need besides.
@@ -245,7 +258,8 @@ impl DecoderRunner {
         let lir = compiled.specialize(&binding)?;
         let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
         let interrupt = (CancelToken::new(), None);
-        Ok(Self { info: model.info.clone(), compiled, lir, context, state, limits, adapted: None, interrupt })
+        let info = model.info.clone();
+        Ok(Self { info, compiled, lir, context, state, limits, adapted: None, interrupt, times: None })
     }
 
     /// Lets runs use adapters: rows that name a slot run with what [`DecoderRunner::set_adapter`] put there. A step in which no
@@ -296,6 +310,16 @@ impl DecoderRunner {
         &self.info
     }
 
+    /// Makes every later run without adapters add each step's wall time to the counters that are given back.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::Session`].
+    pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
+        let times = Arc::new(StepTimes::new(&self.compiled)?);
+        self.times = Some(Arc::clone(&times));
+        Ok(times)
+    }
+
     /// Bytes of the caches.
     pub fn state_bytes(&self) -> usize {
         self.state.bytes()
@@ -329,6 +353,8 @@ impl DecoderRuntime for DecoderRunner {
         let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
         let control = self.interrupt.0.control(self.interrupt.1);
         if !inputs.is_adapted() {
+            let times = self.times.as_ref().and_then(|times| times.control().times);
+            let control = RunControl { times, ..control };
             self.context.run_into(&mut self.state, &given, &mut outputs, control)?;
             return Ok(());
         }

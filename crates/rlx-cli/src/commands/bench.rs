@@ -34,6 +34,9 @@ pub struct Args {
     /// Measure only this
     #[arg(short, long)]
     work: Option<Work>,
+    /// Say where the time goes, step by step
+    #[arg(long)]
+    steps: bool,
     /// Answer requests for timings on standard input, one JSON object a line
     #[arg(long)]
     worker: bool,
@@ -84,7 +87,7 @@ impl Args {
         let mut rows = Vec::new();
         for case in &cases {
             context.detail(format!("measuring {case:?}"));
-            rows.push(measure::run(&engine, case, &limits, context)?);
+            rows.push(measure::run(&engine, case, &limits, context, self.steps)?);
         }
         let report = Report {
             threads: context.threads(),
@@ -162,6 +165,16 @@ fn text(report: &Report) -> String {
         rows.push(vec![row.work.to_owned(), batch, seq, ctx, median, p10, n, rate, fraction]);
     }
     let mut text = output::table(&rows);
+    for row in report.rows.iter().filter(|row| !row.steps.is_empty()) {
+        let mut lines = vec![["op", "kernel", "steps", "µs", "share"].map(str::to_owned).to_vec()];
+        for step in &row.steps {
+            let (count, micros) = (step.steps.to_string(), format!("{:.1}", step.micros));
+            let share = format!("{:.1}%", step.share * 100.0);
+            lines.push(vec![step.op.clone(), step.kernel.clone(), count, micros, share]);
+        }
+        text.push_str(&format!("\n{} {} x {}, context {}:\n", row.work, row.batch, row.seq, row.ctx));
+        text.push_str(&output::table(&lines));
+    }
     text.push_str(&format!(
         "{} threads, {}, loaded in {:.1} ms\n",
         report.threads, report.isa, report.load_ms

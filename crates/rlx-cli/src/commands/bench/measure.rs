@@ -7,6 +7,7 @@ use super::work::{Sequence, attention_flops, cache_bytes, weight_bytes, weight_f
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::Result;
+use rlx::session::StepTimes;
 use rlx_kernels::limits;
 use rlx_kernels::pool::Pool;
 use serde::Serialize;
@@ -35,19 +36,40 @@ pub struct Row {
     /// The time at this machine's limit over the median: of the precision's products for embed and prefill, attention in f32 included; of
     /// reading the weights and the cache once for decode, at the rate measured for that many bytes.
     pub fraction_of_limit: Option<f64>,
+    /// Where the time goes, if that was asked for; longest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepShare>,
+}
+
+/// The steps of one op by one kernel.
+#[derive(Debug, Serialize)]
+pub struct StepShare {
+    pub op: String,
+    pub kernel: String,
+    pub steps: usize,
+    pub micros: f64,
+    pub share: f64,
 }
 
 /// Time a case gets.
 const BUDGET: Duration = Duration::from_millis(800);
 const LEAST_RUNS: usize = 5;
 const MOST_RUNS: usize = 2000;
+/// Runs before the first that is timed.
+const UNTIMED_RUNS: usize = 2;
 
 /// Measures a case.
-pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> Result<Row> {
+pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, steps: bool) -> Result<Row> {
+    let mut shares = Vec::new();
     let times = match case.work {
         Work::Embed => {
             let mut embedding = EmbedRun::new(engine, case.batch, case.seq)?;
-            timed(|| embedding.run())?
+            let times = timed(|| embedding.run())?;
+            if steps {
+                let counters = embedding.time_steps()?;
+                shares = shares_of(&counters, || embedding.run())?;
+            }
+            times
         }
         Work::Prefill | Work::Decode => {
             let mut decoding = DecodeRun::new(engine, case.ctx + case.seq)?;
@@ -55,7 +77,12 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> 
             if case.ctx > 0 {
                 decoding.read(0, &tokens[..case.ctx])?;
             }
-            timed(|| decoding.read(case.ctx, &tokens[case.ctx..]).map(drop))?
+            let times = timed(|| decoding.read(case.ctx, &tokens[case.ctx..]).map(drop))?;
+            if steps {
+                let counters = decoding.time_steps()?;
+                shares = shares_of(&counters, || decoding.read(case.ctx, &tokens[case.ctx..]).map(drop))?;
+            }
+            times
         }
     };
     let median_ms = times[times.len() / 2];
@@ -72,7 +99,28 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> 
         n: times.len(),
         tokens_per_s: tokens as f64 / seconds,
         fraction_of_limit,
+        steps: shares,
     })
+}
+
+/// Times the steps over some runs and adds up those of one op and kernel.
+fn shares_of(counters: &StepTimes, run: impl FnMut() -> Result<()>) -> Result<Vec<StepShare>> {
+    let runs = timed(run)?.len() + UNTIMED_RUNS;
+    let mut shares: Vec<StepShare> = Vec::new();
+    for (step, time) in counters.steps() {
+        let micros = time.as_secs_f64() * 1e6 / runs as f64;
+        match shares.iter_mut().find(|share| share.op == step.op && share.kernel == step.kernel) {
+            Some(share) => (share.steps, share.micros) = (share.steps + 1, share.micros + micros),
+            None => {
+                let (op, kernel) = (step.op.clone(), step.kernel.clone());
+                shares.push(StepShare { op, kernel, steps: 1, micros, share: 0.0 });
+            }
+        }
+    }
+    let total: f64 = shares.iter().map(|share| share.micros).sum();
+    shares.iter_mut().for_each(|share| share.share = share.micros / total.max(f64::MIN_POSITIVE));
+    shares.sort_by(|a, b| b.micros.total_cmp(&a.micros));
+    Ok(shares)
 }
 
 /// The least time that this machine could take.
@@ -99,8 +147,9 @@ fn seconds_at_limit(engine: &Engine, case: &Case, limits: &Limits, context: &Con
 
 /// Times in milliseconds, shortest first.
 fn timed(mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
-    run()?;
-    run()?;
+    for _ in 0..UNTIMED_RUNS {
+        run()?;
+    }
     let (started, mut times) = (Instant::now(), Vec::new());
     while times.len() < LEAST_RUNS || (started.elapsed() < BUDGET && times.len() < MOST_RUNS) {
         let start = Instant::now();

@@ -2,12 +2,14 @@
 
 use crate::engine::Engine;
 use crate::failure::Result;
+use rlx::session::StepTimes;
 use rlx_models::arch::DecoderInfo;
 use rlx_models::embed::{EncoderInputs, EncoderRuntime as _};
 use rlx_models::generate::{DecoderRuntime as _, SequenceStep, StepInputs};
 use rlx_models::kv::{BlockPool, BlockTable};
 use rlx_models::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner};
 use rlx_models::{Built, ModelError};
+use std::sync::Arc;
 
 /// The token ids that every worker of the peer comparison takes, within the vocabulary.
 pub fn token(index: usize, vocab: usize) -> u32 {
@@ -40,6 +42,11 @@ impl EmbedRun {
         }
         let embeddings = vec![0.0; batch.min(in_run) * info.embedding_dim];
         Ok(EmbedRun { runner, parts, embeddings, dim: info.embedding_dim, width: info.width })
+    }
+
+    /// Counters that every later run adds its steps' times to.
+    pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
+        Ok(self.runner.time_steps()?)
     }
 
     pub fn run(&mut self) -> Result<()> {
@@ -78,6 +85,11 @@ impl DecodeRun {
         let (info, inputs) = (model.info.clone(), StepInputs::default());
         let logits = vec![0.0; info.vocab];
         Ok(DecodeRun { runner, info, table, inputs, logits })
+    }
+
+    /// Counters that every later run adds its steps' times to.
+    pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
+        Ok(self.runner.time_steps()?)
     }
 
     /// The first tokens of the input that every worker takes.
