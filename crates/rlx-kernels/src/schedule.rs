@@ -91,6 +91,18 @@ pub trait Step: Send + Sync + fmt::Debug {
     /// inside reports an error before the first, and then every worker reports it.
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError>;
 
+    /// Whether [`Step::read_ahead`] has anything to read.
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
+    /// Asks the caches for the `part`-th part, a few KiB, of what this worker will read first and no step of a run writes; whether
+    /// there is more. Workers that wait for an earlier step call it.
+    fn read_ahead(&self, run: &Run<'_>, team: &Team<'_>, part: usize) -> bool {
+        let _ = (run, team, part);
+        false
+    }
+
     /// For downcasting.
     fn as_any(&self) -> &dyn Any;
 }
@@ -99,6 +111,8 @@ pub trait Step: Send + Sync + fmt::Debug {
 #[derive(Debug, Default)]
 pub struct Schedule {
     steps: Vec<Box<dyn Step>>,
+    /// For each step the next one that reads ahead.
+    ahead: Vec<Option<usize>>,
     bounds: Vec<Operand>,
     shared: Vec<Shared>,
 }
@@ -127,6 +141,15 @@ impl Schedule {
                 self.bounds.push(operand.clone());
             }
         });
+        if step.reads_ahead() {
+            let next = self.steps.len();
+            self.ahead
+                .iter_mut()
+                .rev()
+                .take_while(|ahead| ahead.is_none())
+                .for_each(|ahead| *ahead = Some(next));
+        }
+        self.ahead.push(None);
         self.steps.push(step);
     }
 

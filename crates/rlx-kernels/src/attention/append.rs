@@ -1,4 +1,4 @@
-use super::{BLOCK, CacheDtype};
+use super::{BLOCK, CHUNK, CacheDtype};
 use crate::isa::half::{f32_to_bf16, f32_to_f16};
 use crate::isa::{Kernel, Simd};
 
@@ -36,6 +36,10 @@ pub struct AppendArgs {
     pub block_table: *const i32,
     /// Blocks per sequence in the table.
     pub table_width: usize,
+    /// Key and value heads that are stored.
+    pub stored_heads: (usize, usize),
+    /// The chunk of positions that is stored; none for all.
+    pub stored_chunk: Option<usize>,
 }
 
 impl AppendArgs {
@@ -97,6 +101,9 @@ impl Kernel for AppendF32 {
             }
             let past = if args.past.is_null() { 0 } else { *args.past.add(b) as usize };
             let position = past + tile - *args.seq_starts.add(b) as usize;
+            if args.stored_chunk.is_some_and(|chunk| position / CHUNK != chunk) {
+                return;
+            }
             let block = *args.block_table.add(b * args.table_width + position / BLOCK) as usize;
             match args.dtype {
                 CacheDtype::F32 => append_row::<f32>(args, tile, block, position % BLOCK),
@@ -113,12 +120,13 @@ unsafe fn append_row<T: Stored>(args: &AppendArgs, row: usize, block: usize, slo
     unsafe {
         let k = args.k.add(row * args.k_stride);
         let k_cache = args.k_cache.cast::<T>().add(block * args.kv_heads * args.head_dim * BLOCK + slot);
-        for i in 0..args.kv_heads * args.head_dim {
+        let (first, end) = args.stored_heads;
+        for i in first * args.head_dim..end * args.head_dim {
             k_cache.add(i * BLOCK).write(T::store(*k.add(i)));
         }
         let v = args.v.add(row * args.v_stride);
         let v_cache = args.v_cache.cast::<T>().add(block * args.kv_heads * BLOCK * args.value_dim);
-        for head in 0..args.kv_heads {
+        for head in first..end {
             let target = v_cache.add((head * BLOCK + slot) * args.value_dim);
             for i in 0..args.value_dim {
                 target.add(i).write(T::store(*v.add(head * args.value_dim + i)));

@@ -206,6 +206,8 @@ impl Cache {
             dtype: self.dtype,
             block_table: self.table.as_ptr(),
             table_width: self.table_width,
+            stored_heads: (0, case.kv_heads),
+            stored_chunk: None,
         };
         let run = append_entry(isa).expect("a scalar row exists");
         // SAFETY: the vectors above hold what the arguments say.

@@ -9,6 +9,7 @@ mod block;
 #[cfg(target_arch = "x86_64")]
 mod dot;
 mod epilogue;
+mod grid;
 mod pack;
 mod precision;
 mod rounded;
@@ -22,6 +23,7 @@ use std::ops::Range;
 pub use activation::Activation;
 use block::BlockArgs;
 use epilogue::EpilogueArgs;
+pub use grid::LinearGrid;
 pub use pack::{
     PackError, PackJob, PackedLayout, PackedMatrix, PackedStorage, WeightOrder, WeightPart, WeightType, pack,
     pack_on, pack_on_releasing, panel_columns, size_of_packed,
@@ -85,51 +87,21 @@ pub struct LinearArgs {
     pub activation: Activation,
 }
 
-/// How the output of `m` rows is cut into tiles: row blocks by panel blocks.
-///
-/// The cut depends on the number of workers, for balance; what an element is does not depend on the cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearGrid {
-    pub(crate) m: usize,
-    pub(crate) chunks: usize,
-    pub(crate) row_blocks: usize,
-    pub(crate) panels: usize,
-    pub(crate) panel_blocks: usize,
-    pub(crate) panel_step: usize,
-}
-
-impl LinearGrid {
-    /// Number of tiles.
-    pub fn tiles(&self) -> usize {
-        self.row_blocks * self.panel_blocks
-    }
-
-    fn chunks_of(&self, tile: usize) -> Range<usize> {
-        let block = tile % self.row_blocks;
-        block * self.chunks / self.row_blocks..(block + 1) * self.chunks / self.row_blocks
-    }
-
-    fn panels_of(&self, tile: usize) -> Range<usize> {
-        let block = tile / self.row_blocks;
-        let steps = self.panels.div_ceil(self.panel_step);
-        let start = block * steps / self.panel_blocks * self.panel_step;
-        let end = (block + 1) * steps / self.panel_blocks * self.panel_step;
-        start..end.min(self.panels)
-    }
-
-    fn rows_of(&self, chunk: usize) -> Range<usize> {
-        chunk * self.m / self.chunks..(chunk + 1) * self.m / self.chunks
-    }
-}
-
-/// Bytes of packed weights a tile covers at most, so that they stay in the second-level cache across row chunks.
+/// Bytes of packed weights a tile covers at most where it has several chunks of rows, so that they stay in the second-level cache.
 const TILE_WEIGHT_BYTES: usize = 1 << 20;
 
 /// Row chunks per tile at most: what a worker does alone between two looks at the ticket.
 const TILE_CHUNKS: usize = 8;
 
-/// Tiles per worker aimed at, so that an uneven machine still finishes together.
-const TILES_PER_WORKER: usize = 4;
+/// Row chunks up to which a tile takes all of them, so that one worker alone reads a weight.
+const WHOLE_CHUNKS: usize = 4;
+
+/// Units per worker aimed at, so that the last ones are short.
+const UNITS_PER_WORKER: usize = 16;
+
+/// The rows that lie rounded or quantised in a worker's scratch; none at first. It belongs to one `x` and one kernel.
+#[derive(Debug, Default)]
+pub struct RowsReady(Range<usize>);
 
 impl LinearKernel {
     /// The kernels that read `layout` on `isa` and form products like this.
@@ -181,24 +153,16 @@ impl LinearKernel {
         if let Some(blocks) = &self.blocks {
             return blocks.cut(m, panels, workers);
         }
-        let chunks = m.div_ceil(self.chosen.max_rows);
-        if m == 0 || panels == 0 {
-            return LinearGrid { m, chunks, row_blocks: 0, panels, panel_blocks: 0, panel_step: 1 };
+        let chunks = m.div_ceil(self.chosen.max_rows).max(1);
+        let in_cache = |bytes: usize| (bytes / self.layout.panel_bytes().max(1)).max(1);
+        if chunks <= WHOLE_CHUNKS {
+            let most = if chunks == 1 { usize::MAX } else { in_cache(TILE_WEIGHT_BYTES / 2) };
+            let step = self.chosen.several[m.div_ceil(chunks).max(1) - 1].map_or(1, |(_, step)| step);
+            return LinearGrid::of_panels(m, chunks, panels, workers).with_steps(most, step);
         }
-        let rows = m.div_ceil(chunks);
-        let panel_step = self.chosen.several[rows - 1].map_or(1, |(_, step)| step);
-        let steps = panels.div_ceil(panel_step);
-        let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
-        let panels_in_cache = (TILE_WEIGHT_BYTES / self.layout.panel_bytes().max(1)).max(1);
-        let mut panel_blocks = if chunks > 1 { panels.div_ceil(panels_in_cache).min(steps) } else { 1 };
-        let mut row_blocks = chunks.div_ceil(TILE_CHUNKS);
-        if row_blocks * panel_blocks < wanted {
-            row_blocks = chunks.min(wanted.div_ceil(panel_blocks));
-        }
-        if row_blocks * panel_blocks < wanted {
-            panel_blocks = steps.min(wanted.div_ceil(row_blocks));
-        }
-        LinearGrid { m, chunks, row_blocks, panels, panel_blocks, panel_step }
+        let wanted = if workers <= 1 { 1 } else { (workers * UNITS_PER_WORKER).div_ceil(chunks) };
+        let panel_blocks = panels.div_ceil(in_cache(TILE_WEIGHT_BYTES)).max(wanted);
+        LinearGrid::of_chunks(m, chunks, panels, panel_blocks, workers).with_steps(TILE_CHUNKS, 1)
     }
 
     /// f32 values of scratch each worker needs: none for f32 products, whose instances read `x` in place; else some rows of it,
@@ -225,22 +189,37 @@ impl LinearKernel {
     /// The pointers of `args` are valid as [`LinearArgs`] says, for this kernel's layout; `scratch` is valid for
     /// [`LinearKernel::scratch_len`] values and this worker's alone; `out` overlaps no other operand except an
     /// identical `residual`; no other thread accesses this tile's outputs. `grid` is of [`LinearKernel::grid`] with
-    /// `args.m` and `tile < grid.tiles()`.
-    pub unsafe fn run_tile(&self, args: &LinearArgs, grid: &LinearGrid, tile: usize, scratch: *mut f32) {
-        let panels = grid.panels_of(tile);
-        for chunk in grid.chunks_of(tile) {
-            let rows = grid.rows_of(chunk);
-            if let Some(blocks) = &self.blocks {
-                // SAFETY: as below.
-                unsafe { self.run_blocks(blocks, args, rows, panels.clone(), scratch) };
-                continue;
-            }
-            // SAFETY: the rows and panels are in the operands; passed on.
-            unsafe {
-                let x = self.rows_to_read(args, &rows, scratch);
-                self.run_chunk(args, rows, panels.clone(), x);
+    /// `args.m` and `tile < grid.tiles()`; `ready` is of this scratch, this `x` and this kernel.
+    pub unsafe fn run_tile(
+        &self,
+        args: &LinearArgs,
+        grid: &LinearGrid,
+        tile: usize,
+        scratch: *mut f32,
+        ready: &mut RowsReady,
+    ) {
+        for (chunks, panels) in grid.parts(tile) {
+            for chunk in chunks {
+                let rows = grid.rows_of(chunk);
+                let fresh = std::mem::replace(&mut ready.0, rows.clone()) != rows;
+                if let Some(blocks) = &self.blocks {
+                    // SAFETY: as below.
+                    unsafe { self.run_blocks(blocks, args, rows, panels.clone(), (scratch, fresh)) };
+                    continue;
+                }
+                // SAFETY: the rows and panels are in the operands; passed on.
+                unsafe {
+                    let x = self.rows_to_read(args, &rows, (scratch, fresh));
+                    self.run_chunk(args, rows, panels.clone(), x);
+                }
             }
         }
+    }
+
+    /// The packed bytes that a worker reads first: of the tile that is always its own.
+    pub fn first_bytes(&self, grid: &LinearGrid, worker: usize) -> Range<usize> {
+        let panels = grid.first_panels(worker);
+        panels.start * self.layout.panel_bytes()..panels.end * self.layout.panel_bytes()
     }
 
     /// Computes a chunk of rows of some panels of blocks.
@@ -250,13 +229,13 @@ impl LinearKernel {
         args: &LinearArgs,
         rows: Range<usize>,
         which: Range<usize>,
-        scratch: *mut f32,
+        (scratch, fresh): (*mut f32, bool),
     ) {
         let x = (args.x.wrapping_add(rows.start * args.x_stride), args.x_stride);
         let panels = quant_dot::Panels { w: args.w, k: self.layout.k(), which };
         // SAFETY: the caller guarantees the rows, the panels, the scratch and the outputs, which are finished as they come.
         unsafe {
-            blocks.run_chunk(rows.len(), x, &panels, scratch, |panel, acc, stride| {
+            blocks.run_chunk(rows.len(), x, &panels, (scratch, fresh), |panel, acc, stride| {
                 self.finish(args, &rows, panel, acc, stride);
             });
         }
@@ -267,13 +246,15 @@ impl LinearKernel {
         &self,
         args: &LinearArgs,
         rows: &Range<usize>,
-        scratch: *mut f32,
+        (scratch, fresh): (*mut f32, bool),
     ) -> (*const f32, usize) {
         let x = args.x.wrapping_add(rows.start * args.x_stride);
         let Some(round) = self.chosen.round else { return (x, args.x_stride) };
         let (stride, rows, k) = (args.x_stride, rows.len(), self.layout.k());
-        // SAFETY: the caller guarantees the rows, and scratch for as many as an instance takes.
-        unsafe { round(&RoundArgs { x, stride, rows, k, out: scratch }, 0) };
+        if fresh {
+            // SAFETY: the caller guarantees the rows, and scratch for as many as an instance takes.
+            unsafe { round(&RoundArgs { x, stride, rows, k, out: scratch }, 0) };
+        }
         (scratch, self.rounded_stride())
     }
 
@@ -369,9 +350,10 @@ struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);
 /// As for [`LinearKernel::run_tile`] over all tiles; `scratch` is this worker's.
 pub unsafe fn linear(team: &Team<'_>, kernel: &LinearKernel, args: &LinearArgs, scratch: *mut f32) {
     let grid = kernel.grid(args.m, team.count());
+    let mut ready = RowsReady::default();
     for tile in team.tiles(grid.tiles()) {
         // SAFETY: passed on to the caller; each tile is claimed by one worker.
-        unsafe { kernel.run_tile(args, &grid, tile, scratch) };
+        unsafe { kernel.run_tile(args, &grid, tile, scratch, &mut ready) };
     }
 }
 

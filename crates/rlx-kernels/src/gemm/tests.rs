@@ -436,9 +436,9 @@ fn grids_cover_every_output_once() {
                     let grid = kernel.grid(m, workers);
                     let mut seen = vec![0u8; m * layout.panels()];
                     for tile in 0..grid.tiles() {
-                        for row in grid.chunks_of(tile).flat_map(|chunk| grid.rows_of(chunk)) {
-                            for panel in grid.panels_of(tile) {
-                                seen[row * layout.panels() + panel] += 1;
+                        for (chunks, panels) in grid.parts(tile) {
+                            for row in chunks.flat_map(|chunk| grid.rows_of(chunk)) {
+                                panels.clone().for_each(|panel| seen[row * layout.panels() + panel] += 1);
                             }
                         }
                     }

@@ -32,6 +32,18 @@ pub use neon::Neon;
 pub use scalar::Scalar;
 pub use simd::{LANES, Simd};
 
+/// Asks for the cache lines of some bytes, into the second level; nothing on architectures without a stable way to.
+pub fn fetch_lines(bytes: &[u8]) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: the instruction is in the architecture's baseline, and a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = bytes;
+}
+
 /// An instruction set that kernels are compiled for, from the most portable to the fastest of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {

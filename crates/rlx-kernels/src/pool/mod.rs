@@ -27,7 +27,7 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Patience { spins: 2_000, yields: 50 }
+        Patience { spins: 2_000, yields: 2_000 }
     }
 }
 
@@ -259,13 +259,14 @@ impl Team<'_> {
         self.shared.count
     }
 
-    /// Claims indices of `0..n` one at a time: over the whole team, each index is handed out exactly once.
+    /// Claims indices of `0..n` one at a time: over the whole team, each index is handed out exactly once. A worker's first is its
+    /// own number.
     ///
     /// # Panics
     /// If called twice without a barrier between, because the second loop would share the first one's ticket.
     pub fn tiles(&self, n: usize) -> Tiles<'_> {
         assert!(!self.claimed.replace(true), "Team::tiles called twice without a barrier between");
-        Tiles { shared: self.shared, next: 0, n }
+        Tiles { shared: self.shared, first: self.index, last: None, n }
     }
 
     /// Waits until every worker has arrived; afterwards all writes made before it are visible, and
@@ -274,6 +275,12 @@ impl Team<'_> {
     /// # Panics
     /// Unwinds, silently, if another worker of the run has panicked.
     pub fn barrier(&self) {
+        self.barrier_with(|| false);
+    }
+
+    /// As [`Team::barrier`]; a worker that waits calls `idle` over and over until it gives false or the wait is over. A call should
+    /// take well below a microsecond.
+    pub fn barrier_with(&self, mut idle: impl FnMut() -> bool) {
         self.claimed.set(false);
         let shared = self.shared;
         if shared.count == 1 {
@@ -289,6 +296,7 @@ impl Team<'_> {
             return;
         }
         let passed = || shared.phase.0.load(Ordering::SeqCst) != phase;
+        while !passed() && idle() {}
         shared.phase_gate.wait(shared.patience, || passed() || shared.poisoned.load(Ordering::SeqCst));
         if !passed() {
             resume_unwind(Box::new(Poisoned));
@@ -299,7 +307,8 @@ impl Team<'_> {
 /// The indices one worker claims in a phase; see [`Team::tiles`].
 pub struct Tiles<'a> {
     shared: &'a Shared,
-    next: usize,
+    first: usize,
+    last: Option<usize>,
     n: usize,
 }
 
@@ -308,17 +317,13 @@ impl Iterator for Tiles<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<usize> {
-        let tile = if self.shared.count == 1 {
-            let tile = self.next;
-            self.next = (tile + 1).min(self.n);
-            tile
-        } else if self.next >= self.n {
-            self.n
-        } else {
-            let tile = self.shared.ticket.0.fetch_add(1, Ordering::Relaxed);
-            self.next = tile;
-            tile
+        let (last, count) = (self.last, self.shared.count);
+        let tile = match last {
+            None => self.first,
+            Some(last) if count == 1 || last >= self.n => last + 1,
+            Some(_) => count + self.shared.ticket.0.fetch_add(1, Ordering::Relaxed),
         };
+        self.last = Some(tile);
         (tile < self.n).then_some(tile)
     }
 }

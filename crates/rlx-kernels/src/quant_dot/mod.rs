@@ -158,6 +158,9 @@ fn choose_set(set: DotSet, dtype: DType, columns: usize) -> Option<Chosen> {
 }
 
 /// Sums of a chunk of rows for one panel.
+/// Units per worker aimed at, so that the last ones are short.
+const UNITS_PER_WORKER: usize = 8;
+
 #[repr(align(64))]
 struct Sums([MaybeUninit<f32>; CHUNK_ROWS * PANEL_STRIPS * LANES]);
 
@@ -193,31 +196,26 @@ impl Chosen {
     }
 
     pub fn cut(&self, m: usize, panels: usize, workers: usize) -> LinearGrid {
-        let tiles = if workers <= 1 { 1 } else { 4 * workers };
-        if m == 0 || panels == 0 {
-            return LinearGrid { m, chunks: 0, row_blocks: 0, panels, panel_blocks: 0, panel_step: 1 };
-        }
         if m <= self.direct_rows {
-            let panel_step = self.single.filter(|_| m == 1).map_or(1, |(_, panels)| panels);
-            let panel_blocks = panels.div_ceil(panel_step).min(tiles);
-            return LinearGrid { m, chunks: 1, row_blocks: 1, panels, panel_blocks, panel_step };
+            let step = self.single.filter(|_| m == 1).map_or(1, |(_, panels)| panels);
+            return LinearGrid::of_panels(m, 1, panels, workers).with_steps(usize::MAX, step);
         }
         let chunks = m.div_ceil(CHUNK_ROWS);
-        let panel_blocks = tiles.div_ceil(chunks).min(panels);
-        LinearGrid { m, chunks, row_blocks: chunks, panels, panel_blocks, panel_step: 1 }
+        let units = if workers <= 1 { 1 } else { UNITS_PER_WORKER * workers };
+        LinearGrid::of_chunks(m, chunks, panels, units.div_ceil(chunks), workers).with_steps(1, 1)
     }
 
     /// Multiplies `m` rows (at most a chunk) with panels; `finish` gets each panel's sums, `stride` values a row.
     ///
     /// # Safety
     /// `x` is valid for `m` rows of `k` values, the matrix is packed in this format, `scratch` is valid for
-    /// [`Chosen::scratch_len`] values, which no other thread accesses.
+    /// [`Chosen::scratch_len`] values, which no other thread accesses, and unless it is fresh holds these rows quantised.
     pub unsafe fn run_chunk(
         &self,
         m: usize,
         x: (*const f32, usize),
         panels: &Panels,
-        scratch: *mut f32,
+        (scratch, fresh): (*mut f32, bool),
         mut finish: impl FnMut(usize, *const f32, usize),
     ) {
         let geometry = self.geometry;
@@ -235,7 +233,7 @@ impl Chosen {
             out: scratch.cast(),
             out_stride: cells * CELL_BYTES,
         };
-        for row in 0..m {
+        for row in 0..if fresh { m } else { 0 } {
             // SAFETY: the caller guarantees the rows and the scratch.
             unsafe { (self.quantize)(&rows, row) };
         }

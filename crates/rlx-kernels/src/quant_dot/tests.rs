@@ -78,13 +78,19 @@ fn product(set: DotSet, dtype: DType, x: &[f32], m: usize, w: &[u8], n: usize, k
         let x = &x[start * k..(start + rows) * k];
         // SAFETY: rows, panels and scratch are as long as the sizes say; the set is available.
         unsafe {
-            chosen.run_chunk(rows, (x.as_ptr(), k), &panels, scratch.as_mut_ptr(), |panel, acc, stride| {
-                for row in 0..rows {
-                    for lane in 0..columns.min(n - panel * columns) {
-                        out[(start + row) * n + panel * columns + lane] = *acc.add(row * stride + lane);
+            chosen.run_chunk(
+                rows,
+                (x.as_ptr(), k),
+                &panels,
+                (scratch.as_mut_ptr(), true),
+                |panel, acc, stride| {
+                    for row in 0..rows {
+                        for lane in 0..columns.min(n - panel * columns) {
+                            out[(start + row) * n + panel * columns + lane] = *acc.add(row * stride + lane);
+                        }
                     }
-                }
-            });
+                },
+            );
         }
     }
     out

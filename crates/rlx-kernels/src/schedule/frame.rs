@@ -2,7 +2,7 @@
 
 use super::operand::{Access, Operand, RawRegion};
 use super::{Run, Schedule, StepError};
-use crate::pool::Pool;
+use crate::pool::{Pool, Team};
 use rlx_tensor::storage::AlignedBytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -308,6 +308,7 @@ impl<'f> Launch<'f> {
             failure: OnceLock::new(),
         };
         pool.run(|team| {
+            let mut ahead = ReadAhead::default();
             for (at, step) in schedule.steps.iter().enumerate() {
                 let started = (team.index() == 0 && control.times.is_some()).then(Instant::now);
                 if team.index() == 0
@@ -318,7 +319,7 @@ impl<'f> Launch<'f> {
                 if let Err(error) = step.run(&run, team) {
                     let _ = run.failure.set((at, error));
                 }
-                team.barrier();
+                team.barrier_with(|| ahead.read(&schedule, at, &run, team));
                 if let (Some(started), Some(times)) = (started, control.times) {
                     let elapsed = started.elapsed().as_nanos() as u64;
                     times.get(at).map(|t| t.fetch_add(elapsed, Ordering::Relaxed));
@@ -329,6 +330,29 @@ impl<'f> Launch<'f> {
             }
         });
         run.failure.into_inner().map_or(Ok(()), |(_, error)| Err(error.into()))
+    }
+}
+
+/// Parts that a step's worker has read ahead at most.
+const PARTS_AHEAD: usize = 64;
+
+/// What a worker has read ahead of a step.
+#[derive(Default)]
+struct ReadAhead {
+    step: usize,
+    parts: usize,
+}
+
+impl ReadAhead {
+    /// Reads one part more of the next step after `at` that has something to read; whether there is more.
+    fn read(&mut self, schedule: &Schedule, at: usize, run: &Run<'_>, team: &Team<'_>) -> bool {
+        let Some(step) = schedule.ahead[at] else { return false };
+        if self.step != step {
+            *self = ReadAhead { step, parts: 0 };
+        }
+        let part = self.parts;
+        self.parts += 1;
+        part < PARTS_AHEAD && schedule.steps[step].read_ahead(run, team, part)
     }
 }
 

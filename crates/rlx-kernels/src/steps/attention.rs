@@ -195,6 +195,28 @@ impl AttentionStep {
         Ok(())
     }
 
+    fn append_args(&self, run: &Run<'_>, cache: &CacheOperands) -> AppendArgs {
+        AppendArgs {
+            k: run.pointer(&self.k),
+            k_stride: run.stride(&self.k),
+            v: run.pointer(&self.v),
+            v_stride: run.stride(&self.v),
+            seq_starts: run.pointer(&self.seq_starts),
+            batch: run.len(&self.seq_starts) - 1,
+            past: run.pointer(&cache.past),
+            kv_heads: self.form.kv_heads,
+            head_dim: self.form.head_dim,
+            value_dim: self.form.head_dim,
+            k_cache: run.pointer(&cache.k_cache),
+            v_cache: run.pointer(&cache.v_cache),
+            dtype: cache_dtype(cache.k_cache.dtype),
+            block_table: run.pointer(&cache.block_table),
+            table_width: run.columns(&cache.block_table),
+            stored_heads: (0, self.form.kv_heads),
+            stored_chunk: None,
+        }
+    }
+
     fn args(&self, run: &Run<'_>, team: &Team<'_>, lengths: &Lengths) -> AttentionArgs {
         let form = &self.form;
         let keys = match &self.cache {
@@ -316,39 +338,35 @@ impl Step for AttentionStep {
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
         let lengths = self.check(run, team)?;
-        if let Some(cache) = &self.cache {
-            let args = AppendArgs {
-                k: run.pointer(&self.k),
-                k_stride: run.stride(&self.k),
-                v: run.pointer(&self.v),
-                v_stride: run.stride(&self.v),
-                seq_starts: run.pointer(&self.seq_starts),
-                batch: run.len(&self.seq_starts) - 1,
-                past: run.pointer(&cache.past),
-                kv_heads: self.form.kv_heads,
-                head_dim: self.form.head_dim,
-                value_dim: self.form.head_dim,
-                k_cache: run.pointer(&cache.k_cache),
-                v_cache: run.pointer(&cache.v_cache),
-                dtype: cache_dtype(cache.k_cache.dtype),
-                block_table: run.pointer(&cache.block_table),
-                table_width: run.columns(&cache.block_table),
-            };
+        let append = self.cache.as_ref().map(|cache| self.append_args(run, cache));
+        // Where no tile reads what another one appends, each appends for itself.
+        let with_tiles = lengths.max_queries <= 1;
+        if let Some(append) = append.as_ref().filter(|_| !with_tiles) {
             for row in team.tiles(run.rows(&self.q)) {
                 // SAFETY: `check` validated starts, pasts and blocks against the operands' sizes, which the launch checked against
                 // their regions; each row is written by the worker that claimed it, to a block no other row shares.
-                unsafe { (self.append)(&args, row) };
+                unsafe { (self.append)(append, row) };
             }
             team.barrier();
         }
         let args = self.args(run, team, &lengths);
         // SAFETY: as above; `seq_starts` has batch + 1 values; the scratch is this worker's, the partials are shared scratch of
-        // the size `attention_scratch` gives; tiles write disjoint rows and heads of `out` or of the partials.
+        // the size `attention_scratch` gives; tiles write disjoint rows and heads of `out` or of the partials. A sequence of one
+        // row has one tile a head and chunk, in the order of rows, and that tile alone reads what it appends.
         unsafe {
             // Backwards: the last rows of a causal sequence see the most keys, and no worker should be left alone with them.
             let tiles = args.tiles();
-            for tile in team.tiles(tiles) {
-                (self.attend)(&args, tiles - 1 - tile);
+            for tile in team.tiles(tiles).map(|tile| tiles - 1 - tile) {
+                if let Some(append) = append.filter(|_| with_tiles) {
+                    let of_head = tile / args.chunks.max(1);
+                    let (row, head) = (of_head / args.kv_heads, of_head % args.kv_heads);
+                    let stored_chunk = (args.chunks > 0).then_some(tile % args.chunks.max(1));
+                    (self.append)(
+                        &AppendArgs { stored_heads: (head, head + 1), stored_chunk, ..append },
+                        row,
+                    );
+                }
+                (self.attend)(&args, tile);
             }
             if args.chunks > 0 {
                 team.barrier();

@@ -1,6 +1,7 @@
 //! A linear layer over a packed matrix.
 
-use crate::gemm::{Activation, LinearArgs, LinearGrid, LinearKernel, PackedMatrix};
+use crate::gemm::{Activation, LinearArgs, LinearGrid, LinearKernel, PackedMatrix, RowsReady};
+use crate::isa::fetch_lines;
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
 use std::any::Any;
@@ -18,6 +19,9 @@ pub struct LinearStep {
     residual: Option<Operand>,
     out: Operand,
 }
+
+/// Bytes of weights that a waiting worker asks for between two looks at what it waits for.
+const READ_AHEAD_BYTES: usize = 2048;
 
 /// A linear step whose parts do not fit each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,13 +88,13 @@ impl LinearStep {
             |piece: &(LinearKernel, PackedMatrix)| -> LinearGrid { piece.0.grid(args.m, team.count()) };
         let total = self.pieces.iter().map(|piece| grid(piece).tiles()).sum();
         let (mut at, mut base, mut column) = (0, 0, 0);
-        let mut current = grid(&self.pieces[0]);
+        let (mut current, mut ready) = (grid(&self.pieces[0]), RowsReady::default());
         for tile in team.tiles(total) {
             while tile - base >= current.tiles() {
                 base += current.tiles();
                 column += self.pieces[at].1.layout().outputs();
                 at += 1;
-                current = grid(&self.pieces[at]);
+                (current, ready) = (grid(&self.pieces[at]), RowsReady::default());
             }
             let (kernel, weights) = &self.pieces[at];
             let from = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(column) };
@@ -103,7 +107,7 @@ impl LinearStep {
                 ..*args
             };
             // SAFETY: the caller guarantees the operands, of which these are the piece's columns; each tile is claimed by one worker.
-            unsafe { kernel.run_tile(&args, &current, tile - base, scratch) };
+            unsafe { kernel.run_tile(&args, &current, tile - base, scratch, &mut ready) };
         }
     }
 
@@ -158,6 +162,20 @@ impl Step for LinearStep {
         // their kernels' layouts and the bias its length (checked in `new`); the scratch is this worker's and as long as asked.
         unsafe { self.run_pieces(team, &args, run.worker_scratch(team)) };
         Ok(())
+    }
+
+    fn reads_ahead(&self) -> bool {
+        true
+    }
+
+    fn read_ahead(&self, run: &Run<'_>, team: &Team<'_>, part: usize) -> bool {
+        let (kernel, weights) = &self.pieces[0];
+        let grid = kernel.grid(run.rows(&self.x), team.count());
+        let first = kernel.first_bytes(&grid, team.index());
+        let rest = weights.bytes().get(first).and_then(|bytes| bytes.get(part * READ_AHEAD_BYTES..));
+        let Some(rest) = rest else { return false };
+        fetch_lines(&rest[..rest.len().min(READ_AHEAD_BYTES)]);
+        rest.len() > READ_AHEAD_BYTES
     }
 
     fn as_any(&self) -> &dyn Any {

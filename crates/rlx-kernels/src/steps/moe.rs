@@ -1,7 +1,7 @@
 //! A mixture of gated experts over packed weights.
 
 use crate::gather::{Ids, RowArgs, gather_entry};
-use crate::gemm::{Activation, LinearArgs, LinearKernel, PackedMatrix};
+use crate::gemm::{Activation, LinearArgs, LinearKernel, PackedMatrix, RowsReady};
 use crate::isa::{Entry, Isa};
 use crate::moe::{CombineArgs, GroupArgs, RouteArgs, Routing, combine_entry, group_entry, route_entry};
 use crate::pool::Team;
@@ -169,14 +169,18 @@ impl MoeStep {
         let grid = |e: usize| pick(&self.experts[e]).grid(rows(e), team.count());
         let total = (0..self.experts.len()).map(|e| grid(e).tiles()).sum();
         let (mut expert, mut base, mut current) = (0, 0, grid(0));
+        let mut ready = RowsReady::default();
         for tile in team.tiles(total) {
             while tile - base >= current.tiles() {
                 base += current.tiles();
                 expert += 1;
-                current = grid(expert);
+                (current, ready) = (grid(expert), RowsReady::default());
             }
             // SAFETY: passed on to the caller; each tile is claimed by one worker.
-            unsafe { pick(&self.experts[expert]).run_tile(&args(expert), &current, tile - base, scratch) };
+            unsafe {
+                let kernel = pick(&self.experts[expert]);
+                kernel.run_tile(&args(expert), &current, tile - base, scratch, &mut ready);
+            }
         }
     }
 
