@@ -5,6 +5,7 @@ mod ci;
 mod config;
 mod deny;
 mod minilm;
+mod onnx_suite;
 mod process;
 mod soak;
 mod tidy;
@@ -31,6 +32,11 @@ const TASKS: &[Task] = &[
         name: "deny",
         usage: "licences, sources, duplicates and native code of dependencies",
         run: deny::run,
+    },
+    Task {
+        name: "onnx-suite",
+        usage: "[OPTIONS]  the ONNX backend tests; installs the pinned onnx package into .venv",
+        run: onnx_suite::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
     Task {

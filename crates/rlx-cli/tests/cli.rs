@@ -674,3 +674,44 @@ fn a_quantised_file_is_a_model_of_every_verb() {
     let unknown = failure(&["quantize", demo, "-o", "x", "--type", "Q9"]);
     assert!(unknown.starts_with("status 2\n") && unknown.contains("Q4_K_M"), "{unknown}");
 }
+
+/// A length-delimited field of a protobuf message.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(bytes.len()).expect("a short field")], bytes].concat()
+}
+
+/// `y = Relu(x)` as an ONNX file.
+fn relu_model() -> Vec<u8> {
+    let number = |tag: u8, value: u8| vec![tag << 3, value];
+    let info = |name: &str| [field(1, name.as_bytes()), field(2, &field(1, &number(1, 1)))].concat();
+    let node = [field(1, b"x"), field(2, b"y"), field(4, b"Relu")].concat();
+    let graph = [field(1, &node), field(2, b"g"), field(11, &info("x")), field(12, &info("y"))].concat();
+    [number(1, 8), field(7, &graph), field(8, &number(2, 13))].concat()
+}
+
+#[test]
+fn an_onnx_model_runs_on_named_arrays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("relu.onnx"), relu_model()).expect("written");
+    let mut header = "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }".to_owned();
+    header.push_str(&" ".repeat(117 - header.len()));
+    header.push('\n');
+    let mut array = b"\x93NUMPY\x01\x00".to_vec();
+    array.extend((header.len() as u16).to_le_bytes());
+    array.extend(header.as_bytes());
+    array.extend([-1f32, 0.5, 2.0].iter().flat_map(|v| v.to_le_bytes()));
+    std::fs::write(path("x.npy"), array).expect("written");
+    let (model, out) = (path("relu.onnx"), path("out"));
+    let input = format!("x={}", path("x.npy"));
+    let report = json(&["run", &model, "--input", &input, "--out", &out, "--json"]);
+    assert_eq!(report["outputs"][0]["value"], "f32[3]");
+    assert_eq!(report["nodes"]["compiled"]["Relu"], 1);
+    let written = std::fs::read(path("out/y.npy")).expect("an output");
+    let values: Vec<u8> = [0f32, 0.5, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    assert!(written.ends_with(&values));
+    let missing = failure(&["run", &model, "--out", &out]);
+    assert!(missing.contains("input \"x\": is missing") && missing.contains("--input NAME"), "{missing}");
+    let wrong = failure(&["run", &model, "--input", "x", "--out", &out]);
+    assert!(wrong.contains("is not NAME=FILE"), "{wrong}");
+}

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::Run;
-use crate::{deny, process, tidy};
+use crate::{deny, onnx_suite, process, tidy};
 
 pub struct Stage {
     pub name: &'static str,
@@ -19,6 +19,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "clippy", quick: true, run: clippy },
     Stage { name: "tests", quick: true, run: tests },
     Stage { name: "doctests", quick: false, run: doctests },
+    Stage { name: "onnx-suite", quick: false, run: |run| onnx_suite::run(run.config, &[]) },
     Stage { name: "docs", quick: false, run: docs },
 ];
 

@@ -13,6 +13,8 @@ mod footprint;
 mod generate;
 mod plan;
 mod quantize;
+#[cfg_attr(not(feature = "onnx"), path = "run_absent.rs")]
+mod run;
 mod sampling;
 
 use crate::context::Context;
@@ -42,6 +44,7 @@ verbs! {
     Generate: generate,
     Chat: chat,
     Embed: embed,
+    Run: run,
     Plan: plan,
     Compile: compile,
     Explain: explain,

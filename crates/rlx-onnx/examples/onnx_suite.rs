@@ -1,0 +1,270 @@
+//! Runs the ONNX backend tests of an installed `onnx` package and prints a table by operator.
+//!
+//! `onnx_suite DATA [--device cpu|reference] [--filter TEXT] [--symbolic] [--twins] [--expect FILE] [--write FILE] [-v]`
+//!
+//! `--symbolic` makes every input dim a name first; `--twins` compares each `_expanded` test with the one it was expanded from.
+
+use rlx::Session;
+use rlx::backend::reference::ReferenceBackend;
+use rlx_onnx::suite::{FileKind, difference, interface, read_value, symbolic_model};
+use rlx_onnx::{OnnxError, OnnxModel, Value};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Folders of the package's test data.
+const FOLDERS: [&str; 5] = ["node", "simple", "light", "pytorch-converted", "pytorch-operator"];
+
+enum Outcome {
+    Passed,
+    Refused(String),
+    Failed(String),
+}
+
+struct Case {
+    name: String,
+    folder: PathBuf,
+    op: String,
+    outcome: Outcome,
+    millis: u128,
+}
+
+struct Choices {
+    data: PathBuf,
+    device: String,
+    filter: Option<String>,
+    expect: Option<PathBuf>,
+    write: Option<PathBuf>,
+    symbolic: bool,
+    twins: bool,
+    verbose: bool,
+}
+
+fn choices() -> Result<Choices, String> {
+    let mut args = std::env::args().skip(1);
+    let data = args.next().ok_or("give the folder backend/test/data of an onnx package")?;
+    let mut choices = Choices {
+        data: data.into(),
+        device: "cpu".to_owned(),
+        filter: None,
+        expect: None,
+        write: None,
+        symbolic: false,
+        twins: false,
+        verbose: false,
+    };
+    while let Some(arg) = args.next() {
+        let mut next = || args.next().ok_or(format!("{arg} takes a value"));
+        match arg.as_str() {
+            "--device" => choices.device = next()?,
+            "--filter" => choices.filter = Some(next()?),
+            "--expect" => choices.expect = Some(next()?.into()),
+            "--write" => choices.write = Some(next()?.into()),
+            "--symbolic" => choices.symbolic = true,
+            "--twins" => choices.twins = true,
+            "-v" => choices.verbose = true,
+            other => return Err(format!("unknown option {other}")),
+        }
+    }
+    Ok(choices)
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(reason) => {
+            eprintln!("{reason}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<bool, String> {
+    let choices = choices()?;
+    let session = match choices.device.as_str() {
+        "reference" => Session::with_backend(Arc::new(ReferenceBackend::default())),
+        device => {
+            let id: rlx::devices::DeviceId = device.parse().map_err(|e| format!("{e}"))?;
+            Session::new(id).map_err(|e| e.to_string())?
+        }
+    };
+    let mut cases = Vec::new();
+    let mut results = BTreeMap::new();
+    for folder in FOLDERS {
+        let root = choices.data.join(folder);
+        let Ok(entries) = std::fs::read_dir(&root) else {
+            return Err(format!("{} is missing", root.display()));
+        };
+        let mut names: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+        names.sort();
+        for path in names.into_iter().filter(|p| p.join("model.onnx").is_file()) {
+            let name = format!("{folder}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+            if choices.filter.as_ref().is_none_or(|f| name.contains(f.as_str())) {
+                cases.push(case(name, path, &session, &choices, &mut results));
+            }
+        }
+    }
+    if choices.twins {
+        compare_twins(&results);
+    }
+    report(&cases, &choices)
+}
+
+/// Results of each test by name.
+type Results = BTreeMap<String, Vec<(String, Value)>>;
+
+fn compare_twins(results: &Results) {
+    let (mut equal, mut different) = (0, 0);
+    for (name, expanded) in results {
+        let Some((whole, _)) = name.split_once("_expanded") else { continue };
+        let Some(whole) = results.get(whole) else { continue };
+        let pairs = whole.iter().zip(expanded);
+        match pairs.map(|(a, b)| difference(&a.1, &b.1, 1e-4, 1e-6)).find_map(|d| d) {
+            None => equal += 1,
+            Some(reason) => {
+                different += 1;
+                println!("TWIN {name}: {reason}");
+            }
+        }
+    }
+    println!("twins: {equal} equal, {different} different");
+}
+
+fn case(name: String, folder: PathBuf, session: &Session, choices: &Choices, results: &mut Results) -> Case {
+    let started = Instant::now();
+    let facts = interface(&folder.join("model.onnx")).unwrap_or_default();
+    let op = match facts.ops.as_slice() {
+        _ if name.contains("_expanded") => "(expanded)".to_owned(),
+        [only] => only.clone(),
+        [first, ..] if name.starts_with("node/") => first.clone(),
+        _ => format!("({})", name.split('/').next().unwrap_or_default()),
+    };
+    let mut first = Vec::new();
+    let outcome = catch_unwind(AssertUnwindSafe(|| check(&folder, session, choices.symbolic, &mut first)));
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Outcome::Failed(format!("PANIC {}", text.unwrap_or_default()))
+    });
+    if choices.twins {
+        results.insert(name.clone(), first);
+    }
+    Case { name, folder, op, outcome, millis: started.elapsed().as_millis() }
+}
+
+fn open(folder: &Path, session: &Session, symbolic: bool) -> Result<OnnxModel, OnnxError> {
+    let file = folder.join("model.onnx");
+    match symbolic {
+        true => OnnxModel::from_bytes(&symbolic_model(&file)?, session),
+        false => OnnxModel::open_on(file, session),
+    }
+}
+
+fn check(folder: &Path, session: &Session, symbolic: bool, first: &mut Vec<(String, Value)>) -> Outcome {
+    let refused = |e: OnnxError| match e {
+        OnnxError::Unsupported { .. } => Outcome::Refused(e.to_string()),
+        other => Outcome::Failed(other.to_string()),
+    };
+    let model = match open(folder, session, symbolic) {
+        Ok(model) => model,
+        Err(e) => return refused(e),
+    };
+    let facts = match interface(&folder.join("model.onnx")) {
+        Ok(facts) => facts,
+        Err(e) => return refused(e),
+    };
+    let needed: Vec<String> =
+        model.program().inputs().filter(|(_, needed)| *needed).map(|(d, _)| d.name.clone()).collect();
+    let mut set = 0;
+    loop {
+        let data = folder.join(format!("test_data_set_{set}"));
+        if !data.is_dir() {
+            break;
+        }
+        set += 1;
+        let read = |prefix: &str, i: usize, kind: FileKind| {
+            let path = data.join(format!("{prefix}_{i}.pb"));
+            if path.is_file() { read_value(&path, kind).map(Some) } else { Ok(None) }
+        };
+        let mut inputs: Vec<(&str, Value)> = Vec::new();
+        let given =
+            facts.inputs.iter().filter(|(n, _)| needed.contains(n) || data.join("input_0.pb").is_file());
+        for (i, (name, kind)) in given.enumerate() {
+            match read("input", i, *kind) {
+                Ok(Some(value)) => inputs.push((name, value)),
+                Ok(None) => {}
+                Err(e) => return refused(e),
+            }
+        }
+        let results = match model.run(&inputs) {
+            Ok(results) => results,
+            Err(e) => return refused(e),
+        };
+        if first.is_empty() {
+            first.clone_from(&results);
+        }
+        for (i, ((name, kind), (_, found))) in facts.outputs.iter().zip(&results).enumerate() {
+            let expected = match read("output", i, *kind) {
+                Ok(Some(value)) => value,
+                Ok(None) => continue,
+                Err(e) => return refused(e),
+            };
+            if let Some(reason) = difference(&expected, found, 1e-3, 1e-7) {
+                return Outcome::Failed(format!("output {name:?}: {reason}"));
+            }
+        }
+    }
+    if set == 0 { Outcome::Failed("there is no test data".to_owned()) } else { Outcome::Passed }
+}
+
+fn report(cases: &[Case], choices: &Choices) -> Result<bool, String> {
+    let mut table: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    let mut totals: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
+    for case in cases {
+        let column = match &case.outcome {
+            Outcome::Passed => 0,
+            Outcome::Failed(reason) => {
+                println!("FAILED {}: {}", case.name, reason.chars().take(300).collect::<String>());
+                1
+            }
+            Outcome::Refused(reason) => {
+                println!("REFUSED {}: {}", case.name, reason.chars().take(300).collect::<String>());
+                2
+            }
+        };
+        table.entry(&case.op).or_default()[column] += 1;
+        totals.entry(case.name.split('/').next().unwrap_or_default()).or_default()[column] += 1;
+        if choices.verbose {
+            println!("{} ms {} ({})", case.millis, case.name, case.folder.display());
+        }
+    }
+    println!("{:<40}{:>8}{:>8}{:>8}", "operator", "passed", "failed", "refused");
+    for (op, [passed, failed, refused]) in &table {
+        println!("{op:<40}{passed:>8}{failed:>8}{refused:>8}");
+    }
+    for (folder, [passed, failed, refused]) in &totals {
+        println!("{folder:<40}{passed:>8}{failed:>8}{refused:>8}");
+    }
+    let passed: Vec<&str> =
+        cases.iter().filter(|c| matches!(c.outcome, Outcome::Passed)).map(|c| c.name.as_str()).collect();
+    if let Some(path) = &choices.write {
+        let text = passed.iter().map(|n| format!("{n}\n")).collect::<String>();
+        std::fs::write(path, text).map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    let Some(path) = &choices.expect else { return Ok(true) };
+    let expected = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let ran: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
+    let lost: Vec<&str> = expected.lines().filter(|n| ran.contains(n) && !passed.contains(n)).collect();
+    let absent = expected.lines().filter(|n| choices.filter.is_none() && !ran.contains(n)).count();
+    for name in &lost {
+        println!("LOST {name}: it passed before");
+    }
+    if absent > 0 {
+        println!("LOST {absent} expected tests are not in the package");
+    }
+    Ok(lost.is_empty() && absent == 0)
+}

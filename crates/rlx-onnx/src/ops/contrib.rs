@@ -1,0 +1,434 @@
+//! Ops that ONNX Runtime adds and exporters write.
+
+use super::{Row, attention};
+use crate::error::{Refusal, invalid, unsupported};
+use crate::lower::Lowering;
+use rlx_graph::ValueId;
+use rlx_graph::ops::activation::{Activation, ActivationKind};
+use rlx_graph::ops::binary::BinaryOp;
+use rlx_graph::ops::concat::Concat;
+use rlx_graph::ops::gather::Gather;
+use rlx_graph::ops::iota::Iota;
+use rlx_graph::ops::layer_norm::LayerNorm;
+use rlx_graph::ops::matmul::MatMul;
+use rlx_graph::ops::rms_norm::RmsNorm;
+use rlx_graph::ops::softmax::Softmax;
+use rlx_graph::ops::transpose::Transpose;
+use rlx_tensor::{DType, Dim, Tensor};
+
+type Lowered = Result<Vec<ValueId>, Refusal>;
+
+const MICROSOFT: &str = "com.microsoft";
+
+/// The rows of this family.
+pub const ROWS: &[Row] = &[
+    Row::lower("Gelu", |l| {
+        let x = l.value(0)?;
+        Ok(vec![l.add(Activation { kind: ActivationKind::Gelu }, &[x])?])
+    })
+    .of(MICROSOFT),
+    Row::lower("BiasGelu", |l| biased(l, ActivationKind::Gelu)).of(MICROSOFT),
+    Row::lower("FastGelu", |l| biased(l, ActivationKind::GeluTanh)).of(MICROSOFT),
+    Row::lower("QuickGelu", quick_gelu).of(MICROSOFT),
+    Row::lower("FusedMatMul", fused_matmul).of(MICROSOFT),
+    Row::lower("SkipLayerNormalization", skip_layer_norm).of(MICROSOFT),
+    Row::lower("SkipSimplifiedLayerNormalization", skip_rms_norm).of(MICROSOFT),
+    Row::lower("Attention", attention_of_weights).of(MICROSOFT),
+    Row::lower("QAttention", quantized_attention).of(MICROSOFT),
+    Row::lower("MultiHeadAttention", multi_head).of(MICROSOFT),
+    Row::lower("GroupQueryAttention", group_query).of(MICROSOFT),
+    Row::lower("RotaryEmbedding", rotary).of(MICROSOFT),
+    Row::lower("MatMulNBits", matmul_n_bits).of(MICROSOFT),
+];
+
+fn biased(l: &mut Lowering<'_>, kind: ActivationKind) -> Lowered {
+    let mut x = l.value(0)?;
+    if let Some(bias) = l.optional(1)? {
+        x = l.expand().binary(BinaryOp::Add, x, bias)?;
+    }
+    Ok(vec![l.add(Activation { kind }, &[x])?])
+}
+
+fn quick_gelu(l: &mut Lowering<'_>) -> Lowered {
+    let alpha = l.node.float("alpha", 1.702)?;
+    let x = l.value(0)?;
+    let mut e = l.expand();
+    let scaled = e.scalar(BinaryOp::Mul, x, alpha)?;
+    let gate = e.unary(rlx_graph::ops::unary::UnaryOp::Sigmoid, scaled)?;
+    Ok(vec![e.binary(BinaryOp::Mul, x, gate)?])
+}
+
+fn fused_matmul(l: &mut Lowering<'_>) -> Lowered {
+    if l.node.flag("transBatchA", false)? || l.node.flag("transBatchB", false)? {
+        return unsupported("transposed batches");
+    }
+    let op =
+        MatMul { transpose_a: l.node.flag("transA", false)?, transpose_b: l.node.flag("transB", false)? };
+    let (a, b) = (l.value(0)?, l.value(1)?);
+    let y = l.add(op, &[a, b])?;
+    let alpha = l.node.float("alpha", 1.0)?;
+    Ok(vec![if alpha == 1.0 { y } else { l.expand().scalar(BinaryOp::Mul, y, alpha)? }])
+}
+
+/// `x + skip + bias`
+fn skip_sum(l: &mut Lowering<'_>, bias: usize) -> Result<ValueId, Refusal> {
+    let (x, skip) = (l.value(0)?, l.value(1)?);
+    let mut sum = l.expand().binary(BinaryOp::Add, x, skip)?;
+    if let Some(bias) = l.optional(bias)? {
+        sum = l.expand().binary(BinaryOp::Add, sum, bias)?;
+    }
+    Ok(sum)
+}
+
+/// The normalised value; mean and deviation, which inference leaves out; the sum.
+fn norm_results(l: &mut Lowering<'_>, y: ValueId, sum: ValueId) -> Lowered {
+    if l.wants(1) || l.wants(2) {
+        return unsupported("mean and deviation as results");
+    }
+    Ok(vec![y, sum, sum, sum])
+}
+
+fn skip_layer_norm(l: &mut Lowering<'_>) -> Lowered {
+    let eps = l.node.float("epsilon", 1e-12)?;
+    let sum = skip_sum(l, 4)?;
+    let (weight, bias) = (l.value(2)?, l.optional(3)?);
+    let op = LayerNorm { eps, bias: bias.is_some(), residual: false };
+    let operands: Vec<ValueId> = [sum, weight].into_iter().chain(bias).collect();
+    let y = l.add(op, &operands)?;
+    norm_results(l, y, sum)
+}
+
+fn skip_rms_norm(l: &mut Lowering<'_>) -> Lowered {
+    let eps = l.node.float("epsilon", 1e-12)?;
+    let sum = skip_sum(l, 3)?;
+    let weight = l.value(2)?;
+    let y = l.add(RmsNorm { eps, unit_offset: false, groups: 1, residual: false }, &[sum, weight])?;
+    norm_results(l, y, sum)
+}
+
+fn heads_of(l: &Lowering<'_>, name: &str) -> Result<usize, Refusal> {
+    match usize::try_from(l.node.int(name, 0)?) {
+        Ok(heads) if heads > 0 => Ok(heads),
+        _ => invalid(format!("attribute {name:?} must be at least 1")),
+    }
+}
+
+/// `softmax(q k^T * scale + bias) v` on heads of rank 4, joined again.
+fn attend(
+    l: &mut Lowering<'_>,
+    [q, k, v]: [ValueId; 3],
+    scale: Option<f64>,
+    bias: Option<ValueId>,
+) -> Result<ValueId, Refusal> {
+    let width = l.dims_of(q)?[3];
+    let scale = scale.filter(|&s| s != 0.0).unwrap_or(1.0 / (width as f64).sqrt());
+    let heads = l.dims_of(q)?[1];
+    let (k, v) = (attention::repeat_heads(l, k, heads)?, attention::repeat_heads(l, v, heads)?);
+    let scaled = l.expand().scalar(BinaryOp::Mul, q, scale)?;
+    let mut scores = l.add(MatMul { transpose_a: false, transpose_b: true }, &[scaled, k])?;
+    if let Some(bias) = bias {
+        scores = l.expand().binary(BinaryOp::Add, scores, bias)?;
+    }
+    let weights = l.add(Softmax { axis: 3 }, &[scores])?;
+    let y = l.add(MatMul::plain(), &[weights, v])?;
+    attention::join_heads(l, y)
+}
+
+/// A mask of keys (1 keeps) as a bias of rank 4: by length, by key, or by query and key.
+fn key_mask(
+    l: &mut Lowering<'_>,
+    operand: usize,
+    batch: usize,
+    keys: usize,
+    dtype: DType,
+) -> Result<Option<ValueId>, Refusal> {
+    let Some(mask) = l.optional(operand)? else { return Ok(None) };
+    let dims = l.dims(operand)?;
+    let keep = match dims.len() {
+        1 if dims[0] == batch => {
+            let lengths = l.reshape(mask, &[batch, 1, 1, 1])?;
+            let op = Iota { dims: [1, 1, 1, keys].map(Dim::Known).to_vec(), axis: 3, dtype: DType::I32 };
+            let key = l.add(op, &[])?;
+            let lengths = l.cast(lengths, DType::I32)?;
+            l.expand().binary(BinaryOp::Less, key, lengths)?
+        }
+        2 => {
+            let wide = l.reshape(mask, &[dims[0], 1, 1, dims[1]])?;
+            l.cast(wide, DType::Bool)?
+        }
+        3 => {
+            let wide = l.reshape(mask, &[dims[0], 1, dims[1], dims[2]])?;
+            l.cast(wide, DType::Bool)?
+        }
+        _ => return unsupported(format!("a mask of dims {dims:?}")),
+    };
+    Ok(Some(attention::bias_of(l, keep, dtype)?))
+}
+
+fn sum_of(l: &mut Lowering<'_>, a: Option<ValueId>, b: Option<ValueId>) -> Result<Option<ValueId>, Refusal> {
+    Ok(match (a, b) {
+        (Some(a), Some(b)) => Some(l.expand().binary(BinaryOp::Add, a, b)?),
+        (a, b) => a.or(b),
+    })
+}
+
+fn attention_of_weights(l: &mut Lowering<'_>) -> Lowered {
+    if l.has(4) || l.has(6) || l.node.flag("do_rotary", false)? {
+        return unsupported("a past, or rotary embeddings within attention");
+    }
+    let (x, weight) = (l.value(0)?, l.value(1)?);
+    let more = l.optional(5)?;
+    self_attention(l, x, weight, 3, more)
+}
+
+/// `(q - zero) * scale` of an operand of bytes; a vector of scales goes along the last axis.
+fn dequantized(l: &mut Lowering<'_>, operand: usize, scale: usize, zero: usize) -> Result<ValueId, Refusal> {
+    let (x, scale) = (l.value(operand)?, l.value(scale)?);
+    let dtype = l.shape_of(scale).dtype();
+    let mut y = l.cast(x, dtype)?;
+    if let Some(zero) = l.optional(zero)? {
+        let zero = l.cast(zero, dtype)?;
+        y = l.expand().binary(BinaryOp::Sub, y, zero)?;
+    }
+    Ok(l.expand().binary(BinaryOp::Mul, y, scale)?)
+}
+
+fn quantized_attention(l: &mut Lowering<'_>) -> Lowered {
+    if l.has(8) || l.node.flag("do_rotary", false)? {
+        return unsupported("a past, or rotary embeddings within attention");
+    }
+    let (x, weight) = (dequantized(l, 0, 3, 6)?, dequantized(l, 1, 4, 7)?);
+    self_attention(l, x, weight, 5, None)
+}
+
+/// Attention of `x` to itself by one matrix of query, key and value weights; operand 2 is their bias.
+fn self_attention(
+    l: &mut Lowering<'_>,
+    x: ValueId,
+    weight: ValueId,
+    mask: usize,
+    more: Option<ValueId>,
+) -> Lowered {
+    let heads = heads_of(l, "num_heads")?;
+    let dims = l.dims_of(x)?;
+    let [batch, tokens, _] = dims[..] else { return invalid("operand 0 must have rank 3") };
+    let mut all = l.add(MatMul::plain(), &[x, weight])?;
+    if let Some(bias) = l.optional(2)? {
+        all = l.expand().binary(BinaryOp::Add, all, bias)?;
+    }
+    let total = l.dims_of(all)?[2];
+    let sizes = match l.node.ints_opt("qkv_hidden_sizes")? {
+        Some(sizes) if sizes.len() == 3 => sizes.iter().map(|&s| s.max(0) as usize).collect(),
+        _ => vec![total / 3; 3],
+    };
+    let mut start = 0;
+    let mut parts = Vec::new();
+    for size in sizes {
+        let part = l.expand().slice(all, 2, start, size)?;
+        parts.push(attention::split_heads(l, part, heads)?);
+        start += size;
+    }
+    let dtype = l.shape_of(x).dtype();
+    let mask = key_mask(l, mask, batch, tokens, dtype)?;
+    let mut bias = sum_of(l, mask, more)?;
+    if l.node.flag("unidirectional", false)? {
+        let keep = attention::causal_keep(l, tokens, tokens, 0)?;
+        let causal = attention::bias_of(l, keep, dtype)?;
+        bias = sum_of(l, bias, Some(causal))?;
+    }
+    let scale = l.node.float_opt("scale")?;
+    Ok(vec![attend(l, [parts[0], parts[1], parts[2]], scale, bias)?])
+}
+
+fn with_bias(l: &mut Lowering<'_>, x: ValueId, start: usize, width: usize) -> Result<ValueId, Refusal> {
+    let Some(bias) = l.optional(3)? else { return Ok(x) };
+    let part = l.expand().slice(bias, 0, start, width)?;
+    Ok(l.expand().binary(BinaryOp::Add, x, part)?)
+}
+
+fn multi_head(l: &mut Lowering<'_>) -> Lowered {
+    let heads = heads_of(l, "num_heads")?;
+    if !l.has(1) || !l.has(2) || l.rank(0)? != 3 {
+        return unsupported("packed queries, keys and values");
+    }
+    let dims = l.dims(0)?;
+    let (batch, tokens, width) = (dims[0], dims[1], dims[2]);
+    let dtype = l.dtype(0)?;
+    let q = l.value(0)?;
+    let q = with_bias(l, q, 0, width)?;
+    let q = attention::split_heads(l, q, heads)?;
+    let (mut k, mut v) = (l.value(1)?, l.value(2)?);
+    if l.rank(1)? == 3 {
+        let value_width = l.dims(2)?[2];
+        k = with_bias(l, k, width, width)?;
+        v = with_bias(l, v, 2 * width, value_width)?;
+        (k, v) = (attention::split_heads(l, k, heads)?, attention::split_heads(l, v, heads)?);
+    }
+    if let (Some(past_k), Some(past_v)) = (l.optional(6)?, l.optional(7)?) {
+        k = l.add(Concat { axis: 2 }, &[past_k, k])?;
+        v = l.add(Concat { axis: 2 }, &[past_v, v])?;
+    }
+    let keys = l.dims_of(k)?[2];
+    let mask = key_mask(l, 4, batch, keys, dtype)?;
+    let more = l.optional(5)?;
+    let mut bias = sum_of(l, mask, more)?;
+    if l.node.flag("unidirectional", false)? {
+        let keep = attention::causal_keep(l, tokens, keys, (keys - tokens.min(keys)) as i64)?;
+        let causal = attention::bias_of(l, keep, dtype)?;
+        bias = sum_of(l, bias, Some(causal))?;
+    }
+    let scale = l.node.float_opt("scale")?;
+    Ok(vec![attend(l, [q, k, v], scale, bias)?, k, v])
+}
+
+fn rotary_of(
+    l: &mut Lowering<'_>,
+    x: ValueId,
+    positions: ValueId,
+    caches: [ValueId; 2],
+    interleaved: bool,
+) -> Result<ValueId, Refusal> {
+    let dims = l.dims_of(x)?;
+    let half = l.dims_of(caches[0])?[1];
+    let mut rows = Vec::new();
+    for cache in caches {
+        let rows_of = l.add(Gather { axis: 0 }, &[cache, positions])?;
+        rows.push(l.reshape(rows_of, &[dims[0], 1, dims[2], half])?);
+    }
+    attention::rotate(l, x, rows[0], rows[1], half, interleaved)
+}
+
+/// `start + 0, start + 1, ..` for every sequence: `[batch, tokens]`.
+fn positions_from(l: &mut Lowering<'_>, start: ValueId, tokens: usize) -> Result<ValueId, Refusal> {
+    let op = Iota { dims: vec![Dim::Known(1), Dim::Known(tokens)], axis: 1, dtype: DType::I64 };
+    let count = l.add(op, &[])?;
+    let start = l.cast(start, DType::I64)?;
+    Ok(l.expand().binary(BinaryOp::Add, start, count)?)
+}
+
+fn group_query(l: &mut Lowering<'_>) -> Lowered {
+    let (heads, kv_heads) = (heads_of(l, "num_heads")?, heads_of(l, "kv_num_heads")?);
+    if l.node.float("softcap", 0.0)? != 0.0 || l.node.int("local_window_size", -1)? != -1 {
+        return unsupported("soft caps and windows");
+    }
+    let dims = l.dims(0)?;
+    let [batch, tokens, width] = dims[..] else { return invalid("operand 0 must have rank 3") };
+    let x = l.value(0)?;
+    let (q, k, v) = if l.has(1) {
+        (x, l.value(1)?, l.value(2)?)
+    } else {
+        let head = width / (heads + 2 * kv_heads);
+        let mut e = l.expand();
+        let q = e.slice(x, 2, 0usize, heads * head)?;
+        let k = e.slice(x, 2, heads * head, kv_heads * head)?;
+        (q, k, e.slice(x, 2, (heads + kv_heads) * head, kv_heads * head)?)
+    };
+    let mut q = attention::split_heads(l, q, heads)?;
+    let mut k = attention::split_heads(l, k, kv_heads)?;
+    let mut v = attention::split_heads(l, v, kv_heads)?;
+    let last: Vec<i64> = l.ints(5)?;
+    let Some(&first) = last.first().filter(|&&f| last.iter().all(|&v| v == f)) else {
+        return unsupported("sequences of different lengths in one batch");
+    };
+    let past = first + 1 - tokens as i64;
+    let Ok(past) = usize::try_from(past) else {
+        return invalid("seqlens_k are shorter than the tokens given");
+    };
+    if l.node.flag("do_rotary", false)? {
+        let start = l.tensor(Tensor::from_slice(&[batch, 1], &vec![past as i64; batch])?);
+        let positions = positions_from(l, start, tokens)?;
+        let caches = [l.value(7)?, l.value(8)?];
+        let interleaved = l.node.flag("rotary_interleaved", false)?;
+        q = rotary_of(l, q, positions, caches, interleaved)?;
+        k = rotary_of(l, k, positions, caches, interleaved)?;
+    }
+    if past > 0 {
+        let (past_k, past_v) = (l.value(3)?, l.value(4)?);
+        let before_k = l.expand().slice(past_k, 2, 0usize, past)?;
+        let before_v = l.expand().slice(past_v, 2, 0usize, past)?;
+        k = l.add(Concat { axis: 2 }, &[before_k, k])?;
+        v = l.add(Concat { axis: 2 }, &[before_v, v])?;
+    }
+    let dtype = l.dtype(0)?;
+    let keep = attention::causal_keep(l, tokens, past + tokens, past as i64)?;
+    let bias = attention::bias_of(l, keep, dtype)?;
+    let scale = l.node.float_opt("scale")?;
+    Ok(vec![attend(l, [q, k, v], scale, Some(bias))?, k, v])
+}
+
+fn rotary(l: &mut Lowering<'_>) -> Lowered {
+    let dims = l.dims(0)?;
+    let x = l.value(0)?;
+    let caches = [l.value(2)?, l.value(3)?];
+    let half = l.dims(2)?[1];
+    let heads = match (dims.len(), l.node.int("num_heads", 0)?) {
+        (3, 0) => dims[2] / (2 * half).max(1),
+        (_, heads) => heads.max(0) as usize,
+    };
+    let four = if dims.len() == 4 { x } else { attention::split_heads(l, x, heads)? };
+    let (batch, tokens) = (l.dims_of(four)?[0], l.dims_of(four)?[2]);
+    let given = l.value(1)?;
+    let positions = if l.dims(1)?.iter().product::<usize>() == 1 && batch * tokens != 1 {
+        let start = l.reshape(given, &[1, 1])?;
+        let row = positions_from(l, start, tokens)?;
+        l.broadcast(row, &[batch, tokens])?
+    } else {
+        l.reshape(given, &[batch, tokens])?
+    };
+    let y = rotary_of(l, four, positions, caches, l.node.flag("interleaved", false)?)?;
+    Ok(vec![if dims.len() == 4 { y } else { attention::join_heads(l, y)? }])
+}
+
+/// The weight is written out when the graph is built: `[n, k]` F32 of blocks with a scale and a zero point each.
+fn matmul_n_bits(l: &mut Lowering<'_>) -> Lowered {
+    let size = |name: &str| usize::try_from(l.node.int(name, 0).unwrap_or(0)).unwrap_or(0);
+    let (k, n, block, bits) = (size("K"), size("N"), size("block_size"), size("bits").max(1));
+    let bits = if l.node.attrs.contains_key("bits") { bits } else { 4 };
+    if !matches!(bits, 2 | 4 | 8) || block == 0 || k == 0 || n == 0 {
+        return unsupported(format!("{bits} bits in blocks of {block}"));
+    }
+    if l.has(4) {
+        return unsupported("an order of groups");
+    }
+    let packed = l.known(1)?;
+    let packed = packed.tensor()?.bytes().to_vec();
+    let scales = l.known(2)?.floats()?;
+    let zeros = if l.has(3) { Some(l.known(3)?) } else { None };
+    let blocks = k.div_ceil(block);
+    let per_byte = 8 / bits;
+    let (block_bytes, zero_bytes) = (block.div_ceil(per_byte), blocks.div_ceil(per_byte));
+    if packed.len() != n * blocks * block_bytes || scales.len() != n * blocks {
+        return invalid(format!("{} bytes and {} scales for {n} x {k}", packed.len(), scales.len()));
+    }
+    let mask = ((1u32 << bits) - 1) as u8;
+    let code = |bytes: &[u8], i: usize| f64::from(bytes[i / per_byte] >> (i % per_byte * bits) & mask);
+    let zero = |row: usize, b: usize| -> Result<f64, Refusal> {
+        Ok(match &zeros {
+            None => f64::from(1u32 << (bits - 1)),
+            Some(given) if given.tensor()?.dtype() == DType::U8 => {
+                code(&given.tensor()?.bytes()[row * zero_bytes..(row + 1) * zero_bytes], b)
+            }
+            Some(given) => given.floats()?[row * blocks + b],
+        })
+    };
+    let mut weight = vec![0f32; n * k];
+    for row in 0..n {
+        for b in 0..blocks {
+            let (scale, zero) = (scales[row * blocks + b], zero(row, b)?);
+            let bytes = &packed[(row * blocks + b) * block_bytes..][..block_bytes];
+            for i in 0..block.min(k - b * block) {
+                weight[row * k + b * block + i] = ((code(bytes, i) - zero) * scale) as f32;
+            }
+        }
+    }
+    let x = l.value(0)?;
+    let weight = l.tensor(Tensor::from_slice(&[n, k], &weight)?);
+    let dtype = l.dtype(0)?;
+    let weight = l.cast(weight, dtype)?;
+    let weight = l.add(Transpose { perm: vec![1, 0] }, &[weight])?;
+    let mut y = l.add(MatMul::plain(), &[x, weight])?;
+    if let Some(bias) = l.optional(5)? {
+        y = l.expand().binary(BinaryOp::Add, y, bias)?;
+    }
+    Ok(vec![y])
+}

@@ -1,0 +1,273 @@
+//! Small models, good and broken.
+
+use crate::decode::ExternalData;
+use crate::proto::{
+    AttributeProto, EntryProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId, TensorProto,
+    TensorType, TypeProto, ValueInfoProto,
+};
+use crate::runtime::Runtime;
+use crate::{OnnxError, OnnxModel, Value, import};
+use prost::Message;
+use rlx::Session;
+use rlx::backend::reference::ReferenceBackend;
+use rlx_tensor::Tensor;
+use std::sync::Arc;
+
+fn info(name: &str) -> ValueInfoProto {
+    let tensor = Some(TensorType { elem_type: 1, shape: None });
+    ValueInfoProto { name: name.into(), value_type: Some(TypeProto { tensor, ..TypeProto::default() }) }
+}
+
+fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+    let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+    NodeProto { op_type: op.into(), input: names(inputs), output: names(outputs), ..NodeProto::default() }
+}
+
+fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
+    TensorProto {
+        name: name.into(),
+        dims: dims.to_vec(),
+        data_type: 1,
+        float_data: data.to_vec(),
+        ..TensorProto::default()
+    }
+}
+
+fn graph(nodes: Vec<NodeProto>, inputs: &[&str], outputs: &[&str]) -> GraphProto {
+    GraphProto {
+        name: "g".into(),
+        node: nodes,
+        input: inputs.iter().map(|n| info(n)).collect(),
+        output: outputs.iter().map(|n| info(n)).collect(),
+        ..GraphProto::default()
+    }
+}
+
+fn model(graph: GraphProto) -> ModelProto {
+    let opset = OperatorSetId { domain: String::new(), version: 22 };
+    ModelProto { ir_version: Some(10), graph: Some(graph), opset_import: vec![opset], functions: Vec::new() }
+}
+
+fn open(model: &ModelProto) -> Result<OnnxModel, OnnxError> {
+    let session = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    let program = import::from_model(model, ExternalData::default())?;
+    Ok(OnnxModel { program, runtime: Runtime::on(&session) })
+}
+
+fn error(model: &ModelProto) -> String {
+    match open(model) {
+        Ok(_) => panic!("the model was accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn vector(values: &[f32]) -> Value {
+    Value::Tensor(Tensor::from_slice(&[values.len()], values).unwrap())
+}
+
+#[test]
+fn a_node_between_regions_decides_the_extents_of_the_next() {
+    let nodes = vec![
+        node("Relu", &["x"], &["r"]),
+        node("NonZero", &["r"], &["at"]),
+        node("Shape", &["at"], &["size"]),
+        node("Neg", &["at"], &["y"]),
+    ];
+    let model = open(&model(graph(nodes, &["x"], &["y", "size"]))).unwrap();
+    for (given, count) in [(vec![1.0, -1.0, 2.0], 2), (vec![-1.0, 0.0, 0.0], 0), (vec![3.0, 2.0, 1.0], 3)] {
+        let outputs = model.run(&[("x", vector(&given))]).unwrap();
+        assert_eq!(outputs[0].1.dims(), Some(&[1, count][..]), "{given:?}");
+        assert_eq!(outputs[1].1.ints().unwrap(), [1, count as i64]);
+    }
+    let report = model.report();
+    assert_eq!(report.host.get("NonZero"), Some(&3));
+    assert_eq!(report.compiled.get("Relu"), Some(&1), "the first region is compiled once");
+}
+
+#[test]
+fn a_shape_computed_at_run_time_is_guarded() {
+    let mut reshaped = graph(vec![node("Reshape", &["x", "s"], &["y"])], &["x", "s"], &["y"]);
+    reshaped.input[1].value_type =
+        Some(TypeProto { tensor: Some(TensorType { elem_type: 7, shape: None }), ..TypeProto::default() });
+    let model = open(&model(reshaped)).unwrap();
+    for dims in [[2i64, 3], [3, 2], [2, 3]] {
+        let shape = Value::Tensor(Tensor::from_slice(&[2], &dims).unwrap());
+        let x = vector(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let outputs = model.run(&[("x", x), ("s", shape)]).unwrap();
+        assert_eq!(outputs[0].1.dims(), Some(&dims.map(|d| d as usize)[..]));
+    }
+}
+
+#[test]
+fn functions_are_written_out_and_attributes_handed_down() {
+    let mut leaky = node("LeakyRelu", &["a"], &["b"]);
+    leaky.attribute.push(AttributeProto {
+        name: "alpha".into(),
+        kind: 1,
+        ref_attr_name: "slope".into(),
+        ..AttributeProto::default()
+    });
+    let function = FunctionProto {
+        name: "Twice".into(),
+        domain: "mine".into(),
+        input: vec!["a".into()],
+        output: vec!["c".into()],
+        attribute: vec!["slope".into()],
+        node: vec![leaky, node("Add", &["b", "b"], &["c"])],
+        opset_import: vec![OperatorSetId { domain: String::new(), version: 22 }],
+        ..FunctionProto::default()
+    };
+    let mut call = node("Twice", &["x"], &["y"]);
+    call.domain = "mine".into();
+    call.attribute.push(AttributeProto {
+        name: "slope".into(),
+        kind: 1,
+        f: 0.5,
+        ..AttributeProto::default()
+    });
+    let mut whole = model(graph(vec![call], &["x"], &["y"]));
+    whole.opset_import.push(OperatorSetId { domain: "mine".into(), version: 1 });
+    whole.functions.push(function);
+    let outputs = open(&whole).unwrap().run(&[("x", vector(&[2.0, -2.0]))]).unwrap();
+    assert_eq!(outputs[0].1.floats().unwrap(), [4.0, -2.0]);
+}
+
+#[test]
+fn broken_graphs_are_named() {
+    let cycle = vec![node("Neg", &["b"], &["a"]), node("Neg", &["a"], &["b"])];
+    assert!(error(&model(graph(cycle, &[], &["b"]))).contains("\"b\" is not defined before it"));
+    let twice = vec![node("Neg", &["x"], &["y"]), node("Abs", &["x"], &["y"])];
+    assert!(error(&model(graph(twice, &["x"], &["y"]))).contains("defined twice"));
+    let absent = vec![node("Neg", &["x"], &["y"])];
+    assert!(error(&model(graph(absent, &["x"], &["z"]))).contains("\"z\" is never produced"));
+    let mut foreign = node("Neg", &["x"], &["y"]);
+    foreign.domain = "elsewhere".into();
+    assert!(error(&model(graph(vec![foreign], &["x"], &["y"]))).contains("\"elsewhere\" is not imported"));
+    let unknown = open(&model(graph(vec![node("Frobnicate", &["x"], &["y"])], &["x"], &["y"]))).unwrap();
+    let error = unknown.run(&[("x", vector(&[1.0]))]).unwrap_err();
+    assert!(matches!(&error, OnnxError::Unsupported { op, .. } if op == "Frobnicate"), "{error}");
+}
+
+#[test]
+fn broken_tensors_are_named() {
+    let with = |tensor: TensorProto| {
+        let mut graph = graph(vec![node("Neg", &["w"], &["y"])], &[], &["y"]);
+        graph.initializer.push(tensor);
+        error(&model(graph))
+    };
+    assert!(with(floats("w", &[-1], &[1.0])).contains("negative"));
+    assert!(with(floats("w", &[1 << 40, 1 << 40], &[1.0])).contains("too large"));
+    assert!(with(floats("w", &[3], &[1.0])).contains("12 bytes, found 4"));
+    assert!(with(TensorProto { data_type: 99, ..floats("w", &[1], &[1.0]) }).contains("99 is unknown"));
+}
+
+#[test]
+fn external_data_stays_in_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("secret"), [0u8; 8]).unwrap();
+    std::fs::write(folder.path().join("w.bin"), [0u8; 8]).unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(outside.path().join("secret"), folder.path().join("link")).unwrap();
+    let read = |location: &str, length: &str| {
+        let entry = |key: &str, value: &str| EntryProto { key: key.into(), value: value.into() };
+        let tensor = TensorProto {
+            data_location: 1,
+            external_data: vec![entry("location", location), entry("length", length)],
+            ..TensorProto { float_data: Vec::new(), ..floats("w", &[2], &[]) }
+        };
+        let mut graph = graph(vec![node("Neg", &["w"], &["y"])], &[], &["y"]);
+        graph.initializer.push(tensor);
+        import::from_model(&model(graph), ExternalData::within(folder.path())).map(|_| ())
+    };
+    assert!(read("w.bin", "8").is_ok());
+    let absolute = outside.path().join("secret");
+    for location in ["../secret", "a/../../secret", absolute.to_str().unwrap(), "link", ".", ""] {
+        assert!(matches!(read(location, "8"), Err(OnnxError::Tensor { .. })), "{location}");
+    }
+    assert!(read("w.bin", "16").is_err());
+    assert!(read("w.bin", "x").is_err());
+}
+
+#[test]
+fn a_function_that_calls_itself_ends_in_an_error() {
+    let mut call = node("Loop_", &["a"], &["b"]);
+    call.domain = "mine".into();
+    let mine = OperatorSetId { domain: "mine".into(), version: 1 };
+    let function = FunctionProto {
+        name: "Loop_".into(),
+        domain: "mine".into(),
+        input: vec!["a".into()],
+        output: vec!["b".into()],
+        node: vec![call.clone()],
+        opset_import: vec![mine.clone()],
+        ..FunctionProto::default()
+    };
+    let mut outer = call;
+    outer.input = vec!["x".into()];
+    let mut whole = model(graph(vec![outer], &["x"], &["b"]));
+    whole.opset_import.push(mine);
+    whole.functions.push(function);
+    assert!(error(&whole).contains("deeper"));
+}
+
+#[test]
+fn deep_graphs_end_in_an_error() {
+    let mut inner = graph(vec![node("Neg", &["x"], &["y"])], &[], &["y"]);
+    for _ in 0..40 {
+        let mut branch = node("If", &["c"], &["y"]);
+        branch.attribute.push(AttributeProto {
+            name: "then_branch".into(),
+            kind: 5,
+            g: Some(inner),
+            ..AttributeProto::default()
+        });
+        inner = graph(vec![branch], &[], &["y"]);
+    }
+    inner.input = vec![info("x"), info("c")];
+    let bytes = model(inner).encode_to_vec();
+    let session = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    assert!(matches!(
+        OnnxModel::from_bytes(&bytes, &session),
+        Err(OnnxError::Malformed { .. } | OnnxError::Graph { .. })
+    ));
+}
+
+#[test]
+fn flipped_and_cut_files_never_panic() {
+    let mut whole = graph(vec![node("Add", &["x", "w"], &["y"])], &["x"], &["y"]);
+    whole.initializer.push(floats("w", &[2], &[1.0, 2.0]));
+    let bytes = model(whole).encode_to_vec();
+    let session = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    for at in 0..bytes.len() {
+        let cut = OnnxModel::from_bytes(&bytes[..at], &session);
+        drop(cut);
+        for bit in [0x01, 0x10, 0x80] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= bit;
+            if let Ok(model) = OnnxModel::from_bytes(&flipped, &session) {
+                let _ = model.run(&[("x", vector(&[1.0, 2.0]))]);
+            }
+        }
+    }
+}
+
+#[test]
+fn inputs_are_checked() {
+    let model = open(&model(graph(vec![node("Neg", &["image"], &["y"])], &["image"], &["y"]))).unwrap();
+    let text = |inputs: &[(&str, Value)]| model.run(inputs).unwrap_err().to_string();
+    assert!(text(&[("imagee", vector(&[1.0]))]).contains("nearest name is \"image\""));
+    assert!(text(&[]).contains("missing"));
+    assert!(text(&[("image", Value::Tensor(Tensor::scalar(1i64)))]).contains("expected f32"));
+    assert!(text(&[("image", vector(&[1.0])), ("image", vector(&[1.0]))]).contains("twice"));
+}
+
+#[test]
+fn every_op_has_one_row() {
+    let mut names: Vec<(&str, &str)> = crate::ops::rows().map(|r| (r.domain, r.name)).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+    assert!(crate::ops::rows().all(|r| r.lower.is_some() || r.host.is_some()));
+}
