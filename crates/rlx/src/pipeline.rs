@@ -26,6 +26,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod aot;
 mod cache;
 mod key;
 mod variant;
@@ -108,6 +109,8 @@ pub enum CompilationMode {
     Lazy,
     /// When it is compiled.
     Eager,
+    /// When it first runs; plans come from the cache on disk, or are left there: see [`ModelCompilePipeline::with_aot`].
+    Aot,
 }
 
 /// Names a template of a pipeline: the digest of graph, options and device.
@@ -285,6 +288,16 @@ struct Templates {
     latest: Option<TemplateId>,
 }
 
+impl Templates {
+    fn put(&mut self, key: CacheKey, compiled: Arc<CompiledGraph>) -> TemplateId {
+        let id = TemplateId(*blake3::hash(key.bytes()).as_bytes());
+        self.by_id.insert(id, (key.clone(), compiled));
+        self.by_key.insert(key, id);
+        self.latest = Some(id);
+        id
+    }
+}
+
 /// Arena and scratch of one context.
 fn context_bytes(backend: &dyn Backend, lir: &Lir) -> Result<u64, SessionError> {
     Ok((lir.arena_bytes() as u64).saturating_add(backend.workspace_bytes(lir)? as u64))
@@ -298,6 +311,7 @@ pub struct ModelCompilePipeline {
     templates: Mutex<Templates>,
     cache: KeyedCache<Specialised>,
     specialisations: AtomicU64,
+    plans: Option<aot::PlanStore>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -324,6 +338,7 @@ impl ModelCompilePipeline {
             templates: Mutex::new(templates),
             cache: KeyedCache::new(DEFAULT_CAPACITY, DEFAULT_BUDGET_BYTES),
             specialisations: AtomicU64::new(0),
+            plans: None,
         }
     }
 
@@ -383,6 +398,11 @@ impl ModelCompilePipeline {
         self.cache.bytes()
     }
 
+    /// Drops every executable that is kept; those in use live on there. Templates stay.
+    pub fn clear(&self) {
+        self.cache.clear();
+    }
+
     /// How often a template was specialised for an executable: once a miss, never for a hit.
     pub fn specialisations(&self) -> u64 {
         self.specialisations.load(Ordering::Relaxed)
@@ -398,6 +418,7 @@ impl ModelCompilePipeline {
         KeyFields::new()
             .with("hir", blake3::hash(hir.to_string().as_bytes()).as_bytes())
             .with("options", passes)
+            .with("adapters", format!("{:?}", options.passes.adapters))
             .with("backend", backend.name())
             .with("fingerprint", backend.fingerprint())
             .with("format", FORMAT.to_le_bytes())
@@ -418,14 +439,20 @@ impl ModelCompilePipeline {
         let mut templates = lock(&self.templates);
         if let Some(&id) = templates.by_key.get(&key) {
             templates.latest = Some(id);
+            if let Some((_, compiled)) = templates.by_id.get(&id).filter(|_| options.weights_required) {
+                compiled.check_weights(true)?;
+            }
             return Ok(id);
         }
         let compiled = Arc::new(self.session.compile_with(hir, options)?);
-        let id = TemplateId(*blake3::hash(key.bytes()).as_bytes());
-        templates.by_id.insert(id, (key.clone(), compiled));
-        templates.by_key.insert(key, id);
-        templates.latest = Some(id);
-        Ok(id)
+        Ok(templates.put(key, compiled))
+    }
+
+    /// Takes in a graph that was compiled elsewhere for this pipeline's device, a compiled file's say, under an identity of its own.
+    pub fn adopt(&self, compiled: Arc<CompiledGraph>, identity: &[u8]) -> TemplateId {
+        let backend: &dyn Backend = &**compiled.backend();
+        let fields = KeyFields::new().with("adopted", identity).with("backend", backend.name());
+        lock(&self.templates).put(fields.with("fingerprint", backend.fingerprint()).key(), compiled)
     }
 
     /// As [`ModelCompilePipeline::ensure_template`].
@@ -448,6 +475,12 @@ impl ModelCompilePipeline {
     /// [`PipelineError::NoTemplate`], [`PipelineError::UnknownTemplate`].
     pub fn compiled(&self, id: Option<TemplateId>) -> Result<Arc<CompiledGraph>, PipelineError> {
         Ok(self.template(id)?.1)
+    }
+
+    /// The template that an executable is of; `None` for one of another pipeline.
+    pub fn template_of(&self, compiled: &Arc<CompiledGraph>) -> Option<TemplateId> {
+        let templates = lock(&self.templates);
+        templates.by_id.iter().find(|(_, (_, known))| Arc::ptr_eq(known, compiled)).map(|(id, _)| *id)
     }
 
     /// What compiling a template gave.
@@ -555,24 +588,20 @@ impl ModelCompilePipeline {
     }
 
     /// What decides an executable: its template and the binding. The label is for people.
-    fn executable_key(
-        &self,
-        template: &CacheKey,
-        compiled: &CompiledGraph,
-        binding: &DimBinding,
-    ) -> CacheKey {
+    fn executable_key(&self, template: &CacheKey, name: &str, binding: &DimBinding) -> CacheKey {
         let sizes = binding.iter().fold(KeyFields::new(), |fields, (symbol, value)| {
             fields.with(symbol.name(), (value as u64).to_le_bytes())
         });
         let fields = KeyFields::new().with("template", template.bytes()).with("binding", sizes.key().bytes());
-        fields.with("name", compiled.template().name()).key()
+        fields.with("name", name).key()
     }
 
     /// Whether the executable of a template under a binding is kept.
     pub fn contains(&self, id: Option<TemplateId>, binding: &DimBinding) -> bool {
         let template = self.template(id);
-        template
-            .is_ok_and(|(key, compiled)| self.cache.contains(&self.executable_key(&key, &compiled, binding)))
+        template.is_ok_and(|(key, compiled)| {
+            self.cache.contains(&self.executable_key(&key, compiled.template().name(), binding))
+        })
     }
 
     /// The key of the executable of a template under a binding: the same on every machine with the same device and version.
@@ -581,7 +610,7 @@ impl ModelCompilePipeline {
     /// As [`ModelCompilePipeline::compiled`].
     pub fn key(&self, id: Option<TemplateId>, binding: &DimBinding) -> Result<CacheKey, PipelineError> {
         let (key, compiled) = self.template(id)?;
-        Ok(self.executable_key(&key, &compiled, binding))
+        Ok(self.executable_key(&key, compiled.template().name(), binding))
     }
 
     /// The executable of a template (the latest if none is named) under a binding: kept from earlier, else specialised and compiled now,
@@ -596,7 +625,7 @@ impl ModelCompilePipeline {
         binding: &DimBinding,
     ) -> Result<Arc<Specialised>, PipelineError> {
         let (key, compiled) = self.template(id)?;
-        let key = self.executable_key(&key, &compiled, binding);
+        let key = self.executable_key(&key, compiled.template().name(), binding);
         let plan = || -> Result<_, PipelineError> {
             let lir = self.specialize(&compiled, binding)?;
             let bytes = context_bytes(&**self.session.backend(), &lir)?;
@@ -616,6 +645,12 @@ impl ModelCompilePipeline {
         hir: &Graph,
         options: &CompileOptions,
     ) -> Result<Arc<Specialised>, PipelineError> {
+        if self.mode == CompilationMode::Aot {
+            // A graph's symbols are those of its shapes; passes add none.
+            let symbols = hir.symbols();
+            let binding = component.dim_binding(&symbols)?;
+            return self.get_or_specialize_aot(&component.name, hir, options, &binding);
+        }
         let id = self.ensure_template(hir, options)?;
         let compiled = self.compiled(Some(id))?;
         let binding = component.dim_binding(compiled.template().sizes().symbols())?;

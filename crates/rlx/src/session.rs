@@ -25,12 +25,13 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BackendError, BackendRegistry};
 use crate::config::Config;
 use crate::devices::DeviceId;
-use crate::plan::{Lir, Template};
+use crate::plan::{InterfaceEntry, Lir, Template};
 use crate::weights::WeightRegistry;
 use rlx_graph::passes::{PassOptions, PassReport, compile_passes};
 use rlx_graph::{Graph, HirModule, ValueId};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
+use rlx_tensor::Shape;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
@@ -184,6 +185,40 @@ impl Session {
             }
         }
         self.bind(Arc::clone(template), None, PassReport::default(), 0, options)
+    }
+
+    /// The executable of a plan that was made of this graph with these options, and kept: no pass runs until somebody asks for what the
+    /// passes did.
+    ///
+    /// # Errors
+    /// As [`Session::compile_lir`]; [`SessionError::BrokenPlan`] for a plan of another interface.
+    pub(crate) fn compile_plan(
+        &self,
+        lir: &Lir,
+        graph: &Graph,
+        options: &CompileOptions,
+    ) -> Result<CompiledGraph, SessionError> {
+        let started = Instant::now();
+        let template = lir.template();
+        let has = |entries: &[InterfaceEntry], name: Option<&str>, shape: &Shape| {
+            entries.iter().any(|entry| Some(entry.name.as_str()) == name && entry.shape == *shape)
+        };
+        let inputs =
+            graph.inputs().map(|(_, value)| (template.inputs(), value.name.as_deref(), &value.shape));
+        let states =
+            graph.states().map(|(_, value)| (template.states(), value.name.as_deref(), &value.shape));
+        let outputs = graph.outputs();
+        let outputs =
+            outputs.iter().map(|(name, id)| (template.outputs(), Some(name.as_str()), graph.shape(*id)));
+        if let Some((_, name, shape)) =
+            inputs.chain(states).chain(outputs).find(|(entries, name, shape)| !has(entries, *name, shape))
+        {
+            let reason = format!("it has no {:?} of {shape}", name.unwrap_or_default());
+            return Err(SessionError::BrokenPlan { reason });
+        }
+        let compiled = self.compile_lir(lir, options)?;
+        let compile_micros = started.elapsed().as_micros() as u64;
+        Ok(compiled.planned_from(graph.clone(), options.passes.clone(), compile_micros))
     }
 
     /// The one way in to an executable: what every entry point ends in.

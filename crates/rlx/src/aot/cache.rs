@@ -158,6 +158,17 @@ impl AotCache {
         })
     }
 
+    /// Whether there is a plan; it may still turn out to be damaged. Reads nothing.
+    pub fn has_plan(&self, stamp: &Stamp, key: &[u8]) -> bool {
+        self.path(KINDS[0], stamp, key).is_file()
+    }
+
+    /// Removes a plan that turned out not to fit what asked for it.
+    pub fn forget_plan(&self, stamp: &Stamp, key: &[u8]) {
+        // One that cannot be removed is refused again, with the same warning.
+        let _ = fs::remove_file(self.path(KINDS[0], stamp, key));
+    }
+
     /// Stores a plan. What keeps it from being stored is a warning.
     pub fn store_plan(&self, stamp: &Stamp, key: &[u8], plan: &Lir) -> bool {
         let text = plan.to_string();

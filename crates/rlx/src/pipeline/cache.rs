@@ -67,6 +67,12 @@ impl<V> KeyedCache<V> {
         self.lock().bytes
     }
 
+    /// Drops all that is ready.
+    pub fn clear(&self) {
+        let dropped = self.lock().evict(0, 0);
+        drop(dropped);
+    }
+
     /// The entry, or the one that `plan` sizes and `build` makes of the plan: one call of each for a key at any time. A build that
     /// fails leaves nothing, and the next caller tries again.
     pub fn get_or_build<P, E: From<TooLarge>>(

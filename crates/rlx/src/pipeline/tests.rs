@@ -1,4 +1,5 @@
 use super::*;
+use crate::aot::AotCache;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::session::contract::{cached, cpu, graph, values};
@@ -133,6 +134,15 @@ fn keys_are_equal_across_processes_and_differ_when_anything_differs() {
     let parsed: Graph = graph().to_string().parse().unwrap();
     assert_eq!(of(scalar(), &parsed, &options(), 4), base, "the same graph read from text");
     let fold = PassOptions { fold_limit_bytes: 7, ..PassOptions::default() };
+    let layout =
+        |dtype| Some(Arc::new(rlx_graph::adapters::AdapterLayout::of(&product(DType::F32), 2, dtype)));
+    let adapted = |dtype| {
+        let passes = PassOptions { adapters: layout(dtype), ..PassOptions::default() };
+        of(scalar(), &product(DType::F32), &CompileOptions { passes, ..options() }, 4)
+    };
+    let plain = of(scalar(), &product(DType::F32), &options(), 4);
+    let (wide, narrow) = (adapted(DType::F32), adapted(DType::BF16));
+    assert!(wide != narrow && wide != plain && narrow != plain, "room for adapters");
     let weighing = |dtype| of(scalar(), &product(dtype), &options(), 4);
     assert_ne!(weighing(DType::F32), weighing(DType::F16), "the dtype of a weight");
     let other: Graph = graph().to_string().replace("axis=1", "axis=0").parse().unwrap();
@@ -279,4 +289,129 @@ fn an_idle_context_is_used_again_and_not_after_its_weights_were_replaced() {
     executable.keep(context);
     executable.compiled().set_param("bias", values(48, 1).as_slice()).unwrap();
     assert!(!Arc::ptr_eq(executable.context().unwrap().program(), &program));
+}
+
+fn aot(folder: &std::path::Path) -> ModelCompilePipeline {
+    pipeline().with_aot(AotCache::new(folder, 1 << 30))
+}
+
+fn y(executable: &Specialised, count: usize) -> Tensor {
+    let x = values(count * 32, 3);
+    executable.run(&mut State::default(), &[("x", TensorArg::typed(&[count, 32], &x))]).unwrap().remove(0).1
+}
+
+#[test]
+fn a_plan_of_an_earlier_process_is_used_and_gives_the_same_bits_checks_and_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = aot(folder.path());
+    let component = ModelComponent::new("layers", ModelVariant::encoder(4, 5));
+    let made = first.get_or_compile_component(&component, &graph(), &options()).unwrap();
+    assert_eq!((first.specialisations(), first.plans_found()), (1, 0));
+    let again = first.get_or_specialize_aot("again", &graph(), &options(), &rows(20)).unwrap();
+    assert!(Arc::ptr_eq(&made, &again), "a hit in memory");
+    drop(first);
+    let second = aot(folder.path());
+    let found = second.get_or_specialize_aot("layers", &graph(), &options(), &rows(20)).unwrap();
+    assert_eq!((second.specialisations(), second.plans_found(), second.len()), (0, 1, 1));
+    assert_eq!(found.manifest(), made.manifest());
+    for count in [1, 7, 20] {
+        assert!(y(&found, count).bits_eq(&y(&made, count)), "{count} rows");
+    }
+    let x = values(31, 3);
+    let bad = [("x", TensorArg::typed(&[1, 31], &x))];
+    let refusal = |e: &Specialised| e.run(&mut State::default(), &bad).unwrap_err().to_string();
+    assert_eq!(refusal(&found), refusal(&made));
+    let other = second.get_or_compile("x", None, &rows(64)).unwrap();
+    assert!(Arc::ptr_eq(other.compiled(), found.compiled()), "other sizes share the template that was found");
+    assert_eq!(second.specialisations(), 1);
+    let (found, made) = (found.compiled(), made.compiled());
+    assert_eq!(found.graph().to_string(), made.graph().to_string());
+    let fusions = |compiled: &CompiledGraph| format!("{:?}", compiled.report().unwrap().fusions);
+    assert_eq!(fusions(found), fusions(made));
+    assert!(found.tap(&[]).is_ok(), "its graph is known, so values can be tapped");
+}
+
+#[test]
+fn a_plan_on_disk_cannot_serve_another_graph_other_options_or_another_device() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(aot(folder.path()).get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap());
+    let other: Graph = graph().to_string().replace("axis=1", "axis=0").parse().unwrap();
+    let passes = PassOptions { skip: vec!["fuse_linear".to_owned()], ..PassOptions::default() };
+    let session = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    weighted(&session);
+    let reference = ModelCompilePipeline::of_session(session).with_aot(AotCache::new(folder.path(), 1 << 30));
+    let cases = [
+        (aot(folder.path()), other, options(), 8),
+        (aot(folder.path()), graph(), CompileOptions { passes, ..options() }, 8),
+        (aot(folder.path()), graph(), options(), 9),
+        (reference, graph(), options(), 8),
+    ];
+    for (at, (pipeline, graph, options, count)) in cases.into_iter().enumerate() {
+        let executable = pipeline.get_or_specialize_aot("x", &graph, &options, &rows(count)).unwrap();
+        assert_eq!((pipeline.plans_found(), pipeline.specialisations()), (0, 1), "case {at}");
+        let direct = pipeline.session().compile_with(&graph, &options).unwrap();
+        let x = values(count * 32, 3);
+        let wanted = direct.run(&[("x", TensorArg::typed(&[count, 32], &x))]).unwrap().remove(0).1;
+        assert!(y(&executable, count).bits_eq(&wanted), "case {at}");
+    }
+}
+
+#[test]
+fn a_plan_on_disk_that_is_damaged_or_of_another_interface_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let wanted = {
+        let pipeline = aot(folder.path());
+        y(&pipeline.get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap(), 8)
+    };
+    let cache = AotCache::new(folder.path(), 1 << 30);
+    let entry = cache.entries().unwrap().remove(0);
+    let path = folder.path().join(entry.kind).join(entry.name);
+    let whole = std::fs::read(&path).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        bytes
+    };
+    let broken =
+        [whole[..whole.len() / 2].to_vec(), Vec::new(), flipped(9), flipped(whole.len() / 3), flipped(100)];
+    for bytes in broken {
+        std::fs::write(&path, bytes).unwrap();
+        let pipeline = aot(folder.path());
+        let executable = pipeline.get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap();
+        assert_eq!((pipeline.plans_found(), pipeline.specialisations()), (0, 1));
+        assert!(y(&executable, 8).bits_eq(&wanted));
+        drop(pipeline);
+        assert_eq!(std::fs::read(&path).unwrap().len(), whole.len(), "it is there again");
+    }
+    let pipeline = aot(folder.path());
+    let key = pipeline.executable_key(&pipeline.template_key(&graph(), &options()), "layers", &rows(8));
+    let foreign = cpu(1).compile(&product(DType::F32)).unwrap().specialize(&rows(8)).unwrap();
+    assert!(cache.store_plan(&aot::stamp(&**pipeline.session().backend()), key.bytes(), &foreign));
+    let executable = pipeline.get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap();
+    assert_eq!(
+        (pipeline.plans_found(), pipeline.specialisations()),
+        (0, 1),
+        "a sound plan of something else"
+    );
+    assert!(y(&executable, 8).bits_eq(&wanted));
+}
+
+#[test]
+fn sixteen_threads_asking_for_one_key_on_disk_read_it_once_and_missing_weights_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(aot(folder.path()).get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap());
+    let pipeline = aot(folder.path());
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| pipeline.get_or_specialize_aot("x", &graph(), &options(), &rows(8)).unwrap());
+        }
+    });
+    assert_eq!((pipeline.plans_found(), pipeline.len()), (1, 1));
+    let required = CompileOptions { weights_required: true, ..options() };
+    let bare = ModelCompilePipeline::of_session(cpu(1)).with_aot(AotCache::new(folder.path(), 1 << 30));
+    let error = bare.get_or_specialize_aot("x", &graph(), &required, &rows(8)).unwrap_err().to_string();
+    assert!(error.contains("w1") && error.contains("bias"), "{error}");
+    assert!(bare.get_or_specialize_aot("x", &graph(), &options(), &rows(8)).is_ok());
+    let error = bare.ensure_template(&graph(), &required).unwrap_err().to_string();
+    assert!(error.contains("w2"), "a template that is here answers for its weights too: {error}");
 }

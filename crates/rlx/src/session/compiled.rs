@@ -10,7 +10,7 @@ use crate::plan::{InterfaceEntry, Lir, Template};
 use crate::weights::{WeightHandle, WeightKind, WeightRegistry};
 use rlx_graph::Graph;
 use rlx_graph::interpret::nearest_name;
-use rlx_graph::passes::PassReport;
+use rlx_graph::passes::{PassOptions, PassReport, compile_passes};
 use rlx_kernels::schedule::RunControl;
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::{DType, DimBinding, Shape, Tensor, byte_count};
@@ -26,9 +26,9 @@ pub struct CompiledGraph {
     backend: Arc<dyn Backend>,
     weights: Arc<WeightRegistry>,
     template: Arc<Template>,
-    graph: Graph,
+    compilation: OnceLock<(Graph, PassReport)>,
+    source: Option<(Graph, PassOptions)>,
     from_plan: bool,
-    passes: PassReport,
     compile_micros: u64,
     health: Arc<Health>,
     program: Mutex<Option<Loaded>>,
@@ -127,14 +127,14 @@ impl CompiledGraph {
         compile_micros: u64,
     ) -> Self {
         let from_plan = graph.is_none();
-        let graph = graph.unwrap_or_else(|| Graph::new(template.name()));
+        let compilation = graph.map_or_else(OnceLock::new, |graph| OnceLock::from((graph, passes)));
         Self {
             backend,
             weights,
             template,
-            graph,
+            compilation,
+            source: None,
             from_plan,
-            passes,
             compile_micros,
             health: Arc::default(),
             program: Mutex::new(None),
@@ -143,6 +143,29 @@ impl CompiledGraph {
             verify: None,
         }
     }
+
+    /// The same executable, whose plan was made of this graph with these options.
+    #[must_use]
+    pub(super) fn planned_from(mut self, graph: Graph, options: PassOptions, compile_micros: u64) -> Self {
+        (self.source, self.from_plan, self.compile_micros) = (Some((graph, options)), false, compile_micros);
+        self
+    }
+
+    /// The optimised graph and what the passes did to it; for a plan of a known graph they run now.
+    fn compilation(&self) -> &(Graph, PassReport) {
+        self.compilation.get_or_init(|| {
+            let unknown = || (Graph::new(self.template.name()), PassReport::default());
+            let Some((graph, options)) = &self.source else { return unknown() };
+            compile_passes(graph, self.backend.target(), options).unwrap_or_else(|error| {
+                tracing::warn!(
+                    "{:?} cannot be compiled as it was when it was planned: {error}",
+                    graph.name()
+                );
+                unknown()
+            })
+        })
+    }
+
     /// The same graph, whose weights are to be verified before a program is loaded.
     #[must_use]
     pub(crate) fn verified_by(
@@ -160,20 +183,20 @@ impl CompiledGraph {
 
     /// The optimised, legal graph; an empty one for an executable that was compiled from a plan.
     pub fn graph(&self) -> &Graph {
-        &self.graph
+        &self.compilation().0
     }
 
     /// As [`CompiledGraph::graph`], for work that needs its nodes.
     pub(super) fn kept_graph(&self) -> Result<&Graph, SessionError> {
         match self.from_plan {
-            false => Ok(&self.graph),
+            false => Ok(self.graph()),
             true => Err(SessionError::NoGraph { name: self.template.name().to_owned() }),
         }
     }
 
     /// What the passes did to the graph.
     pub fn pass_report(&self) -> &PassReport {
-        &self.passes
+        &self.compilation().1
     }
 
     /// Whether weights have been loaded to the device.
@@ -217,7 +240,7 @@ impl CompiledGraph {
     }
 
     /// Compares every param with the registry; lists all that are missing (if `required`) or different.
-    pub(super) fn check_weights(&self, required: bool) -> Result<(), SessionError> {
+    pub(crate) fn check_weights(&self, required: bool) -> Result<(), SessionError> {
         let mut problems = Vec::new();
         for param in self.template.params() {
             let Some(handle) = self.weights.lookup(&param.name) else {
@@ -421,12 +444,12 @@ impl CompiledGraph {
         Ok(CompileReport {
             name: template.name().to_owned(),
             backend: self.backend.name().to_owned(),
-            fusions: self.passes.trace.tally(),
-            decomposed: self.passes.dispatch.decomposed.clone(),
+            fusions: self.pass_report().trace.tally(),
+            decomposed: self.pass_report().dispatch.decomposed.clone(),
             checks: template.checks().map(|(l, r, node)| format!("{l} = {r} for {node}")).collect(),
             steps: steps.collect(),
             unused_weights: self.unused_weights(),
-            passes: self.passes.clone(),
+            passes: self.pass_report().clone(),
             compile_micros: self.compile_micros,
         })
     }

@@ -1,7 +1,9 @@
 //! What a session promises, a test for each promise.
 
 use super::*;
+use crate::aot::AotCache;
 use crate::backend::fake::{FakeBackend, Fault, Script};
+use crate::pipeline::ModelCompilePipeline;
 use crate::plan::parse_lir;
 use crate::weights::WeightKind;
 use rlx_graph::attrs::Attrs;
@@ -453,12 +455,36 @@ fn every_entry_point_gives_the_same_bits_and_the_same_checks() {
     let h = hir.op(product, &[h, w2]).unwrap();
     let out = hir.add(h, x).unwrap();
     let from_hir = session.compile_hir(module, &[("y", out)], &options).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let specialised = |plans_found| {
+        let pipeline = ModelCompilePipeline::of_session(session.clone());
+        let pipeline = pipeline.with_aot(AotCache::new(folder.path(), 1 << 30));
+        let rows = DimBinding::new().with("rows", 9);
+        let executable = pipeline.get_or_specialize_aot("layers", &graph(), &options, &rows).unwrap();
+        assert_eq!(pipeline.plans_found(), plans_found);
+        Arc::clone(executable.compiled())
+    };
+    let (from_pipeline, from_cache) = (specialised(0), specialised(1));
     let wanted = y(&from_graph, 7).unwrap();
-    for (entry, other) in [("HIR", &from_hir), ("LIR", &from_lir), ("text of a LIR", &from_text)] {
+    let entries = [
+        ("HIR", &from_hir),
+        ("LIR", &from_lir),
+        ("text of a LIR", &from_text),
+        ("pipeline", &*from_pipeline),
+        ("cache", &*from_cache),
+    ];
+    for (entry, other) in entries {
         assert!(y(other, 7).unwrap().bits_eq(&wanted), "{entry}");
         let wrong = values(7 * 31, 1);
         let bad = [("x", TensorArg::typed(&[7, 31], &wrong))];
-        assert_eq!(other.run(&bad).unwrap_err().to_string(), from_graph.run(&bad).unwrap_err().to_string());
+        let typed = [("x", TensorArg::typed(&[7, 32], &[1i32; 7 * 32]))];
+        let good = values(7 * 32, 1);
+        let misspelt = [("xx", TensorArg::typed(&[7, 32], &good))];
+        for inputs in [&bad[..], &typed, &misspelt, &[]] {
+            let (found, expected) = (other.run(inputs).unwrap_err(), from_graph.run(inputs).unwrap_err());
+            assert_eq!(found.to_string(), expected.to_string(), "{entry}");
+        }
+        assert!(other.set_param("w9", 1.0f32.to_le_bytes().as_slice()).is_err(), "{entry}");
     }
     assert!(matches!(from_lir.tap(&[]), Err(SessionError::NoGraph { .. })));
     let bare = cpu(1).compile_lir(&lir, &options).map(drop).unwrap_err();
