@@ -4,6 +4,8 @@ mod bytes;
 mod loader;
 mod lora;
 mod registry;
+mod schedule;
+mod slots;
 mod storage;
 
 pub use bytes::{LazyBytes, SharedBytes, WeightBytes};

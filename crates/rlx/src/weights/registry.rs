@@ -11,6 +11,8 @@ use rlx_tensor::{DType, Shape, byte_count};
 use super::bytes::{StorageKey, WeightBytes};
 use super::loader::{LoadError, WeightLoader};
 use super::lora::{LoraSide, check_factor};
+use super::schedule::take;
+use super::slots::Slots;
 use super::storage::{ByteView, Storage, Streamer, digest_of, lock};
 pub use super::storage::{Packed, PackedKey, PinGuard, StreamStats};
 
@@ -331,7 +333,7 @@ struct Adapter {
 
 #[derive(Default)]
 struct Entries {
-    slots: Vec<Slot>,
+    slots: Slots<Slot>,
     free: Vec<u32>,
     names: HashMap<Arc<str>, u32>,
     storages: HashMap<StorageKey, Shared>,
@@ -789,11 +791,14 @@ impl WeightRegistry {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+        take(|| self.entries.try_read().ok(), || self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        let entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let entries = take(
+            || self.entries.try_write().ok(),
+            || self.entries.write().unwrap_or_else(PoisonError::into_inner),
+        );
         self.revision.fetch_add(1, Relaxed);
         entries
     }
@@ -1163,5 +1168,7 @@ fn short(digest: &[u8; 32]) -> String {
     format!("blake3 {hex}")
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

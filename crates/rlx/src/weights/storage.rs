@@ -13,9 +13,10 @@ use rlx_tensor::storage::mapped::{MappedFile, MappedRange};
 
 use super::bytes::{SharedBytes, StorageKey, WeightBytes};
 use super::registry::{RegistryError, WeightEntry};
+use super::schedule::{point, take};
 
 pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    take(|| mutex.try_lock().ok(), || mutex.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A packed copy of a weight: opaque to the registry, which only counts its bytes.
@@ -151,10 +152,12 @@ impl Storage {
     }
 
     pub(super) fn pins(&self) -> u64 {
+        point();
         self.manual_pins.load(Relaxed) + self.guard_pins.load(Relaxed)
     }
 
     pub(super) fn manual_pins(&self) -> u64 {
+        point();
         self.manual_pins.load(Relaxed)
     }
 

@@ -1,3 +1,4 @@
+use super::super::slots::visits;
 use super::*;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
@@ -312,6 +313,47 @@ fn adapters_are_checked_against_their_base() {
     wrong(register("b", [6, 2], LoraSide::B, 2));
     assert_eq!(registry.lora_adapter_handles("x").unwrap().len(), 1);
     register("b", [4, 2], LoraSide::B, 2).unwrap();
+}
+
+#[test]
+fn totals_and_adapter_look_ups_visit_as_few_entries_in_a_large_registry_as_in_a_small_one() {
+    let visited = |weights: u64| {
+        let registry = WeightRegistry::new();
+        let square = || Shape::new(&[8usize, 8], DType::U8);
+        for i in 0..weights {
+            let bytes = i.to_le_bytes().repeat(8);
+            let handle = registry.register(&format!("w{i}"), square(), bytes, WeightKind::Base).unwrap();
+            if i < 2 {
+                let (kind, shape) =
+                    (factor("style", handle, LoraSide::A, 2), Shape::new(&[2usize, 8], DType::U8));
+                registry.register(&format!("a{i}"), shape, vec![i as u8; 16], kind).unwrap();
+            }
+        }
+        let handle = registry.lookup("w1").unwrap();
+        let count = |look: &dyn Fn()| {
+            let before = visits();
+            look();
+            visits() - before
+        };
+        [
+            count(&|| assert!(registry.totals().total_bytes > 0)),
+            count(&|| assert_eq!(registry.total_bytes(), registry.totals().total_bytes)),
+            count(&|| assert_eq!(registry.packed_bytes(), 0)),
+            count(&|| assert_eq!(registry.lora_adapter_names(), ["style"])),
+            count(&|| assert_eq!(registry.lora_adapter_handles("style").unwrap().len(), 2)),
+            count(&|| assert_eq!(registry.lora_adapter_bytes("style").unwrap(), 32)),
+            count(&|| assert_eq!(registry.lookup("w1"), Some(handle))),
+            count(&|| assert_eq!(registry.get(handle).unwrap().name(), "w1")),
+            count(&|| assert_eq!(registry.guard(handle).unwrap().bytes().len(), 64)),
+            count(&|| registry.replace(handle, square(), vec![3u8; 64]).unwrap()),
+            count(&|| assert_eq!(registry.pin(handle).and_then(|_| registry.release(handle)).unwrap(), 0)),
+            count(&|| assert!(registry.unregister(registry.lookup("w7").unwrap()).is_ok())),
+        ]
+    };
+    let small = visited(8);
+    assert_eq!(small, visited(4_000));
+    assert_eq!(small[..2], [0, 0], "totals are kept, not summed");
+    assert!(small.iter().all(|visits| *visits <= 12), "{small:?}");
 }
 
 #[test]
