@@ -11,4 +11,7 @@ pub use budget::{
     process_rss_bytes, soft_memory_budget_bytes, soft_memory_fraction, would_exceed_soft_budget,
 };
 pub use estimate::{MemoryDeficit, MemoryEstimate, MemoryPart, estimate_with};
-pub use probe::{CgroupMemory, FixedProbe, MemoryProbe, ProcProbe, ResidentBytes, SystemProbe};
+pub use probe::{
+    CgroupMemory, Commands, FixedProbe, MacProbe, MemoryProbe, ProcProbe, ResidentBytes, Shell, SystemProbe,
+    WindowsProbe,
+};
