@@ -6,8 +6,12 @@ use crate::config::Config;
 use crate::process;
 
 /// The variable of a fault's count, and how often it is made.
-const COUNTS: [(&str, &str); 3] =
-    [("RLX_TEST_AOT_KILLS", "1000"), ("RLX_TEST_AOT_FULL", "200"), ("RLX_TEST_AOT_FLIPS", "10000")];
+const COUNTS: [(&str, &str); 4] = [
+    ("RLX_TEST_AOT_KILLS", "1000"),
+    ("RLX_TEST_AOT_FULL", "200"),
+    ("RLX_TEST_AOT_FLIPS", "10000"),
+    ("RLX_TEST_AOT_HEADERS", "100000"),
+];
 
 /// Runs the fault tests of compiled files.
 pub fn run(config: &Config, _args: &[String]) -> Result<(), String> {

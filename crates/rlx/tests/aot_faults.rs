@@ -2,8 +2,11 @@
 //! processes. A short slice runs by default; `cargo xtask soak` asks for more through the variables below.
 #![cfg(unix)]
 
+use rlx::Session;
 use rlx::aot::AotCache;
-use rlx::aot::container::Stamp;
+use rlx::aot::container::{FORMAT, MAGIC, OpenContainer, Stamp};
+use rlx::plan::parse_lir;
+use rlx_tensor::DimBinding;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -80,6 +83,17 @@ fn what_a_child_does() {
                 if !found(&cache, key) {
                     store(&cache, key);
                 }
+            }
+        }
+        Some("read only") => {
+            assert!(
+                std::fs::write(cache.folder().join("packed/any"), b"").is_err(),
+                "the folder may be written"
+            );
+            for key in 0..KEYS {
+                assert_eq!(found(&cache, key), key % 2 == 0, "what is there is found");
+                assert!(!store(&cache, key + KEYS), "nothing can be stored");
+                assert!(!found(&cache, key + KEYS));
             }
         }
         Some("once") => {
@@ -210,4 +224,151 @@ fn sixteen_processes_share_a_folder() {
     let cache = AotCache::new(folder.path(), 1 << 30);
     let entries = cache.entries().unwrap();
     assert!(!entries.is_empty() && entries.iter().all(|entry| entry.fault.is_none()));
+}
+
+/// Folder and files that only their owner may write.
+fn write_protect(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => write_protect(&path),
+            false => std::fs::set_permissions(&path, PermissionsExt::from_mode(0o444)).unwrap(),
+        }
+    }
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o555)).unwrap();
+}
+
+/// Modes do not bind a superuser, so a child then runs as nobody.
+#[test]
+fn a_folder_that_may_only_be_read_is_read_and_costs_a_warning_only() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt};
+    use std::os::unix::process::CommandExt as _;
+    const NOBODY: u32 = 65534;
+    let folder = tempfile::tempdir().unwrap();
+    let (kept, exe) = (folder.path().join("cache"), folder.path().join("exe"));
+    let cache = AotCache::new(&kept, 1 << 30);
+    assert!((0..KEYS).filter(|key| key % 2 == 0).all(|key| store(&cache, key)));
+    write_protect(&kept);
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let own = std::env::current_exe().unwrap();
+    std::fs::hard_link(&own, &exe).or_else(|_| std::fs::copy(&own, &exe).map(drop)).unwrap();
+    let mut command = Command::new(&exe);
+    command.args(["--exact", "what_a_child_does", "--test-threads", "1"]).current_dir("/");
+    command.env(ROLE, "read only").env(FOLDER, &kept);
+    if std::fs::metadata("/proc/self").map_or(0, |process| process.uid()) == 0 {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    let modes = |folder: &Path| std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+    [kept.clone(), kept.join("packed")].iter().for_each(|folder| modes(folder));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// A folder in which no process can make a file, whoever it runs as.
+#[test]
+fn a_file_system_that_cannot_be_written_costs_a_warning_only() {
+    if !Path::new("/proc/self").is_dir() {
+        return;
+    }
+    let cache = AotCache::new("/proc/self/rlx", 1 << 30);
+    assert!(!store(&cache, 1) && !found(&cache, 1));
+    assert!(cache.entries().unwrap().is_empty());
+}
+
+/// One small change, as a decoder's author fears it: a length, a count, a cut, a piece twice.
+fn mutated(bytes: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(bytes.len());
+        let end = (at + 1 + random.below(16)).min(bytes.len());
+        match random.below(7) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)],
+            2 => {
+                let extreme = [0, 1, u64::MAX, 1 << 63, 1 << 32, 0xffff_fff8][random.below(6)].to_le_bytes();
+                let len = extreme.len().min(bytes.len() - at);
+                bytes[at..at + len].copy_from_slice(&extreme[..len]);
+            }
+            3 => drop(bytes.drain(at..end)),
+            4 => {
+                let piece = bytes[at..end].to_vec();
+                drop(bytes.splice(at..at, piece));
+            }
+            5 => bytes.truncate(at),
+            _ => bytes.extend((0..random.below(64)).map(|_| random.below(256) as u8)),
+        }
+        if bytes.is_empty() {
+            bytes.push(0);
+        }
+    }
+    bytes
+}
+
+/// Where a header begins, and its digest and length.
+const HEADER: usize = 56;
+
+#[test]
+fn any_header_under_a_right_digest_is_an_error_or_describes_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = AotCache::new(folder.path().join("whole"), 1 << 30);
+    assert!(store(&cache, 0));
+    let entry = cache.entries().unwrap().remove(0);
+    let whole = std::fs::read(cache.folder().join(entry.kind).join(entry.name)).unwrap();
+    assert!(whole.starts_with(MAGIC) && whole[8..12] == FORMAT.to_le_bytes());
+    let header = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let (header, rest) = (&whole[HEADER..HEADER + header], &whole[HEADER + header..]);
+    let path = folder.path().join("changed");
+    let (mut random, mut opened, mut verified) = (Random(17), 0, 0);
+    let times = count(std::env::var_os("RLX_TEST_AOT_HEADERS"), 2000);
+    for _ in 0..times {
+        let header = mutated(header, &mut random);
+        let mut file = whole[..HEADER].to_vec();
+        file[16..24].copy_from_slice(&(header.len() as u64).to_le_bytes());
+        file[24..HEADER].fill(0);
+        file.extend_from_slice(&header);
+        let digest = blake3::hash(&file);
+        file[24..HEADER].copy_from_slice(digest.as_bytes());
+        file.extend_from_slice(rest);
+        // A file that is written over would change under a map.
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, &file).unwrap();
+        let Ok(container) = OpenContainer::open(&path) else { continue };
+        opened += 1;
+        for section in container.large().unwrap() {
+            assert!(section.content.offset() + section.content.len() <= file.len());
+        }
+        assert!(container.small_names().all(|name| container.small(name).is_some()));
+        verified += usize::from(container.verify_body(1).is_ok());
+    }
+    println!("{times} headers, {opened} opened, {verified} of them with a body that verifies");
+    assert!(opened > 0, "no header was sound, so the test shows little");
+}
+
+#[test]
+fn any_text_of_a_plan_is_an_error_or_a_plan_that_the_verifier_passes() {
+    let text = r#"graph "two" {
+  input @x : f32[rows, 8]
+  param @w : f32[8, 8]
+  %2 : f32[rows, 8] = matmul(@x, @w) {transpose_a=false, transpose_b=false}
+  %3 : f32[rows, 8] = softmax(%2) {axis=1}
+  %4 : f32[rows, 8] = binary(%3, @x) {kind=add}
+  return "y": %4
+}
+"#;
+    let session =
+        Session::with_backend(std::sync::Arc::new(rlx::backend::reference::ReferenceBackend::default()));
+    let compiled = session.compile(&text.parse().unwrap()).unwrap();
+    let plan = compiled.specialize(&DimBinding::new().with("rows", 5)).unwrap().to_string();
+    assert!(parse_lir(&plan).is_ok());
+    let (mut random, mut passed) = (Random(19), 0);
+    let times = count(std::env::var_os("RLX_TEST_AOT_HEADERS"), 2000);
+    for _ in 0..times {
+        let changed = mutated(plan.as_bytes(), &mut random);
+        if let Ok(plan) = parse_lir(&String::from_utf8_lossy(&changed)) {
+            passed += 1;
+            plan.verify().unwrap();
+        }
+    }
+    println!("{times} plans, {passed} passed");
 }
