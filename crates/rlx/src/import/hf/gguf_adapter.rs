@@ -119,7 +119,7 @@ impl PeftAdapter {
         let rank = rank.ok_or_else(|| wrong(path, "tensors", "factors of an adapter", "none"))?;
         let loader = BytesWeightLoader::from_typed(tensors)?;
         let factors = pair_factors(path, &loader)?;
-        Ok(PeftAdapter { rank, alpha, loader: Box::new(loader), factors })
+        Ok(PeftAdapter { rank, alpha, own: Default::default(), loader: Box::new(loader), factors })
     }
 }
 

@@ -41,8 +41,11 @@ const IRRELEVANT: &[&str] = &[
 
 /// An adapter on disk, its factors paired and named by the weight they update.
 pub struct PeftAdapter {
+    // The highest rank, and the alpha of weights that have none of their own.
     pub(super) rank: usize,
     pub(super) alpha: f32,
+    // Rank and alpha of each base weight that a pattern names.
+    pub(super) own: BTreeMap<String, (usize, f32)>,
     pub(super) loader: Box<dyn WeightLoader>,
     // Base weight -> the tensors of A and B.
     pub(super) factors: BTreeMap<String, [String; 2]>,
@@ -70,7 +73,7 @@ impl PeftAdapter {
             let advice = "a PEFT adapter folder holds it; save one with `save_pretrained`".to_owned();
             Err(ImportError::MissingFile { path, advice })
         };
-        let (rank, alpha) = read_config(&ConfigReader::open(need(CONFIG_FILE)?)?)?;
+        let scaling = read_config(&ConfigReader::open(need(CONFIG_FILE)?)?)?;
         let pickled = folder.join("adapter_model.bin");
         if !folder.join(WEIGHTS_FILE).is_file() && pickled.is_file() {
             refuse_pickle(&pickled)?;
@@ -78,10 +81,19 @@ impl PeftAdapter {
         let path = need(WEIGHTS_FILE)?;
         let loader = SafetensorsLoader::open(&path)?;
         let factors = pair_factors(&path, &loader)?;
-        Ok(PeftAdapter { rank, alpha, loader: Box::new(loader), factors })
+        let (_, alpha) = scaling.of("");
+        let each = factors.keys().map(|base| (base.clone(), scaling.of(base.trim_end_matches(".weight"))));
+        let own: BTreeMap<String, (usize, f32)> = each.collect();
+        let rank = own.values().map(|(rank, _)| *rank).max().unwrap_or(scaling.rank);
+        Ok(PeftAdapter { rank, alpha, own, loader: Box::new(loader), factors })
     }
 
-    /// Inner dim of the factors.
+    /// Rank and alpha of the factors of a base weight.
+    pub fn scaling(&self, base: &str) -> (usize, f32) {
+        self.own.get(base).copied().unwrap_or((self.rank, self.alpha))
+    }
+
+    /// Inner dim of the factors; the highest where they differ.
     pub fn rank(&self) -> usize {
         self.rank
     }
@@ -133,7 +145,7 @@ impl PeftAdapter {
                 let absent = || RegistryError::Absent { name: tensor.clone() };
                 let shape = self.loader.tensor(tensor)?.ok_or_else(absent)?.shape();
                 let bytes = self.loader.storage(tensor)?.ok_or_else(absent)?;
-                let (rank, alpha) = (self.rank, self.alpha);
+                let (rank, alpha) = self.scaling(base_name);
                 let kind = WeightKind::LoraAdapter { adapter: Arc::clone(adapter), base, side, rank, alpha };
                 let name = format!("{adapter}/{base_name}.lora_{side}");
                 let known = registry.lookup(&name).is_some();
@@ -147,7 +159,50 @@ impl PeftAdapter {
     }
 }
 
-fn read_config(cfg: &ConfigReader) -> Result<(usize, f32), ImportError> {
+/// Ranks and alphas, as the config gives them: for all weights, and for those whose module a pattern names.
+struct Scaling {
+    rank: usize,
+    alpha: f32,
+    stabilised: bool,
+    ranks: Vec<(String, usize)>,
+    alphas: Vec<(String, f32)>,
+}
+
+impl Scaling {
+    /// Rank and alpha of a module's factors. A pattern is the end of a module's path from a dot on; the first that fits holds.
+    fn of(&self, module: &str) -> (usize, f32) {
+        fn first<T: Copy>(patterns: &[(String, T)], module: &str) -> Option<T> {
+            let fits = |pattern: &str| {
+                let rest = module.strip_suffix(pattern);
+                rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            patterns.iter().find(|(pattern, _)| fits(pattern)).map(|(_, value)| *value)
+        }
+        let rank = first(&self.ranks, module).unwrap_or(self.rank);
+        let alpha = first(&self.alphas, module).unwrap_or(self.alpha);
+        (rank, if self.stabilised { alpha * (rank as f32).sqrt() } else { alpha })
+    }
+}
+
+/// The patterns of a section with their values. A pattern may be a regular expression; only plain names are read.
+fn read_patterns<T>(
+    cfg: &ConfigReader,
+    field: &str,
+    value: impl Fn(&ConfigReader, &str) -> Result<T, ImportError>,
+) -> Result<Vec<(String, T)>, ImportError> {
+    let Some(section) = cfg.section(field)? else { return Ok(Vec::new()) };
+    let mut patterns = Vec::new();
+    for name in section.field_names() {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if name.is_empty() || !name.chars().all(plain) {
+            return Err(cfg.wrong(field, "names of modules, not regular expressions", name));
+        }
+        patterns.push((name.to_owned(), value(&section, name)?));
+    }
+    Ok(patterns)
+}
+
+fn read_config(cfg: &ConfigReader) -> Result<Scaling, ImportError> {
     cfg.ignore(IRRELEVANT);
     cfg.choice("peft_type", &[("LORA", ())], None)?;
     cfg.choice("bias", &[("none", ())], Some(()))?;
@@ -167,14 +222,13 @@ fn read_config(cfg: &ConfigReader) -> Result<(usize, f32), ImportError> {
             ));
         }
     }
-    for pattern in ["rank_pattern", "alpha_pattern"] {
-        cfg.section(pattern)?;
-    }
+    let ranks = read_patterns(cfg, "rank_pattern", |cfg, name| cfg.required_in(name, 1..=MAX_RANK))?;
+    let alphas = read_patterns(cfg, "alpha_pattern", |cfg, name| cfg.required::<f32>(name))?;
     let rank = cfg.required_in("r", 1..=MAX_RANK)?;
     let alpha: f32 = cfg.required("lora_alpha")?;
     let stabilised = cfg.or("use_rslora", false)?;
     cfg.finish()?;
-    Ok((rank, if stabilised { alpha * (rank as f32).sqrt() } else { alpha }))
+    Ok(Scaling { rank, alpha, stabilised, ranks, alphas })
 }
 
 pub(super) fn pair_factors(
@@ -288,7 +342,9 @@ mod tests {
             ("\"LORA\"", "\"IA3\"", "peft_type"),
             ("\"none\"", "\"all\"", "bias"),
             ("\"use_dora\": false", "\"use_dora\": true", "use_dora"),
-            ("\"rank_pattern\": {}", "\"rank_pattern\": {\"q\": 4}", "rank_pattern"),
+            ("\"rank_pattern\": {}", "\"rank_pattern\": {\"q.*proj\": 4}", "rank_pattern"),
+            ("\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 0}", "rank_pattern.q_proj"),
+            ("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"q_proj\": \"x\"}", "alpha_pattern.q_proj"),
             ("\"modules_to_save\": null", "\"modules_to_save\": [\"head\"]", "modules_to_save"),
             ("\"r\": 2", "\"r\": 0", "`r`"),
             ("\"r\": 2", "\"r\": 2, \"new_trick\": 1", "new_trick"),
@@ -298,6 +354,40 @@ mod tests {
         }
         let stabilised = CONFIG.replace("\"r\": 2", "\"r\": 4, \"use_rslora\": true");
         assert_eq!(PeftAdapter::open(folder(&stabilised, &[A, B]).path()).unwrap().alpha(), 32.0);
+    }
+
+    #[test]
+    fn patterns_give_modules_ranks_and_alphas_of_their_own() {
+        let patterns = CONFIG
+            .replace("\"rank_pattern\": {}", "\"rank_pattern\": {\"0.k_proj\": 3, \"k_proj\": 1}")
+            .replace("\"alpha_pattern\": {}", "\"alpha_pattern\": {\"m.q_proj\": 4.0}");
+        let name = |module: &str, side: &str| format!("base_model.model.{module}.lora_{side}.weight");
+        let modules = [("m.q_proj", 2), ("m.0.k_proj", 3), ("m.10.k_proj", 1), ("m.xk_proj", 2)];
+        let names: Vec<_> = modules.iter().map(|(m, rank)| (name(m, "A"), name(m, "B"), *rank)).collect();
+        let tensors: Vec<(&str, [usize; 2])> = names
+            .iter()
+            .flat_map(|(a, b, rank)| [(a.as_str(), [*rank, 6]), (b.as_str(), [4, *rank])])
+            .collect();
+        let adapter = PeftAdapter::open(folder(&patterns, &tensors).path()).unwrap();
+        let scaling = |module: &str| adapter.scaling(&format!("{module}.weight"));
+        assert_eq!(adapter.rank(), 3);
+        assert_eq!((scaling("m.q_proj"), scaling("m.0.k_proj")), ((2, 4.0), (3, 16.0)));
+        assert_eq!((scaling("m.10.k_proj"), scaling("m.xk_proj")), ((1, 16.0), (2, 16.0)));
+        let stabilised = patterns.replace("\"r\": 2", "\"r\": 2, \"use_rslora\": true");
+        let adapter = PeftAdapter::open(folder(&stabilised, &tensors).path()).unwrap();
+        assert_eq!(adapter.scaling("m.0.k_proj.weight"), (3, 16.0 * 3f32.sqrt()));
+        let registry = WeightRegistry::new();
+        for (module, _) in modules {
+            let shape = Shape::new(&[4usize, 6], DType::U8);
+            registry.register(&format!("{module}.weight"), shape, vec![0u8; 24], WeightKind::Base).unwrap();
+        }
+        assert_eq!(adapter.register(&registry, "style", |name| registry.lookup(name)).unwrap().len(), 8);
+        let wrong: Vec<_> =
+            tensors.iter().map(|(name, dims)| (*name, dims.map(|d| if d == 3 { 2 } else { d }))).collect();
+        let adapter = PeftAdapter::open(folder(&patterns, &wrong).path()).unwrap();
+        let error =
+            adapter.register(&registry, "other", |name| registry.lookup(name)).unwrap_err().to_string();
+        assert!(error.contains("m.0.k_proj"), "{error}");
     }
 
     #[test]
