@@ -69,8 +69,9 @@ impl Engine {
             })
         })?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
-        context
-            .detail(format!("opened in {load_ms:.1} ms: {} nodes", model.compiled().graph().nodes().count()));
+        let plan = if model.pipeline().plans_found() > 0 { "plan from the cache" } else { "plan made" };
+        let steps = model.compiled().template().steps().len();
+        context.detail(format!("opened in {load_ms:.1} ms: {steps} steps, {plan}"));
         Ok(Engine { source, model, isa, load_ms })
     }
 

@@ -121,7 +121,8 @@ impl Model {
         let kept = artefact.files().filter(|(name, _)| KEPT.contains(name));
         let folder = HfFolder::bundled(path, kept.map(|(name, bytes)| (name.to_owned(), bytes.to_vec())));
         let weights = Box::new(BytesWeightLoader::from_typed::<&str, Vec<usize>, &[u8]>([])?);
-        let model = Model::assemble(folder, weights, backend, built, Arc::new(compiled), tokenizer, stop);
+        let pipeline = Self::adopted(&backend, compiled, path.as_os_str().as_encoded_bytes())?;
+        let model = Model::assemble(folder, weights, backend, built, pipeline, tokenizer, stop);
         Ok(model.with_artefact(artefact))
     }
 }

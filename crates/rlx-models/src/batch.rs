@@ -91,8 +91,7 @@ impl<'m> Batch<'m> {
     /// An empty batch.
     ///
     /// # Errors
-    /// [`ModelError::Setting`] for a limit of 0 or more adapters than [`ADAPTER_SLOTS`]; [`ModelError::NotADecoder`]; memory that is
-    /// refused.
+    /// [`ModelError::Setting`] for a limit of 0 or more adapters than [`ADAPTER_SLOTS`]; [`ModelError::NotADecoder`]; [`ModelError::Memory`].
     pub fn new(model: &'m Model, options: BatchOptions) -> Result<Self> {
         let wrong =
             |setting, expected| Err(ModelError::Setting { setting, expected, found: format!("{options:?}") });
@@ -104,9 +103,10 @@ impl<'m> Batch<'m> {
         }
         let scheduler = LoraScheduler::new(options.sequences, options.adapters, options.max_age)?;
         let decoder = model.decoder()?;
-        let compiled = Arc::clone(model.compiled());
         let (rows, batch) = (PREFILL_ROWS.max(options.sequences), options.sequences);
-        let runner = DecoderRunner::with_batch(decoder, compiled, options.context, rows, batch)?;
+        model.admit_batch(options.context.min(decoder.info.max_positions), batch)?;
+        let runner =
+            DecoderRunner::with_batch(decoder, model.executables().clone(), options.context, rows, batch)?;
         let pool = BlockPool::new(runner.limits().blocks);
         Ok(Self {
             model,

@@ -19,6 +19,9 @@ pub enum ModelError {
     /// The graph cannot be compiled or run.
     #[error(transparent)]
     Session(#[from] rlx::SessionError),
+    /// An executable cannot be had from the pipeline that keeps them.
+    #[error(transparent)]
+    Pipeline(Box<rlx::pipeline::PipelineError>),
     /// Loading would take more memory than may be used.
     #[error(transparent)]
     Memory(Box<rlx::memory::MemoryRefusal>),
@@ -233,3 +236,13 @@ fn adapters(known: &[String]) -> String {
 
 /// A result with [`ModelError`].
 pub type Result<T> = std::result::Result<T, ModelError>;
+
+impl From<rlx::pipeline::PipelineError> for ModelError {
+    fn from(error: rlx::pipeline::PipelineError) -> Self {
+        match error {
+            rlx::pipeline::PipelineError::Session(error) => ModelError::Session(error),
+            rlx::pipeline::PipelineError::Plan(error) => ModelError::Session(error.into()),
+            other => ModelError::Pipeline(Box::new(other)),
+        }
+    }
+}

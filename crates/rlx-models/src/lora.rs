@@ -3,11 +3,11 @@
 //! An adapter in use is a value of its own: a request holds the generation that it started with, whatever is replaced meanwhile.
 
 use crate::error::{ModelError, Result};
-use rlx::CompiledGraph;
+use crate::runtime::{Executables, with_weights};
+use rlx::SessionError;
 use rlx::import::hf::PeftAdapter;
-use rlx::session::CompileOptions;
+use rlx::pipeline::ModelCompilePipeline;
 use rlx::weights::{LoraSide, WeightHandle, WeightKind, WeightRegistry};
-use rlx::{Session, SessionError};
 use rlx_graph::Graph;
 use rlx_graph::adapters::{AdapterLayout, AdapterSite};
 use rlx_graph::eval::to_f64;
@@ -71,11 +71,22 @@ impl Adapter {
     }
 }
 
+/// What an adapter on disk will take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdapterPlan {
+    /// Inner dim of its factors, the highest where they differ.
+    pub rank: usize,
+    /// Bytes of its factors.
+    pub adapter_bytes: u64,
+    /// Arena and scratch of the second context, which runs with adapters use; the same for any number of them.
+    pub run_bytes: u64,
+}
+
 /// A graph compiled with room for adapters.
 #[derive(Clone)]
 pub struct AdaptedGraph {
-    /// The executable; it shares weights with the plain one.
-    pub compiled: Arc<CompiledGraph>,
+    /// Its executables; they share weights with the plain ones.
+    pub executables: Executables,
     /// Where factors lie.
     pub layout: Arc<AdapterLayout>,
 }
@@ -103,16 +114,14 @@ impl Adapters {
     }
 
     /// The graph with room for adapters, compiled at first use.
-    pub(crate) fn graph(&self, plain: &CompiledGraph, source: &Graph) -> Result<AdaptedGraph> {
+    pub(crate) fn graph(&self, pipeline: &Arc<ModelCompilePipeline>, source: &Graph) -> Result<AdaptedGraph> {
         if let Some(graph) = self.graph.get() {
             return Ok(graph.clone());
         }
-        let session =
-            Session::with_backend(Arc::clone(plain.backend())).with_weights(Arc::clone(plain.weights()));
         let passes = PassOptions { adapters: Some(Arc::clone(&self.layout)), ..PassOptions::default() };
-        let options = CompileOptions { passes, weights_required: true };
-        let compiled = Arc::new(session.compile_with(source, &options)?);
-        let graph = AdaptedGraph { compiled, layout: Arc::clone(&self.layout) };
+        let template = pipeline.ensure_template(source, &with_weights(passes))?;
+        let executables = Executables::of(Arc::clone(pipeline), template)?;
+        let graph = AdaptedGraph { executables, layout: Arc::clone(&self.layout) };
         Ok(self.graph.get_or_init(|| graph).clone())
     }
 
@@ -125,10 +134,7 @@ impl Adapters {
         head_dim: usize,
         replaces: bool,
     ) -> Result<Arc<Adapter>> {
-        let source = match path.extension().is_some_and(|end| end == "gguf") {
-            true => PeftAdapter::open_gguf(path, head_dim)?,
-            false => PeftAdapter::open(path)?,
-        };
+        let source = open(path, head_dim)?;
         let mut named = self.named();
         match (replaces, named.1.contains_key(name)) {
             (false, true) => return Err(ModelError::AdapterExists { name: name.to_owned() }),
@@ -169,6 +175,22 @@ impl Adapters {
         found.ok_or_else(|| unknown(name, &named.1))
     }
 
+    /// Rank and bytes of an adapter on disk once it is added, by its header.
+    pub(crate) fn expected(&self, path: &Path, head_dim: usize) -> Result<(usize, usize)> {
+        let source = open(path, head_dim)?;
+        let element = self.layout.dtype.element_bytes().unwrap_or(4);
+        let sites = self.layout.sites();
+        let mut columns = 0usize;
+        for base in source.base_names() {
+            let site = self.site_name(base).and_then(|name| sites.get(&name));
+            let reason = format!("{base} is no weight of a linear layer of this model");
+            let name = path.display().to_string();
+            let site = site.ok_or(ModelError::Adapter { name, reason })?;
+            columns = columns.saturating_add(site.k + site.n);
+        }
+        Ok((source.rank(), columns.saturating_mul(source.rank()).saturating_mul(element)))
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.named().1.values().map(|entry| entry.adapter.bytes()).sum()
     }
@@ -191,6 +213,13 @@ impl Adapters {
         };
         found.or_else(|| if weight == "lm_head.weight" { tied() } else { None })
     }
+}
+
+fn open(path: &Path, head_dim: usize) -> Result<PeftAdapter> {
+    Ok(match path.extension().is_some_and(|end| end == "gguf") {
+        true => PeftAdapter::open_gguf(path, head_dim)?,
+        false => PeftAdapter::open(path)?,
+    })
 }
 
 fn unknown(name: &str, known: &BTreeMap<String, Registered>) -> ModelError {
@@ -223,13 +252,13 @@ fn pack(
     for &handle in handles {
         let guard = registry.guard(handle).map_err(SessionError::from)?;
         let entry = guard.entry();
-        let WeightKind::LoraAdapter { base, side, alpha, .. } = entry.kind() else { continue };
+        let WeightKind::LoraAdapter { base, side, rank: own, alpha, .. } = entry.kind() else { continue };
         let (base, _) = registry.describe(*base).map_err(SessionError::from)?;
         let site = layout.sites().get(&*base);
         let site = site.ok_or_else(|| refuse(format!("{base} is no weight of a linear layer")))?;
         let expected = match side {
-            LoraSide::A => [rank, site.k],
-            LoraSide::B => [site.n, rank],
+            LoraSide::A => [*own, site.k],
+            LoraSide::B => [site.n, *own],
         };
         let dims = entry.shape().known_dims().unwrap_or_default();
         if dims != expected {
@@ -240,8 +269,9 @@ fn pack(
         }
         let tensor = Tensor::from_bytes(&dims, entry.dtype(), guard.bytes())?;
         let values = to_f64(&tensor).map_err(|e| refuse(e.to_string()))?;
-        scales[site.index] = *alpha / rank as f32;
-        place(&mut factors, layout, site, *side, rank, &values);
+        scales[site.index] = *alpha / *own as f32;
+        // Ranks above the factor's own stay zero.
+        place(&mut factors, layout, site, *side, *own, &values);
     }
     let touched = layout.sites().values().filter(|site| scales[site.index] != 0.0);
     let bytes = touched.map(|site| (site.k + site.n) * rank * element).sum();

@@ -5,23 +5,30 @@ use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, FinishReason, GenerateOptions, Generation, generate};
 use crate::gguf::GgufModel;
-use crate::lora::{AdaptedGraph, Adapter, Adapters};
-use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS, compile};
+use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
+use crate::plan::PlanRequest;
+use crate::runtime::{
+    DecoderRunner, ENCODER_ROWS, EncoderRunner, Executables, PREFILL_ROWS, of_registry, pipeline,
+    with_weights,
+};
 use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
 use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
-use rlx::aot::Artefact;
+use rlx::aot::{AotCache, Artefact};
 use rlx::backend::cpu::{CpuBackend, Precision};
 use rlx::backend::{Backend, Program};
 use rlx::config::Config;
 use rlx::import::hf::{HfFolder, resolve_model};
 use rlx::import::{ModelSource, sniff};
 use rlx::memory::experts::{ExpertPolicy, ExpertPool};
+use rlx::pipeline::{ModelCompilePipeline, PipelineError};
 use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
+use rlx_graph::adapters::rank_symbol;
+use rlx_graph::passes::PassOptions;
 use rlx_kernels::isa::{CpuFeatures, Isa};
-use rlx_tensor::DType;
+use rlx_tensor::{DType, DimBinding};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -53,7 +60,8 @@ pub struct Model {
     backend: Arc<dyn Backend>,
     precision: Option<Precision>,
     built: Built,
-    compiled: Arc<CompiledGraph>,
+    pipeline: Arc<ModelCompilePipeline>,
+    executables: Executables,
     tokenizer: TextTokenizer,
     stop: Vec<u32>,
     encoder: Mutex<Option<EncoderRunner>>,
@@ -165,7 +173,9 @@ impl Model {
             Some(precision) => precision,
             None => default_precision(model.stored(), backend.isa())?,
         };
-        Self::on_cpu(backend, precision, options, |backend| Self::gguf_on_backend(model, options, backend))
+        Self::on_cpu(backend, precision, options, |backend, cache| {
+            Self::gguf_on(model, options, backend, cache)
+        })
     }
 
     /// Opens a GGUF file for a backend, as [`Model::on_backend`] a folder.
@@ -177,6 +187,15 @@ impl Model {
         options: &OpenOptions,
         backend: Arc<dyn Backend>,
     ) -> Result<Self> {
+        Self::gguf_on(model, options, backend, None)
+    }
+
+    fn gguf_on(
+        model: &GgufModel,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+        cache: Option<AotCache>,
+    ) -> Result<Self> {
         let weights = model.weights();
         let choices = build_options(options, Convention::Gguf);
         let built = build(&model.config()?, weights.as_ref(), model.sentence(), &choices)?;
@@ -185,7 +204,7 @@ impl Model {
             Built::Decoder(_) => tokenizer,
             Built::Encoder(encoder) => tokenizer.for_sentences(encoder.info.max_tokens, false)?,
         };
-        let opened = Self::on_built(model.folder()?, weights, options, backend, built, tokenizer)?;
+        let opened = Self::on_built(model.folder()?, weights, options, (backend, cache), built, tokenizer)?;
         Ok(Self { convention: Convention::Gguf, header_bytes: model.header_bytes(), ..opened })
     }
 
@@ -200,8 +219,8 @@ impl Model {
             Some(precision) => precision,
             None => default_precision(weights.as_ref(), backend.isa())?,
         };
-        Self::on_cpu(backend, precision, options, |backend| {
-            Self::on_weights(folder, weights, options, backend)
+        Self::on_cpu(backend, precision, options, |backend, cache| {
+            Self::on_weights(folder, weights, options, backend, cache)
         })
     }
 
@@ -209,7 +228,7 @@ impl Model {
         backend: CpuBackend,
         precision: Precision,
         options: &OpenOptions,
-        open: impl FnOnce(Arc<dyn Backend>) -> Result<Self>,
+        open: impl FnOnce(Arc<dyn Backend>, Option<AotCache>) -> Result<Self>,
     ) -> Result<Self> {
         let threads = backend.pool().threads();
         let backend = backend.with_precision(precision);
@@ -218,17 +237,19 @@ impl Model {
             Some(pool) => backend.with_experts(Arc::clone(pool)),
             None => backend,
         };
-        let opened = open(Arc::new(backend))?;
+        let cache = AotCache::from_config(Config::global().map_err(rlx::SessionError::from)?);
+        let opened = open(Arc::new(backend), cache)?;
         Ok(Self { precision: Some(precision), threads, experts, ..opened })
     }
 
-    /// Opens a model for a backend: the reference evaluation, say. Threads, instruction set and precision are the backend's.
+    /// Opens a model for a backend: the reference evaluation, say. Threads, instruction set and precision are the backend's; plans are
+    /// not kept on disk.
     ///
     /// # Errors
     /// As [`Model::open_with`].
     pub fn on_backend(folder: HfFolder, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
         let weights = folder.loader()?;
-        Self::on_weights(folder, weights, options, backend)
+        Self::on_weights(folder, weights, options, backend, None)
     }
 
     fn on_weights(
@@ -236,22 +257,29 @@ impl Model {
         weights: Box<dyn WeightLoader>,
         options: &OpenOptions,
         backend: Arc<dyn Backend>,
+        cache: Option<AotCache>,
     ) -> Result<Self> {
         let build = build_options(options, Convention::Hub);
         let built = build_folder(&folder, weights.as_ref(), &build)?;
         let tokenizer = open_tokenizer(&folder, &built)?;
-        Self::on_built(folder, weights, options, backend, built, tokenizer)
+        Self::on_built(folder, weights, options, (backend, cache), built, tokenizer)
     }
 
     fn on_built(
         folder: HfFolder,
         weights: Box<dyn WeightLoader>,
         options: &OpenOptions,
-        backend: Arc<dyn Backend>,
+        (backend, cache): (Arc<dyn Backend>, Option<AotCache>),
         built: Built,
         tokenizer: TextTokenizer,
     ) -> Result<Self> {
-        let compiled = Arc::new(compile(built.graph(), weights.as_ref(), &backend)?);
+        let pipeline = Arc::new(pipeline(built.graph(), weights.as_ref(), &backend, cache)?);
+        let binding = plan_at(&built, PREFILL_ROWS);
+        let required = with_weights(PassOptions::default());
+        let label = built.graph().name();
+        let template = pipeline.get_or_specialize_aot(label, built.graph(), &required, &binding)?;
+        let template = pipeline.template_of(template.compiled()).ok_or(PipelineError::NoTemplate)?;
+        let executables = Executables::of(Arc::clone(&pipeline), template)?;
         let stop = stop_tokens(&folder)?;
         let adapter_dtype = options.adapter_dtype.unwrap_or(DType::F32);
         if !matches!(adapter_dtype, DType::F32 | DType::BF16) {
@@ -259,8 +287,20 @@ impl Model {
             return Err(ModelError::Setting { setting, expected: "f32 or bf16", found });
         }
         let adapters = Adapters::of(built.graph(), adapter_dtype);
-        let model = Self::assemble(folder, weights, backend, built, compiled, tokenizer, stop);
+        let model = Self::assemble(folder, weights, backend, built, (pipeline, executables), tokenizer, stop);
         Ok(Self { adapters, ..model })
+    }
+
+    /// A pipeline with this one template, whose identity the caller knows.
+    pub(crate) fn adopted(
+        backend: &Arc<dyn Backend>,
+        compiled: CompiledGraph,
+        identity: &[u8],
+    ) -> Result<(Arc<ModelCompilePipeline>, Executables)> {
+        let pipeline = Arc::new(of_registry(backend, Arc::clone(compiled.weights()))?);
+        let template = pipeline.adopt(Arc::new(compiled), identity);
+        let executables = Executables::of(Arc::clone(&pipeline), template)?;
+        Ok((pipeline, executables))
     }
 
     pub(crate) fn assemble(
@@ -268,7 +308,7 @@ impl Model {
         weights: Box<dyn WeightLoader>,
         backend: Arc<dyn Backend>,
         built: Built,
-        compiled: Arc<CompiledGraph>,
+        (pipeline, executables): (Arc<ModelCompilePipeline>, Executables),
         tokenizer: TextTokenizer,
         stop: Vec<u32>,
     ) -> Self {
@@ -283,7 +323,8 @@ impl Model {
             adapters: Adapters::of(built.graph(), DType::F32),
             experts: None,
             built,
-            compiled,
+            pipeline,
+            executables,
             tokenizer,
             stop,
             encoder,
@@ -307,7 +348,7 @@ impl Model {
     /// [`ModelError::Memory`] before anything is allocated if they do not fit; [`ModelError::Session`].
     pub fn load(&self) -> Result<Arc<dyn Program>> {
         self.admit(1)?;
-        Ok(self.compiled.program()?)
+        Ok(self.compiled().program()?)
     }
 
     /// Worker threads to count with.
@@ -342,7 +383,17 @@ impl Model {
 
     /// The compiled graph.
     pub fn compiled(&self) -> &Arc<CompiledGraph> {
-        &self.compiled
+        self.executables.compiled()
+    }
+
+    /// What compiles the model's graphs, and keeps executables for the next run of the same capacities.
+    pub fn pipeline(&self) -> &Arc<ModelCompilePipeline> {
+        &self.pipeline
+    }
+
+    /// Where executables of the plain graph come from.
+    pub fn executables(&self) -> &Executables {
+        &self.executables
     }
 
     /// The device.
@@ -389,7 +440,7 @@ impl Model {
         match &self.built {
             Built::Encoder(model) => {
                 self.admit(max_rows.min(model.info.max_tokens).max(1))?;
-                EncoderRunner::new(model, Arc::clone(&self.compiled), max_rows)
+                EncoderRunner::new(model, self.executables.clone(), max_rows)
             }
             Built::Decoder(_) => Err(ModelError::NotAnEncoder { path: self.folder.root().to_path_buf() }),
         }
@@ -402,7 +453,7 @@ impl Model {
     pub fn decoder_runner(&self, context: usize) -> Result<DecoderRunner> {
         let model = self.decoder()?;
         self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
-        DecoderRunner::new(model, Arc::clone(&self.compiled), context, PREFILL_ROWS)
+        DecoderRunner::new(model, self.executables.clone(), context, PREFILL_ROWS)
     }
 
     /// Adds a low-rank adapter (a PEFT folder, or a GGUF file) under a name. Requests may use it at once.
@@ -411,7 +462,7 @@ impl Model {
     /// [`ModelError::AdapterExists`]; [`ModelError::NotADecoder`]; what the adapter has and this model cannot use.
     pub fn add_adapter(&self, name: &str, path: impl AsRef<Path>) -> Result<Arc<Adapter>> {
         let head_dim = self.decoder()?.info.head_dim;
-        self.adapters.put(self.compiled.weights(), name, path.as_ref(), head_dim, false)
+        self.adapters.put(self.compiled().weights(), name, path.as_ref(), head_dim, false)
     }
 
     /// Replaces an adapter. Requests that run go on with the one they started with.
@@ -420,7 +471,7 @@ impl Model {
     /// [`ModelError::UnknownAdapter`]; as [`Model::add_adapter`]. The old one stays where the new one cannot be used.
     pub fn replace_adapter(&self, name: &str, path: impl AsRef<Path>) -> Result<Arc<Adapter>> {
         let head_dim = self.decoder()?.info.head_dim;
-        self.adapters.put(self.compiled.weights(), name, path.as_ref(), head_dim, true)
+        self.adapters.put(self.compiled().weights(), name, path.as_ref(), head_dim, true)
     }
 
     /// Removes an adapter. Requests that run with it go on.
@@ -428,7 +479,7 @@ impl Model {
     /// # Errors
     /// [`ModelError::UnknownAdapter`].
     pub fn remove_adapter(&self, name: &str) -> Result<()> {
-        self.adapters.remove(self.compiled.weights(), name)
+        self.adapters.remove(self.compiled().weights(), name)
     }
 
     /// The present generation of an adapter.
@@ -437,6 +488,21 @@ impl Model {
     /// [`ModelError::UnknownAdapter`].
     pub fn adapter(&self, name: &str) -> Result<Arc<Adapter>> {
         self.adapters.find(name)
+    }
+
+    /// Memory that an adapter on disk will take once it is added: its factors, and what a run with it needs besides. From headers only.
+    ///
+    /// # Errors
+    /// [`ModelError::NotADecoder`]; what the adapter has and this model cannot use.
+    pub fn adapter_plan(&self, path: impl AsRef<Path>, request: PlanRequest) -> Result<AdapterPlan> {
+        let (rank, bytes) = self.adapters.expected(path.as_ref(), self.decoder()?.info.head_dim)?;
+        let binding = (0..ADAPTER_SLOTS)
+            .fold(self.plan_binding(request)?, |binding, slot| binding.with(rank_symbol(slot).name(), rank));
+        let adapted = self.adapted_graph()?;
+        let lir = adapted.executables.compiled().specialize(&binding)?;
+        let workspace = self.backend.workspace_bytes(&lir).map_err(rlx::SessionError::from)?;
+        let run_bytes = (lir.arena_bytes() as u64).saturating_add(workspace as u64);
+        Ok(AdapterPlan { rank, adapter_bytes: bytes as u64, run_bytes })
     }
 
     /// Names of the adapters, sorted.
@@ -454,7 +520,7 @@ impl Model {
     /// # Errors
     /// [`ModelError::Session`].
     pub fn adapted_graph(&self) -> Result<AdaptedGraph> {
-        self.adapters.graph(&self.compiled, self.built.graph())
+        self.adapters.graph(&self.pipeline, self.built.graph())
     }
 
     /// The pool of experts, where the model was opened with a budget for them.
@@ -527,6 +593,14 @@ impl Model {
             prefill_ms: None,
             decode_ms: 0.0,
         })
+    }
+}
+
+/// Capacities that a model's plan is kept under; the template is the same for all.
+fn plan_at(built: &Built, tokens: usize) -> DimBinding {
+    match built {
+        Built::Encoder(model) => EncoderRunner::binding(&model.info, tokens).0,
+        Built::Decoder(model) => DecoderRunner::binding(&model.info, tokens, tokens).0,
     }
 }
 

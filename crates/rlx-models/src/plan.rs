@@ -85,14 +85,24 @@ impl Model {
 
     /// Refuses, before anything is allocated, capacities whose peak exceeds what may be used or what is there.
     pub(crate) fn admit(&self, context: usize) -> Result<()> {
+        self.admit_batch(context, 1)
+    }
+
+    /// As [`Model::admit`], for several sequences at once.
+    pub(crate) fn admit_batch(&self, context: usize, batch: usize) -> Result<()> {
         let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
         let threads = self.threads();
-        let request = PlanRequest { context: Some(context), batch: Some(1) };
+        let request = PlanRequest { context: Some(context), batch: Some(batch) };
         let estimate = self.plan(request, threads)?.estimate;
         let weights = estimate.peak_bytes().saturating_sub(estimate.activation_bytes + estimate.state_bytes);
         let held = if self.compiled().is_loaded() { weights } else { estimate.host_bytes };
+        if view.admit(&estimate, held).is_ok() {
+            return Ok(());
+        }
+        // What is kept for later runs must not stand in the way of this one.
+        self.pipeline().clear();
         let Err(deficit) = view.admit(&estimate, held) else { return Ok(()) };
-        let shorter = self.largest_context(context, 1, deficit.budget_bytes, threads)?;
+        let shorter = self.largest_context(context, batch, deficit.budget_bytes, threads)?;
         let remedy = match shorter {
             Some(tokens) => format!("a context of {tokens} tokens would fit"),
             None => {

@@ -6,36 +6,108 @@ use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use crate::kv::blocks_for;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
+use rlx::aot::AotCache;
 use rlx::backend::Backend;
+use rlx::pipeline::{LeasedContext, ModelCompilePipeline, PipelineError, Specialised, TemplateId};
 use rlx::plan::Lir;
-use rlx::session::{CompileOptions, RunContext, StepTimes};
+use rlx::session::{CompileOptions, StepTimes};
 use rlx::weights::{WeightKind, WeightLoader, WeightRegistry};
 use rlx::{CompiledGraph, Session, State, TensorArg};
 use rlx_graph::Graph;
 use rlx_graph::adapters::{SCALES, factors_input, rank_symbol, slots_input};
+use rlx_graph::passes::PassOptions;
 use rlx_kernels::schedule::RunControl;
 use rlx_tensor::DimBinding;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Compiles a model's graph with its checkpoint's weights, which are registered under their own names and read when needed.
+/// A pipeline for a model's graphs: its checkpoint's weights are registered under their own names and read when needed. Plans are kept in
+/// the cache on disk where there is one.
 ///
 /// # Errors
-/// [`crate::ModelError::Session`].
-pub fn compile(
+/// [`ModelError::Session`] for weights that cannot be registered.
+pub fn pipeline(
     graph: &Graph,
     weights: &dyn WeightLoader,
     backend: &Arc<dyn Backend>,
-) -> Result<CompiledGraph> {
+    cache: Option<AotCache>,
+) -> Result<ModelCompilePipeline> {
     let registry = Arc::new(WeightRegistry::new());
     for (_, param) in graph.params() {
         if let Some(name) = &param.name {
             registry.register_from(weights, name, WeightKind::Base).map_err(rlx::SessionError::from)?;
         }
     }
+    let pipeline = of_registry(backend, registry)?;
+    Ok(match cache {
+        Some(cache) => pipeline.with_aot(cache),
+        None => pipeline,
+    })
+}
+
+/// Executables that a model keeps: a context that nobody uses holds memory which no plan counts.
+const EXECUTABLES: usize = 2;
+
+/// A pipeline on weights that are registered already.
+pub(crate) fn of_registry(
+    backend: &Arc<dyn Backend>,
+    registry: Arc<WeightRegistry>,
+) -> Result<ModelCompilePipeline> {
     let session = Session::with_backend(Arc::clone(backend)).with_weights(registry);
-    let options = CompileOptions { weights_required: true, ..CompileOptions::default() };
-    Ok(session.compile_with(graph, &options)?)
+    Ok(ModelCompilePipeline::of_session(session).with_capacity(EXECUTABLES)?)
+}
+
+/// Every param must be in the registry.
+pub(crate) fn with_weights(passes: PassOptions) -> CompileOptions {
+    CompileOptions { passes, weights_required: true }
+}
+
+/// Where executables come from: a pipeline, which keeps them for the next runner of these capacities, or a compiled graph alone.
+#[derive(Clone)]
+pub struct Executables {
+    compiled: Arc<CompiledGraph>,
+    kept: Option<(Arc<ModelCompilePipeline>, TemplateId)>,
+}
+
+impl From<Arc<CompiledGraph>> for Executables {
+    fn from(compiled: Arc<CompiledGraph>) -> Self {
+        Executables { compiled, kept: None }
+    }
+}
+
+impl Executables {
+    /// Those of a pipeline's template.
+    ///
+    /// # Errors
+    /// [`ModelError::Pipeline`] for a template of another pipeline.
+    pub fn of(pipeline: Arc<ModelCompilePipeline>, template: TemplateId) -> Result<Self> {
+        let compiled = pipeline.compiled(Some(template))?;
+        Ok(Executables { compiled, kept: Some((pipeline, template)) })
+    }
+
+    /// The executable of all capacities.
+    pub fn compiled(&self) -> &Arc<CompiledGraph> {
+        &self.compiled
+    }
+
+    /// The pipeline; `None` for a compiled graph alone.
+    pub fn pipeline(&self) -> Option<&Arc<ModelCompilePipeline>> {
+        self.kept.as_ref().map(|(pipeline, _)| pipeline)
+    }
+
+    /// A context under these capacities, and its executable.
+    pub(crate) fn lease(&self, label: &str, binding: &DimBinding) -> Result<LeasedContext> {
+        let alone = || Ok::<_, ModelError>(Arc::new(Specialised::of(Arc::clone(&self.compiled), binding)?));
+        let executable = match &self.kept {
+            None => alone()?,
+            Some((pipeline, template)) => match pipeline.get_or_compile(label, Some(*template), binding) {
+                // Too large to be kept is not too large to run: whether there is memory for it was decided before.
+                Err(PipelineError::TooLarge { .. }) => alone()?,
+                found => found?,
+            },
+        };
+        Ok(executable.lease()?)
+    }
 }
 
 /// Rows of a run of an encoder, unless a sequence needs more.
@@ -47,9 +119,7 @@ pub const PREFILL_ROWS: usize = 512;
 /// Runs an encoder.
 pub struct EncoderRunner {
     info: EncoderInfo,
-    compiled: Arc<CompiledGraph>,
-    lir: Lir,
-    context: RunContext,
+    context: LeasedContext,
     limits: EncoderLimits,
     hidden: Vec<f32>,
     state: State,
@@ -68,22 +138,22 @@ impl EncoderRunner {
     ///
     /// # Errors
     /// [`crate::ModelError::Session`].
-    pub fn new(model: &Encoder, compiled: Arc<CompiledGraph>, max_rows: usize) -> Result<Self> {
+    pub fn new(model: &Encoder, executables: impl Into<Executables>, max_rows: usize) -> Result<Self> {
         let (binding, limits) = Self::binding(&model.info, max_rows);
-        let lir = compiled.specialize(&binding)?;
-        let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
+        let context = executables.into().lease("encoder", &binding)?;
+        let state = context.executable().new_state()?;
         let hidden = vec![0.0; max_rows.max(limits.max_rows) * model.info.width];
-        Ok(Self { info: model.info.clone(), compiled, lir, context, limits, hidden, state, times: None })
+        Ok(Self { info: model.info.clone(), context, limits, hidden, state, times: None })
     }
 
     /// The executable's plan.
     pub fn lir(&self) -> &Lir {
-        &self.lir
+        self.context.executable().lir()
     }
 
     /// The compiled graph.
     pub fn compiled(&self) -> &Arc<CompiledGraph> {
-        &self.compiled
+        self.context.executable().compiled()
     }
 
     /// Sizes and limits of the model.
@@ -96,7 +166,7 @@ impl EncoderRunner {
     /// # Errors
     /// [`crate::ModelError::Session`].
     pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
-        let times = Arc::new(StepTimes::new(&self.compiled)?);
+        let times = Arc::new(StepTimes::new(self.compiled())?);
         self.times = Some(Arc::clone(&times));
         Ok(times)
     }
@@ -132,9 +202,7 @@ impl EncoderRuntime for EncoderRunner {
 /// Runs a decoder; holds its caches.
 pub struct DecoderRunner {
     info: DecoderInfo,
-    compiled: Arc<CompiledGraph>,
-    lir: Lir,
-    context: RunContext,
+    context: LeasedContext,
     state: State,
     limits: DecoderLimits,
     adapted: Option<Adapted>,
@@ -145,7 +213,7 @@ pub struct DecoderRunner {
 /// What runs with adapters need besides.
 struct Adapted {
     graph: AdaptedGraph,
-    context: Option<RunContext>,
+    context: Option<LeasedContext>,
     /// The highest rank that the context was made for.
     rank: usize,
     slots: [Option<Arc<Adapter>>; ADAPTER_SLOTS],
@@ -197,8 +265,8 @@ impl Adapted {
         for slot in 0..ADAPTER_SLOTS {
             binding = binding.with(rank_symbol(slot).name(), rank);
         }
-        let lir = self.graph.compiled.specialize(&binding)?;
-        (self.context, self.rank) = (Some(self.graph.compiled.context(&lir)?), rank);
+        (self.context, self.rank) =
+            (Some(self.graph.executables.lease("decoder with adapters", &binding)?), rank);
         Ok(())
     }
 }
@@ -236,11 +304,11 @@ impl DecoderRunner {
     /// [`crate::ModelError::Session`].
     pub fn new(
         model: &Decoder,
-        compiled: Arc<CompiledGraph>,
+        executables: impl Into<Executables>,
         context: usize,
         max_rows: usize,
     ) -> Result<Self> {
-        Self::with_batch(model, compiled, context, max_rows, 1)
+        Self::with_batch(model, executables, context, max_rows, 1)
     }
 
     /// A runner for `batch` sequences, at least 1, of up to `context` positions each.
@@ -249,17 +317,17 @@ impl DecoderRunner {
     /// [`crate::ModelError::Session`].
     pub fn with_batch(
         model: &Decoder,
-        compiled: Arc<CompiledGraph>,
+        executables: impl Into<Executables>,
         context: usize,
         max_rows: usize,
         batch: usize,
     ) -> Result<Self> {
         let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, batch.max(1));
-        let lir = compiled.specialize(&binding)?;
-        let (context, state) = (compiled.context(&lir)?, compiled.new_state(&binding)?);
+        let context = executables.into().lease("decoder", &binding)?;
+        let state = context.executable().new_state()?;
         let interrupt = (CancelToken::new(), None);
         let info = model.info.clone();
-        Ok(Self { info, compiled, lir, context, state, limits, adapted: None, interrupt, times: None })
+        Ok(Self { info, context, state, limits, adapted: None, interrupt, times: None })
     }
 
     /// Lets runs use adapters: rows that name a slot run with what [`DecoderRunner::set_adapter`] put there. A step in which no
@@ -292,17 +360,17 @@ impl DecoderRunner {
             return Err(ModelError::Setting { setting: "slot", expected, found: slot.to_string() });
         };
         adapted.set(slot, adapter);
-        adapted.prepare(self.lir.binding())
+        adapted.prepare(self.context.executable().lir().binding())
     }
 
     /// The executable's plan.
     pub fn lir(&self) -> &Lir {
-        &self.lir
+        self.context.executable().lir()
     }
 
     /// The compiled graph.
     pub fn compiled(&self) -> &Arc<CompiledGraph> {
-        &self.compiled
+        self.context.executable().compiled()
     }
 
     /// Sizes and limits of the model.
@@ -315,7 +383,7 @@ impl DecoderRunner {
     /// # Errors
     /// [`crate::ModelError::Session`].
     pub fn time_steps(&mut self) -> Result<Arc<StepTimes>> {
-        let times = Arc::new(StepTimes::new(&self.compiled)?);
+        let times = Arc::new(StepTimes::new(self.compiled())?);
         self.times = Some(Arc::clone(&times));
         Ok(times)
     }

@@ -45,7 +45,7 @@ pub struct Lora {
     adapter: Option<String>,
 }
 
-fn named_path(text: &str) -> std::result::Result<(String, PathBuf), String> {
+pub(super) fn named_path(text: &str) -> std::result::Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
         _ => Err("expected NAME=PATH, such as sailor=models/demo-lora".to_owned()),

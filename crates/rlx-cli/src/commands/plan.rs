@@ -1,5 +1,6 @@
 //! `rlx plan`.
 
+use super::generate::named_path;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
@@ -12,7 +13,7 @@ use rlx_models::{Model, ModelPlan, PlanRequest};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Tell a model's peak memory before loading it: the parts, whether they fit, and what would
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,9 @@ pub struct Args {
     /// Memory that may be used, such as 2GiB [default: the soft budget of this machine]
     #[arg(long, value_name = "BYTES")]
     budget: Option<ByteSize>,
+    /// Count an adapter, from its headers, as if it were loaded under a name
+    #[arg(long = "lora", value_name = "NAME=PATH", value_parser = named_path)]
+    adapters: Vec<(String, PathBuf)>,
 }
 
 /// Sizes to plan for.
@@ -60,7 +64,9 @@ struct Report {
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         let engine = Engine::open(self.model.as_deref(), context)?;
-        let plan = engine.model.plan(self.capacities.request(), context.threads())?;
+        let mut plan = engine.model.plan(self.capacities.request(), context.threads())?;
+        plan.estimate.adapter_bytes =
+            plan.estimate.adapter_bytes.saturating_add(self.adapter_bytes(&engine.model)?);
         let view = MemoryView::new(&SystemProbe, &context.config);
         let budget_bytes = self.budget.map(|size| size.0).or_else(|| view.soft_budget_bytes());
         let fits = budget_bytes.map(|budget| plan.estimate.fits_in(budget).is_ok());
@@ -83,6 +89,19 @@ impl Args {
         text.push_str(&expert_line(&engine.model, context));
         text.push_str(&verdict(&engine.model, &plan, budget_bytes, context)?);
         output::print(&text)
+    }
+}
+
+impl Args {
+    /// The factors of all adapters, and the one context that runs with adapters need besides.
+    fn adapter_bytes(&self, model: &Model) -> Result<u64> {
+        let (mut factors, mut run) = (0u64, 0);
+        for (_, path) in &self.adapters {
+            let plan = model.adapter_plan(path, self.capacities.request())?;
+            factors = factors.saturating_add(plan.adapter_bytes);
+            run = plan.run_bytes.max(run);
+        }
+        Ok(factors.saturating_add(run))
     }
 }
 

@@ -7,7 +7,7 @@ use rlx::import::gguf::{Metadata, TensorEntry, Value, encode_header};
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
 use rlx_models::batch::{Batch, BatchEvent, BatchOptions, BatchRequest};
-use rlx_models::generate::{DecoderRuntime, SequenceStep, StepInputs};
+use rlx_models::generate::{CancelToken, DecoderRuntime, SequenceStep, StepInputs};
 use rlx_models::kv::{BlockPool, BlockTable};
 use rlx_models::runtime::DecoderRunner;
 use rlx_models::sampling::SamplingOptions;
@@ -136,7 +136,7 @@ fn a_batch_without_adapters_runs_the_plain_schedule() {
     let plain = model.compiled().report().unwrap();
     assert!(plain.steps.iter().all(|step| step.op != "lora_linear"));
     let packed = model.compiled().weights().packed_bytes();
-    let adapted = model.adapted_graph().unwrap().compiled.report().unwrap();
+    let adapted = model.adapted_graph().unwrap().executables.compiled().report().unwrap();
     assert!(adapted.steps.iter().filter(|step| step.op == "lora_linear").count() >= 8);
     assert!(adapted.steps.iter().all(|step| step.native), "{:?}", adapted.steps);
     assert_eq!(plain.steps.len(), adapted.steps.len());
@@ -386,4 +386,93 @@ fn an_adapter_in_a_gguf_file_gives_the_bits_of_its_peft_folder() {
     let rows: [(&[u32], Option<usize>); 2] = [(&prompt, Some(0)), (&prompt, Some(1))];
     let found = last_logits(&model, &mut runner(&model, &["folder", "file"], 2), &rows);
     assert_eq!(bits(&found[0]), bits(&found[1]));
+}
+
+/// The adapter of llama-a with the factors of one module at twice the rank, the new half zero, and a config that says so.
+fn widened() -> tempfile::TempDir {
+    const WIDE: &str = "layers.1.mlp.up_proj";
+    let (source, folder) = (data("adapters", "llama-a"), tempfile::tempdir().unwrap());
+    let loader =
+        rlx::import::safetensors::SafetensorsLoader::open(source.join("adapter_model.safetensors")).unwrap();
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
+    for name in loader.names() {
+        let view = loader.tensor(name).unwrap().unwrap();
+        let (mut dims, element) = (view.dims.to_vec(), view.dtype.element_bytes().unwrap());
+        let begin = data.len();
+        if name.contains(WIDE) && name.contains("lora_A") {
+            data.extend_from_slice(view.bytes);
+            data.resize(begin + 2 * view.bytes.len(), 0);
+            dims[0] *= 2;
+        } else if name.contains(WIDE) {
+            for row in view.bytes.chunks(dims[1] * element) {
+                data.extend_from_slice(row);
+                data.resize(data.len() + row.len(), 0);
+            }
+            dims[1] *= 2;
+        } else {
+            data.extend_from_slice(view.bytes);
+        }
+        let dtype = view.dtype.to_string().to_uppercase();
+        let entry = serde_json::json!({"dtype": dtype, "shape": dims, "data_offsets": [begin, data.len()]});
+        header.insert(name.to_owned(), entry);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
+    std::fs::write(folder.path().join("adapter_model.safetensors"), file).unwrap();
+    let config = std::fs::read_to_string(source.join("adapter_config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let (rank, alpha) = (config["r"].as_u64().unwrap(), config["lora_alpha"].as_f64().unwrap());
+    config["rank_pattern"] = serde_json::json!({WIDE: 2 * rank});
+    config["alpha_pattern"] = serde_json::json!({"1.mlp.up_proj": 2.0 * alpha});
+    std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_module_with_a_rank_and_an_alpha_of_its_own_gives_the_bits_of_the_same_update_written_plainly() {
+    let model = open("llama");
+    model.add_adapter("plain", data("adapters", "llama-a")).unwrap();
+    let wide = model.add_adapter("wide", widened().path()).unwrap();
+    assert_eq!(wide.rank(), 2 * model.adapter("plain").unwrap().rank());
+    let mut runner = runner(&model, &["plain", "wide"], 2);
+    let prompt: &[u32] = &[1, 5, 9, 2, 7];
+    let logits = last_logits(&model, &mut runner, &[(prompt, Some(0)), (prompt, Some(1))]);
+    assert_eq!(bits(&logits[0]), bits(&logits[1]));
+    let base = last_logits(&model, &mut runner, &[(prompt, None)]);
+    assert_ne!(bits(&logits[0]), bits(&base[0]));
+}
+
+#[test]
+fn a_cancel_or_a_deadline_ends_a_step_between_two_ops_and_the_next_step_is_as_if_it_had_not_run() {
+    let model = open("llama");
+    model.add_adapter("a", data("adapters", "llama-a")).unwrap();
+    let Built::Decoder(decoder) = model.built() else { panic!("a decoder") };
+    let prompt: &[u32] = &[3, 1, 4, 1, 5];
+    for slot in [None, Some(0)] {
+        let mut plain = runner(&model, &["a"], 1);
+        let wanted = last_logits(&model, &mut plain, &[(prompt, slot)]);
+        let mut stopped = runner(&model, &["a"], 1);
+        let (token, never) = (CancelToken::new(), CancelToken::new());
+        token.cancel();
+        let mut inputs = StepInputs::default();
+        let (mut pool, mut table) = (BlockPool::new(stopped.limits().blocks), BlockTable::new());
+        pool.reserve(&mut table, prompt.len()).unwrap();
+        inputs.clear(table.blocks().len());
+        let step =
+            SequenceStep { tokens: prompt, past: 0, length: prompt.len(), table: &table, wants_logits: true };
+        inputs.push_adapted(&decoder.info, step, slot);
+        for (cancel, deadline) in [(&token, None), (&never, Some(std::time::Instant::now()))] {
+            stopped.interrupt(cancel, deadline);
+            let mut logits = vec![0.0; decoder.info.vocab];
+            let error = stopped.step(&inputs, &mut logits).unwrap_err();
+            let step = error.downcast_ref::<rlx::SessionError>();
+            assert!(
+                matches!(step, Some(rlx::SessionError::Backend(rlx::backend::BackendError::Step(_)))),
+                "{error}"
+            );
+            assert!(logits.iter().all(|logit| *logit == 0.0), "no logits of a run that was stopped");
+        }
+        stopped.interrupt(&never, None);
+        assert_eq!(bits(&last_logits(&model, &mut stopped, &[(prompt, slot)])[0]), bits(&wanted[0]));
+    }
 }

@@ -8,5 +8,6 @@ mod experts;
 mod gguf;
 mod goldens;
 mod interpreter;
+mod pipeline;
 mod plans;
 mod text;
