@@ -4,7 +4,7 @@ use crate::args::Shared;
 use crate::failure::{Failure, Result};
 use rlx::backend::BackendRegistry;
 use rlx::config::Config;
-use rlx::devices::{Device, DeviceId, resolve_device};
+use rlx::devices::{Device, DeviceError, DeviceId, resolve_device};
 use rlx::memory::ResidentBytes;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
@@ -42,7 +42,20 @@ impl Context {
 
     /// The device to run on.
     pub fn device(&self) -> Result<DeviceId> {
-        Ok(resolve_device(None, &self.config, &present())?)
+        Ok(self.choose_device()?)
+    }
+
+    /// The device to run on, or why the one that is asked for cannot be used.
+    pub fn choose_device(&self) -> std::result::Result<DeviceId, DeviceError> {
+        resolve_device(None, &self.config, &present())
+    }
+
+    /// The same invocation, with no device asked for.
+    pub fn without_device(&self) -> Context {
+        let mut config = self.config.clone();
+        (config.device, config.device_chain) = (Some(DeviceId::CPU), None);
+        (config.devices, config.deny_devices) = (None, None);
+        Context { shared: self.shared.clone(), config, started: self.started }
     }
 
     /// Worker threads of a run.

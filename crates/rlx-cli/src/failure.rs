@@ -96,7 +96,7 @@ impl From<ConfigError> for Failure {
 
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Failure {
-        Failure::usage(&error, "the choice of device", "`rlx devices` lists every device and what blocks it")
+        Failure::new(&error, "the choice of device", "`rlx devices` lists every device and what blocks it")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use insta::assert_snapshot;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// A tiny checkpoint's folder, as an argument.
@@ -99,12 +99,6 @@ fn bad_use_is_three_lines_and_status_2() {
     error: invalid value 'tpu' for '--device <DEVICE>': unknown device "tpu": expected cpu (host), gpu (wgpu, vulkan, dx12, webgpu), cuda (nvidia), rocm (hip, amd), metal (mps, apple), with :INDEX for another than the first of its kind
        in: rlx devices
       try: `rlx devices --help`
-    "#);
-    assert_snapshot!(run(&["devices", "--device", "cuda"]), @r#"
-    status 2
-    error: this build has no backend for cuda; it has: cpu
-       in: the choice of device
-      try: `rlx devices` lists every device and what blocks it
     "#);
     assert_snapshot!(run(&["completions"]), @r#"
     status 2
@@ -404,6 +398,24 @@ fn a_plan_adds_up_and_says_what_would_fit() {
 }
 
 #[test]
+fn a_plan_counts_adapters_from_their_headers() {
+    let plan = |more: &[&str]| json(&[&["plan", &demo("demo"), "--ctx", "64", "--json"], more].concat());
+    let sailor = format!("sailor={}", demo("demo-lora"));
+    let adapters = |plan: &serde_json::Value| plan["parts"]["adapters"].as_u64().expect("a number of bytes");
+    let (plain, one, two) =
+        (plan(&[]), plan(&["--lora", &sailor]), plan(&["--lora", &sailor, "--lora", &format!("b{sailor}")]));
+    assert_eq!(adapters(&plain), 0);
+    let file = std::fs::metadata(Path::new(&demo("demo-lora")).join("adapter_model.safetensors"))
+        .expect("it is there");
+    let factors = adapters(&two) - adapters(&one);
+    assert!(factors > 0 && factors <= 4 * file.len() && adapters(&one) > factors, "{one}");
+    let difference = |field: &str| one[field].as_u64().zip(plain[field].as_u64()).map(|(a, b)| a - b);
+    assert_eq!(difference("peak_bytes"), Some(adapters(&one)));
+    let refused = run(&["plan", &model("llama"), "--lora", &sailor]);
+    assert!(refused.starts_with("status 1\n"), "an adapter of another model: {refused}");
+}
+
+#[test]
 fn a_narrower_cache_halves_the_state_and_still_tells_a_story() {
     let state = |cache: &str| {
         let plan = json(&["plan", "--ctx", "128", "--cache-type", cache, "--json"]);
@@ -509,6 +521,58 @@ fn a_flag_comes_before_the_environment() {
     assert!(report.contains("3 threads"), "{report}");
     let report = run_with(("RLX_DEVICE", "cuda"), &["devices", "--device", "cpu"]);
     assert!(report.starts_with("status 0\n"), "{report}");
+}
+
+#[test]
+fn devices_reports_whatever_device_is_asked_for_and_only_bad_use_is_status_2() {
+    for (variable, value, told) in [
+        ("RLX_DEVICE", "cuda", "the device asked for: this build has no backend for cuda"),
+        ("RLX_DEVICE", "cpu:7", "the device asked for: there is no device cpu:7"),
+        ("RLX_DEVICE_CHAIN", "cuda,metal", "the device asked for: "),
+        ("RLX_DENY_DEVICES", "cpu", "the device asked for: "),
+    ] {
+        for arguments in [&["devices"][..], &["devices", &model("llama")]] {
+            let report = run_with((variable, value), arguments);
+            assert!(
+                report.starts_with("status 0\n") && report.contains(told),
+                "{variable}={value}: {report}"
+            );
+            assert!(!report.lines().any(|line| line.starts_with('*')), "nothing is recommended: {report}");
+        }
+        let output = rlx(&["devices", "--json"]).env(variable, value).output().expect("the binary starts");
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert!(object["chosen"].is_null() && object["refused"].is_string(), "{object}");
+        let generated = run_with((variable, value), &["generate", "--prompt", "x"]);
+        assert!(generated.starts_with("status 1\n") && generated.contains("rlx devices"), "{generated}");
+    }
+    assert!(run_with(("RLX_DEVICE", "tpu"), &["devices"]).starts_with("status 2\n"));
+}
+
+#[test]
+fn an_opened_model_leaves_its_plan_in_the_cache_and_the_next_process_uses_it() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let story = || {
+        let arguments = ["generate", "-n", "6", "--json", "-v"];
+        let output = rlx(&arguments).env("RLX_CACHE_DIR", folder.path()).output().expect("the binary starts");
+        assert!(output.status.success(), "{}", shown(&output));
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        (String::from_utf8_lossy(&output.stderr).into_owned(), token_ids(&told))
+    };
+    let plan = || {
+        let plans = std::fs::read_dir(folder.path().join("plans")).expect("plans are kept");
+        let mut plans: Vec<PathBuf> = plans.map(|entry| entry.expect("it can be read").path()).collect();
+        assert_eq!(plans.len(), 1, "one plan for a model, whatever is asked of it");
+        plans.remove(0)
+    };
+    let (told, made) = story();
+    assert!(told.contains("plan made"), "{told}");
+    let whole = std::fs::read(plan()).expect("it can be read");
+    let (told, found) = story();
+    assert!(told.contains("plan from the cache") && found == made, "{told}");
+    std::fs::write(plan(), &whole[..whole.len() / 2]).expect("it can be written");
+    let (told, anew) = story();
+    assert!(told.contains("plan made") && told.contains("cache: ") && anew == made, "{told}");
+    assert_eq!(std::fs::read(plan()).expect("it is there again").len(), whole.len());
 }
 
 #[test]

@@ -40,6 +40,10 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Report {
     devices: Vec<Row>,
+    /// The device that `RLX_DEVICE`, `RLX_DEVICE_CHAIN` or `--device` leads to; `null` if it cannot be used.
+    chosen: Option<String>,
+    /// Why not.
+    refused: Option<String>,
 }
 
 /// Tokens of a context that a model is judged with, unless it has fewer.
@@ -47,21 +51,31 @@ const CONTEXT: usize = 2048;
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
-        let (chosen, _) = (context.device()?, context.isa()?);
+        context.isa()?;
+        // A device that is asked for and cannot be used is what this verb is to explain.
+        let chosen = context.choose_device();
         let candidates = match self.model.as_deref() {
-            Some(model) => of_model(&Engine::open(Some(model), context)?, context)?,
+            Some(model) => of_model(&Engine::open(Some(model), &context.without_device())?, context)?,
             None => {
                 let policy = DevicePolicy::from_config(&context.config);
                 device_report(BackendRegistry::global(), &policy, &context.config)
             }
         };
         let forced = context.config.device.is_some() || context.config.device_chain.is_some();
-        let forced = (forced || self.model.is_none()).then_some(chosen);
+        let forced =
+            (forced || self.model.is_none() || chosen.is_err()).then(|| chosen.as_ref().ok().copied());
         let devices: Vec<Row> = candidates.into_iter().map(|candidate| row(candidate, forced)).collect();
         if context.shared.json {
-            return output::print_json(&Report { devices });
+            let refused = chosen.as_ref().err().map(ToString::to_string);
+            return output::print_json(&Report {
+                devices,
+                chosen: chosen.ok().map(|device| device.to_string()),
+                refused,
+            });
         }
-        output::print(&text(&devices))
+        let refused =
+            chosen.err().map_or_else(String::new, |error| format!("the device asked for: {error}\n"));
+        output::print(&(text(&devices) + &refused))
     }
 }
 
@@ -75,7 +89,8 @@ fn of_model(engine: &Engine, context: &Context) -> Result<Vec<DeviceCandidate>> 
     Ok(devices.report_for(plan.lir.binding()))
 }
 
-fn row(candidate: DeviceCandidate, forced: Option<DeviceId>) -> Row {
+/// `forced`: the device that is asked for, or that none which is asked for can be used.
+fn row(candidate: DeviceCandidate, forced: Option<Option<DeviceId>>) -> Row {
     Row {
         device: candidate.device.to_string(),
         registered: candidate.registered,
@@ -85,7 +100,7 @@ fn row(candidate: DeviceCandidate, forced: Option<DeviceId>) -> Row {
         needed_bytes: candidate.needed_bytes,
         free_bytes: candidate.free_bytes,
         predicted_ms: candidate.predicted_s.map(|seconds| seconds * 1e3),
-        recommended: forced.map_or(candidate.recommended, |device| device == candidate.device),
+        recommended: forced.map_or(candidate.recommended, |device| device == Some(candidate.device)),
         capabilities: candidate.capabilities,
         blocker: candidate.blocker,
     }
