@@ -176,3 +176,96 @@ impl Kept<'_> {
         self.keeper.keep(Job { stamp, key: self.key, layout, matrix: matrix.clone() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Session;
+    use crate::backend::Backend;
+    use crate::import::safetensors::SafetensorsLoader;
+    use crate::session::TensorArg;
+    use crate::weights::WeightKind;
+    use rlx_graph::Graph;
+    use rlx_graph::ops::linear::Linear;
+    use rlx_kernels::isa::Isa;
+    use rlx_tensor::{DType, Dim, Shape, Tensor};
+    use std::path::Path;
+
+    const N: usize = 640;
+    const K: usize = 512;
+
+    /// A checkpoint of one matrix that is large enough to be kept, written beside its name and renamed.
+    fn write_checkpoint(path: &Path, seed: usize) {
+        let header =
+            format!(r#"{{"w":{{"dtype":"F32","shape":[{N},{K}],"data_offsets":[0,{}]}}}}"#, N * K * 4);
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend((0..N * K).flat_map(|i| (((i * 31 + seed * 7) % 97) as f32 / 97.0 - 0.5).to_le_bytes()));
+        let part = path.with_extension("part");
+        std::fs::write(&part, file).unwrap();
+        std::fs::rename(part, path).unwrap();
+    }
+
+    /// The product of one run in a process of its own, as far as the cache can tell: results by rows, and bytes found packed on disk.
+    fn run(checkpoint: &Path, cache: &Path, isa: Isa) -> (Vec<Tensor>, u64) {
+        let backend: Arc<dyn Backend> =
+            Arc::new(CpuBackend::new(isa, 1).with_cache(AotCache::new(cache, 1 << 30)));
+        let weights = Arc::new(WeightRegistry::new());
+        let loader = SafetensorsLoader::open(checkpoint).unwrap();
+        weights.register_from(&loader, "w", WeightKind::Base).unwrap();
+        let mut graph = Graph::new("kept");
+        let x = Shape::from_dims(vec![Dim::symbol("rows"), Dim::Known(K)], DType::F32);
+        let x = graph.input("x", x).unwrap();
+        let w = graph.param("w", Shape::new(&[N, K], DType::F32)).unwrap();
+        let y = graph.add_one(Linear::plain(), &[x, w]).unwrap();
+        graph.set_outputs(&[("y", y)]).unwrap();
+        let session = Session::with_backend(Arc::clone(&backend)).with_weights(Arc::clone(&weights));
+        let compiled = session.compile(&graph).unwrap();
+        let mapped = backend.packed_mapped_bytes(compiled.template(), &weights).unwrap();
+        let results = [1, 7, 64].map(|rows| {
+            let x: Vec<f32> = (0..rows * K).map(|i| (i % 13) as f32 * 0.1 - 0.6).collect();
+            compiled.run(&[("x", TensorArg::typed(&[rows, K], &x))]).unwrap().remove(0).1
+        });
+        (results.to_vec(), mapped)
+    }
+
+    fn equal(a: &[Tensor], b: &[Tensor]) -> bool {
+        a.iter().zip(b).all(|(a, b)| a.bits_eq(b))
+    }
+
+    fn packed_files(cache: &Path) -> usize {
+        std::fs::read_dir(cache.join("packed")).map_or(0, |files| files.count())
+    }
+
+    #[test]
+    fn a_new_checkpoint_at_an_old_path_never_gets_the_old_packed_weights() {
+        let folder = tempfile::tempdir().unwrap();
+        let (checkpoint, cache) = (folder.path().join("model.safetensors"), folder.path().join("cache"));
+        let isa = Isa::detect();
+        let nothing = folder.path().join("none");
+        write_checkpoint(&checkpoint, 1);
+        let modified = std::fs::metadata(&checkpoint).unwrap().modified().unwrap();
+        let (first, mapped) = run(&checkpoint, &cache, isa);
+        assert_eq!((mapped, packed_files(&cache)), (0, 1), "one copy for all sizes of runs");
+        let (again, mapped) = run(&checkpoint, &cache, isa);
+        assert!(mapped >= (N * K * 4) as u64 && equal(&first, &again), "found: {mapped} bytes");
+        write_checkpoint(&checkpoint, 2);
+        let same_time = std::fs::File::options().write(true).open(&checkpoint).unwrap();
+        same_time.set_modified(modified).unwrap();
+        drop(same_time);
+        let (wanted, _) = run(&checkpoint, &nothing, isa);
+        let (found, mapped) = run(&checkpoint, &cache, isa);
+        assert!(mapped == 0 && equal(&found, &wanted) && !equal(&found, &first), "of the same size and time");
+        let mut bytes = std::fs::read(&checkpoint).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 0x40;
+        std::fs::write(&checkpoint, bytes).unwrap();
+        let (wanted, _) = run(&checkpoint, &nothing, isa);
+        let (found, mapped) = run(&checkpoint, &cache, isa);
+        assert!(mapped == 0 && equal(&found, &wanted), "written over in place");
+        assert_eq!(packed_files(&cache), 3);
+        let (scalar, mapped) = run(&checkpoint, &cache, Isa::Scalar);
+        assert!(mapped == 0 || isa == Isa::Scalar, "another instruction set");
+        assert_eq!(scalar.len(), 3);
+    }
+}
