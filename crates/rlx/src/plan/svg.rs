@@ -1,4 +1,5 @@
-//! The arena as a picture: steps from left to right, offsets from bottom to top, a rectangle a buffer.
+//! The arena as a picture: steps from left to right, offsets from bottom to top, a rectangle a buffer, a colour for each op that makes
+//! buffers.
 
 use super::lir::Lir;
 use super::places::BufferId;
@@ -9,6 +10,9 @@ const HEIGHT: f64 = 600.0;
 const LEFT: f64 = 80.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 40.0;
+/// Height of a line of the legend, and about the width of a letter.
+const LINE: f64 = 18.0;
+const LETTER: f64 = 6.5;
 
 impl Lir {
     /// The memory plan as an SVG document. Each rectangle names the step that makes the buffer; its tooltip has steps and bytes.
@@ -23,7 +27,9 @@ impl Lir {
         let steps = self.template().steps().len().max(1);
         let arena = self.arena_bytes().max(1);
         let (x_scale, y_scale) = (WIDTH / steps as f64, HEIGHT / arena as f64);
-        let (width, height) = (LEFT + WIDTH + 20.0, TOP + HEIGHT + BOTTOM);
+        let ops = self.makers();
+        let (legend, lines) = legend(&ops);
+        let (width, height) = (LEFT + WIDTH + 20.0, TOP + HEIGHT + BOTTOM + lines as f64 * LINE);
         writeln!(
             svg,
             r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">"#
@@ -45,7 +51,7 @@ impl Lir {
             let y = TOP + HEIGHT + 16.0;
             writeln!(svg, r#"<text x="{x:.1}" y="{y}" text-anchor="middle">{step}</text>"#)?;
         }
-        let (x, y) = (LEFT + WIDTH / 2.0, height - 8.0);
+        let (x, y) = (LEFT + WIDTH / 2.0, TOP + HEIGHT + BOTTOM - 8.0);
         writeln!(svg, r#"<text x="{x}" y="{y}" text-anchor="middle">step</text>"#)?;
         for (id, range) in self.placed().filter(|(_, range)| !range.is_empty()) {
             let buffer = &self.template().buffers()[id.index()];
@@ -53,7 +59,7 @@ impl Lir {
             let w = (buffer.last + 1 - buffer.first) as f64 * x_scale;
             let (y, h) = (TOP + HEIGHT - range.end as f64 * y_scale, range.len() as f64 * y_scale);
             let made_by = self.maker(id);
-            let hue = (id.index() * 47) % 360;
+            let hue = ops.iter().position(|op| *op == made_by).map_or(0, |at| hue(at, ops.len()));
             let bytes = bytes_text(range.len());
             writeln!(
                 svg,
@@ -64,13 +70,42 @@ impl Lir {
                 range.start,
                 range.end,
             )?;
-            let label = format!("{id} {made_by}");
-            if h >= 11.0 && w >= 6.5 * label.len() as f64 {
-                let (x, y) = (x + 3.0, y + h / 2.0 + 4.0);
-                writeln!(svg, r#"<text x="{x:.2}" y="{y:.2}">{}</text>"#, escaped(&label))?;
+            let label = format!("{id} {made_by} {bytes}");
+            let long = LETTER * label.len() as f64;
+            let (x, y) = (x + w / 2.0, y + h / 2.0);
+            if h >= 11.0 && w >= long {
+                let (y, label) = (y + 4.0, escaped(&label));
+                writeln!(svg, r#"<text x="{x:.2}" y="{y:.2}" text-anchor="middle">{label}</text>"#)?;
+            } else if w >= 11.0 && h >= long {
+                let (x, label) = (x + 4.0, escaped(&label));
+                writeln!(
+                    svg,
+                    r#"<text transform="translate({x:.2} {y:.2}) rotate(-90)" text-anchor="middle">{label}</text>"#
+                )?;
             }
         }
+        for (at, (x, line)) in legend.into_iter().enumerate() {
+            let (y, hue) = (TOP + HEIGHT + BOTTOM + line as f64 * LINE, hue(at, ops.len()));
+            writeln!(
+                svg,
+                r##"<rect x="{x:.1}" y="{y:.1}" width="12" height="12" fill="hsl({hue},60%,75%)" stroke="#555"/>"##
+            )?;
+            let (x, y) = (x + 17.0, y + 10.0);
+            writeln!(svg, r#"<text x="{x:.1}" y="{y:.1}">{}</text>"#, escaped(&ops[at]))?;
+        }
         writeln!(svg, "</svg>")
+    }
+
+    /// The ops that make buffers of the arena, in order.
+    fn makers(&self) -> Vec<String> {
+        let mut ops = Vec::new();
+        for (id, _) in self.placed().filter(|(_, range)| !range.is_empty()) {
+            let op = self.maker(id);
+            if !ops.contains(&op) {
+                ops.push(op);
+            }
+        }
+        ops
     }
 
     /// The op of the step that writes a buffer first.
@@ -78,6 +113,25 @@ impl Lir {
         let step = self.template().steps().get(self.template().buffers()[id.index()].first);
         step.map_or(String::new(), |step| step.op.def().name().to_owned())
     }
+}
+
+/// Colours as far apart as there is room for.
+fn hue(at: usize, count: usize) -> usize {
+    at * 360 / count.max(1)
+}
+
+/// Where each op of the legend stands, left edge and line, and how many lines there are.
+fn legend(ops: &[String]) -> (Vec<(f64, usize)>, usize) {
+    let (mut x, mut line, mut places) = (LEFT, 0, Vec::with_capacity(ops.len()));
+    for op in ops {
+        let width = 34.0 + LETTER * op.len() as f64;
+        if x + width > LEFT + WIDTH && x > LEFT {
+            (x, line) = (LEFT, line + 1);
+        }
+        places.push((x, line));
+        x += width;
+    }
+    (places, line + 1)
 }
 
 fn bytes_text(bytes: usize) -> String {
@@ -115,6 +169,20 @@ mod tests {
             assert!(number("y") >= super::TOP - 0.1 && number("height") > 0.0);
             assert!(number("y") + number("height") <= super::TOP + super::HEIGHT + 0.1);
         }
+    }
+
+    #[test]
+    fn every_op_that_makes_a_buffer_is_in_the_legend_and_a_long_legend_wraps() {
+        let lir = small_lir();
+        let svg = lir.svg();
+        let makers = lir.makers();
+        assert!(!makers.is_empty());
+        assert!(makers.iter().all(|op| svg.contains(&format!(">{op}</text>"))));
+        let many: Vec<String> = (0..40).map(|i| format!("an_op_with_a_long_name_{i}")).collect();
+        let (places, lines) = super::legend(&many);
+        assert!(lines > 1 && places.iter().all(|(x, line)| *x < super::LEFT + super::WIDTH && *line < lines));
+        let hues: std::collections::HashSet<usize> = (0..40).map(|at| super::hue(at, 40)).collect();
+        assert_eq!(hues.len(), 40);
     }
 
     #[test]
