@@ -21,7 +21,10 @@ const TEXTS: usize = 8;
 const PAST: usize = 64;
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut args = std::env::args().skip(1);
+    run(std::env::args().skip(1))
+}
+
+fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let folder = args.next().unwrap_or_else(|| "models/demo".to_owned());
     let rounds: usize = args.next().map_or(Ok(9), |rounds| rounds.parse())?;
     let dtype = if args.next().as_deref() == Some("bf16") { DType::BF16 } else { DType::F32 };
@@ -115,4 +118,10 @@ fn write_adapter(model: &Model, folder: &Path, seed: u64) -> Result<(), Box<dyn 
     file.write_all(header.as_bytes())?;
     file.write_all(&data)?;
     Ok(())
+}
+
+#[test]
+fn it_runs() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+    run([demo, "1", "bf16"].map(str::to_owned).into_iter())
 }

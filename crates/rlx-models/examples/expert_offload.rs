@@ -11,9 +11,15 @@ use std::error::Error;
 use std::time::Instant;
 
 const MIB: f64 = (1 << 20) as f64;
+/// Long enough that every expert of a layer is needed by some token.
+const PROMPT: &str = "Once upon a time, Mia and her dog Rex went to the island. A quick brown fox; 12 red boats, 7 green trees! Who found \
+                      the purple ball? Never mind, said Zoe (her friend): jump, run & swim until the old barn glows in the dark.";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
+    run(std::env::args().skip(1))
+}
+
+fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
     let folder = args.next().unwrap_or_else(|| "models/demo-moe".to_owned());
     let tokens: usize = args.next().map_or(Ok(48), |tokens| tokens.parse())?;
     let all = Model::open(&folder)?.experts_in_all().ok_or("the model has no experts")?;
@@ -37,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         pool.start_trace();
         let text_options = TextOptions { max_tokens: tokens, ..TextOptions::default() };
         let started = Instant::now();
-        let mut generation = model.generate("Once upon a time", &text_options)?;
+        let mut generation = model.generate(PROMPT, &text_options)?;
         let text = generation.by_ref().collect::<Result<String, _>>()?;
         let seconds = started.elapsed().as_secs_f64();
         let stats = pool.stats();
@@ -64,4 +70,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{slots:5} {lru:10.1} {lfu:10.1} {hysteresis:10.1} {:10.1}", mib(ExpertPolicy::Lru, true));
     }
     Ok(())
+}
+
+#[test]
+fn it_runs() -> Result<(), Box<dyn Error>> {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo-moe");
+    run([demo, "6", "1", "2"].map(str::to_owned).into_iter())
 }

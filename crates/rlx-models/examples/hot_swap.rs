@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut args = std::env::args().skip(1);
+    run(std::env::args().skip(1))
+}
+
+fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
     let model = Model::open(args.next().unwrap_or_else(|| "models/demo".to_owned()))?;
     let folder = args.next().unwrap_or_else(|| "models/demo-lora".to_owned());
     let other = args.next().unwrap_or_else(|| folder.clone());
@@ -62,4 +65,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{what}:{pieces}");
     }
     Ok(())
+}
+
+#[test]
+fn it_runs() -> Result<(), Box<dyn Error>> {
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models");
+    run([format!("{models}/demo"), format!("{models}/demo-lora")].into_iter())
 }

@@ -55,3 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(registry.total_bytes(), (VOCAB * WIDTH * 4) as u64);
     Ok(())
 }
+
+#[test]
+fn it_runs() -> Result<(), Box<dyn Error>> {
+    main()
+}
