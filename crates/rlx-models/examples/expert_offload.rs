@@ -11,9 +11,6 @@ use std::error::Error;
 use std::time::Instant;
 
 const MIB: f64 = (1 << 20) as f64;
-/// Long enough that every expert of a layer is needed by some token.
-const PROMPT: &str = "Once upon a time, Mia and her dog Rex went to the island. A quick brown fox; 12 red boats, 7 green trees! Who found \
-                      the purple ball? Never mind, said Zoe (her friend): jump, run & swim until the old barn glows in the dark.";
 
 fn main() -> Result<(), Box<dyn Error>> {
     run(std::env::args().skip(1))
@@ -43,7 +40,7 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error>> {
         pool.start_trace();
         let text_options = TextOptions { max_tokens: tokens, ..TextOptions::default() };
         let started = Instant::now();
-        let mut generation = model.generate(PROMPT, &text_options)?;
+        let mut generation = model.generate("Once upon a time", &text_options)?;
         let text = generation.by_ref().collect::<Result<String, _>>()?;
         let seconds = started.elapsed().as_secs_f64();
         let stats = pool.stats();
