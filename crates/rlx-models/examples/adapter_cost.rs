@@ -73,7 +73,8 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error + Sen
     };
     // Each round against its own two plain steps: what slows the machine for a while slows a whole round.
     let plain: Vec<f64> = times[0].iter().zip(&times[1]).map(|(base, none)| (base + none) / 2.0).collect();
-    let against = |times: &Vec<f64>| median(&mut times.iter().zip(&plain).map(|(ms, plain)| ms / plain).collect());
+    let against =
+        |times: &Vec<f64>| median(&mut times.iter().zip(&plain).map(|(ms, plain)| ms / plain).collect());
     let ratios: Vec<f64> = times.iter().map(against).collect();
     let medians: Vec<f64> = times.iter_mut().map(median).collect();
     println!("{folder}, {TEXTS} texts, rank {RANK}, factors {dtype}, {rounds} rounds");
