@@ -50,6 +50,7 @@ fn help_lists_the_verbs_and_the_settings() {
         "generate",
         "chat",
         "embed",
+        "run",
         "plan",
         "explain",
         "bench",

@@ -3,9 +3,11 @@
 use crate::coding::Coding;
 use crate::error::OnnxError;
 use crate::proto::{EntryProto, OptionalProto, SequenceProto, SparseTensorProto, TensorProto};
-use crate::value::{CodedTensor, ElementType, TextTensor, Value};
+use crate::value::{CodedTensor, ElementType, StoredTensor, TextTensor, Value};
+use rlx::weights::WeightBytes;
 use rlx_graph::eval::{from_i64, strides, to_i64};
-use rlx_tensor::storage::mapped::MappedFile;
+use rlx_tensor::storage::AlignedBytes;
+use rlx_tensor::storage::mapped::{MappedFile, MappedRange};
 use rlx_tensor::{DType, Tensor, element_count};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -51,6 +53,10 @@ impl ExternalData {
     }
 
     fn read(&mut self, entries: &[EntryProto], expected: usize) -> Result<Vec<u8>, String> {
+        Ok(self.range(entries, expected)?.bytes().to_vec())
+    }
+
+    fn range(&mut self, entries: &[EntryProto], expected: usize) -> Result<MappedRange, String> {
         let entry = |key: &str| entries.iter().find(|e| e.key == key).map(|e| e.value.as_str());
         let number = |key: &str| match entry(key) {
             None => Ok(None),
@@ -62,9 +68,42 @@ impl ExternalData {
             return Err(format!("external data of {length} bytes, dims and type need {expected}"));
         }
         let file = self.file(location)?;
-        let range = file.range(offset, length).map_err(|e| e.to_string())?;
-        Ok(range.bytes().to_vec())
+        file.range(offset, length).map_err(|e| e.to_string())
     }
+}
+
+/// Initialisers of more bytes than this stay where they are.
+const STORED_BYTES: usize = 1 << 16;
+/// Mapped weights start at a multiple of this, as kernels read them in place.
+const ALIGNMENT: usize = 64;
+
+/// The value of an initialiser: a large one is held once, as the registry will hold it.
+pub fn initialiser(proto: &TensorProto, external: &mut ExternalData) -> Result<Value, OnnxError> {
+    let stored = stored(proto, external);
+    let stored = stored.map_err(|reason| OnnxError::Tensor { name: proto.name.clone(), reason })?;
+    stored.map_or_else(|| tensor(proto, external), |stored| Ok(Value::Stored(stored)))
+}
+
+fn stored(proto: &TensorProto, external: &mut ExternalData) -> Result<Option<StoredTensor>, String> {
+    let Some(ElementType::Plain(dtype)) = ElementType::from_onnx(proto.data_type) else { return Ok(None) };
+    let (dims, count) = sizes(&proto.dims)?;
+    let needed = dtype.bytes_for(count).ok_or("too large")?;
+    if needed <= STORED_BYTES {
+        return Ok(None);
+    }
+    let content: WeightBytes = if proto.data_location == 1 {
+        let range = external.range(&proto.external_data, needed)?;
+        match range.offset().is_multiple_of(ALIGNMENT) {
+            true => range.into(),
+            false => AlignedBytes::copied_from(range.bytes()).into(),
+        }
+    } else {
+        match proto.raw_data.as_ref().filter(|raw| raw.len() == needed) {
+            Some(raw) => AlignedBytes::copied_from(raw).into(),
+            None => return Ok(None),
+        }
+    };
+    Ok(Some(StoredTensor { dtype, dims, content }))
 }
 
 /// The value of a tensor message.

@@ -105,7 +105,7 @@ impl Builder {
         let mut names = Names::new();
         let mut initial: HashMap<&str, Value> = HashMap::new();
         for proto in &graph.initializer {
-            let value = decode::tensor(proto, &mut shared.external)?;
+            let value = decode::initialiser(proto, &mut shared.external)?;
             if initial.insert(&proto.name, value).is_some() {
                 return Err(fail(format!("initialiser {:?} is given twice", proto.name)));
             }

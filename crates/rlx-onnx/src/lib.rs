@@ -31,7 +31,7 @@ pub use model::{Attr, Declared, DeclaredDim, NodeDef, Slot, axes_of, axis_of};
 pub use npy::{read_npy, write_npy};
 pub use program::Program;
 pub use runtime::OnnxReport;
-pub use value::{CodedTensor, ElementType, TextTensor, Value};
+pub use value::{CodedTensor, ElementType, StoredTensor, TextTensor, Value};
 
 use rlx::Session;
 use rlx::devices::DeviceId;

@@ -4,10 +4,11 @@ use crate::error::{Refusal, invalid};
 use crate::model::{NodeDef, Slot};
 use crate::symbolic::Dims;
 use crate::value::{ElementType, Value};
-use rlx::weights::{WeightKind, WeightRegistry};
+use rlx::weights::{WeightBytes, WeightKind, WeightRegistry};
 use rlx_graph::expand::Expand;
 use rlx_graph::ops::cast::to_dtype;
 use rlx_graph::{Graph, Op, ValueId};
+use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::{DType, Dim, Shape, Tensor};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -58,6 +59,8 @@ pub struct Lowering<'a> {
     pub(crate) prefix: &'a str,
     /// Slots that the file gives values for: the same for every extent, so that they may be weights.
     pub(crate) initial: &'a HashSet<Slot>,
+    /// Values that change from run to run are not to be built into the graph.
+    pub(crate) avoid_values: bool,
 }
 
 impl Lowering<'_> {
@@ -103,6 +106,12 @@ impl Lowering<'_> {
             Bound::Traced(value) => return Ok(*value),
             Bound::Const(Value::Tensor(tensor)) => (tensor.clone(), true),
             Bound::Runtime(Value::Tensor(tensor)) => (tensor.clone(), false),
+            Bound::Const(Value::Stored(stored)) if !self.region.folding => {
+                let stored = stored.clone();
+                return self.weight(slot, &stored.dims, stored.dtype, stored.content);
+            }
+            Bound::Const(Value::Stored(stored)) => (stored.loaded()?, true),
+            Bound::Runtime(Value::Stored(stored)) => (stored.loaded()?, false),
             Bound::Dims(_) => return Err(Refusal::Unsupported("symbolic dims as numbers".to_owned())),
             _ => return Err(Refusal::Host),
         };
@@ -111,16 +120,29 @@ impl Lowering<'_> {
             self.region.inputs.push(slot);
             self.region.graph.input(&format!("v{slot}"), shape)?
         } else if tensor.bytes().len() > INLINE_BYTES && self.initial.contains(&slot) {
-            let name = format!("{}{slot}", self.prefix);
-            if self.weights.lookup(&name).is_none() {
-                let registered =
-                    self.weights.register(&name, shape.clone(), tensor.bytes().to_vec(), WeightKind::Base);
-                registered.map_err(|e| Refusal::Invalid(e.to_string()))?;
-            }
-            self.region.graph.param(&name, shape)?
+            let bytes = AlignedBytes::copied_from(tensor.bytes());
+            return self.weight(slot, tensor.dims(), tensor.dtype(), bytes.into());
         } else {
             self.region.graph.constant(tensor)
         };
+        self.region.memo.insert(slot, value);
+        Ok(value)
+    }
+
+    /// An initialiser as a param of the graph, which the registry holds.
+    fn weight(
+        &mut self,
+        slot: Slot,
+        dims: &[usize],
+        dtype: DType,
+        content: WeightBytes,
+    ) -> Result<ValueId, Refusal> {
+        let (name, shape) = (format!("{}{slot}", self.prefix), Shape::new(dims, dtype));
+        if self.weights.lookup(&name).is_none() {
+            let registered = self.weights.register(&name, shape.clone(), content, WeightKind::Base);
+            registered.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        }
+        let value = self.region.graph.param(&name, shape)?;
         self.region.memo.insert(slot, value);
         Ok(value)
     }
@@ -141,6 +163,9 @@ impl Lowering<'_> {
             Bound::Traced(value) => Ok(self.region.graph.shape(*value).clone()),
             Bound::Const(Value::Tensor(t)) | Bound::Runtime(Value::Tensor(t)) => {
                 Ok(Shape::new(t.dims(), t.dtype()))
+            }
+            Bound::Const(Value::Stored(t)) | Bound::Runtime(Value::Stored(t)) => {
+                Ok(Shape::new(&t.dims, t.dtype))
             }
             Bound::Dims(dims) if dims.scalar => Ok(Shape::scalar(DType::I64)),
             Bound::Dims(dims) => Ok(Shape::new(&[dims.dims.len()], DType::I64)),
@@ -167,9 +192,10 @@ impl Lowering<'_> {
     pub fn known(&mut self, operand: usize) -> Result<Value, Refusal> {
         let slot = self.slot(operand)?;
         match self.bound(operand)? {
-            Bound::Const(value) => Ok(value.clone()),
+            Bound::Const(value) => value.loaded(),
+            Bound::Runtime(_) if self.avoid_values => Err(Refusal::Host),
             Bound::Runtime(value) => {
-                let value = value.clone();
+                let value = value.loaded()?;
                 self.read.insert(slot);
                 Ok(value)
             }
@@ -192,7 +218,7 @@ impl Lowering<'_> {
     /// The constant an operand is, if it is known without a run.
     pub fn constant(&self, operand: usize) -> Option<Value> {
         match self.bound(operand).ok()? {
-            Bound::Const(value) => Some(value.clone()),
+            Bound::Const(value) => value.loaded().ok(),
             Bound::Traced(value) => self.region.graph.as_const(*value).cloned().map(Value::Tensor),
             Bound::Runtime(_) | Bound::Dims(_) => None,
         }

@@ -151,6 +151,7 @@ pub fn interpret_lowering(
         weights: &WeightRegistry::new(),
         prefix: "",
         initial: &HashSet::new(),
+        avoid_values: false,
     })?;
     let names: Vec<String> = (0..values.len()).map(|i| i.to_string()).collect();
     let outputs: Vec<(&str, ValueId)> = names.iter().map(String::as_str).zip(values).collect();

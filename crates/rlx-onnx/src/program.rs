@@ -17,10 +17,12 @@ use rlx_graph::{Source, ValueId, interpret};
 use rlx_tensor::{Dim, Shape};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Variants kept of one stage.
 const VARIANTS: usize = 32;
+/// After so many variants of a stage, nodes that would build a run's values into the graph are evaluated on the host where they can be.
+const BY_VALUE: usize = 4;
 /// A node whose operands are all known is folded unless they take more bytes than this.
 const FOLD_BYTES: usize = 1 << 20;
 
@@ -67,7 +69,8 @@ struct Variant {
     guards: Vec<Guard>,
     region: Option<Compiled>,
     copies: Vec<(Slot, Slot)>,
-    folded: Vec<(Slot, Value)>,
+    /// Constants that nodes on the host read.
+    constants: Vec<(Slot, Value)>,
     hosts: Vec<usize>,
     next: Arc<Stage>,
 }
@@ -80,6 +83,10 @@ struct Compiled {
 }
 
 type Env = Vec<Option<Value>>;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Guard {
     fn holds(&self, env: &Env) -> bool {
@@ -170,19 +177,11 @@ impl Program {
         for ((_, slot), value) in self.captures.iter().zip(captured) {
             env[*slot] = Some(value.clone());
         }
-        if self.run_template(runtime, &given, &mut env) {
-            return self.results(env);
+        if let Some(last) = self.run_template(runtime, &given, &mut env) {
+            return self.results(&env, &last);
         }
         let mut stage = self.root(&given);
-        loop {
-            for (slot, value) in stage.constants.iter().enumerate() {
-                if env[slot].is_none() {
-                    env[slot].clone_from(value);
-                }
-            }
-            if stage.remaining.is_empty() {
-                break;
-            }
+        while !stage.remaining.is_empty() {
             let variant = self.variant(runtime, &stage, &env)?;
             self.execute(runtime, &variant, &mut env)?;
             if variant.next.remaining.len() == stage.remaining.len() {
@@ -190,39 +189,43 @@ impl Program {
             }
             stage = Arc::clone(&variant.next);
         }
-        self.results(env)
+        self.results(&env, &stage)
     }
 
-    fn results(&self, env: Env) -> Result<Vec<Value>, OnnxError> {
+    fn results(&self, env: &Env, last: &Stage) -> Result<Vec<Value>, OnnxError> {
         let output = |(slot, declared): &(Slot, Declared)| {
-            env[*slot].clone().ok_or_else(|| OnnxError::Graph {
+            let fail = |what: &str| OnnxError::Graph {
                 graph: self.name.clone(),
-                reason: format!("output {:?} was not produced", declared.name),
-            })
+                reason: format!("output {:?} {what}", declared.name),
+            };
+            let value = env[*slot].as_ref().or(last.constants[*slot].as_ref());
+            let value = value.ok_or_else(|| fail("was not produced"))?;
+            value.loaded().map_err(|_| fail("cannot be loaded"))
         };
         self.outputs.iter().map(output).collect()
     }
 
     /// Runs the whole program as one graph over symbols, if it is declared with any and can be built so. What does not hold for these
     /// extents (a dim that broadcasts, say) is left to stages.
-    fn run_template(&self, runtime: &Runtime, given: &[Slot], env: &mut Env) -> bool {
+    fn run_template(&self, runtime: &Runtime, given: &[Slot], env: &mut Env) -> Option<Arc<Stage>> {
         let required =
             self.inputs.iter().filter(|(_, _, default)| default.is_none()).map(|(slot, _, _)| slot);
         if !self.captures.is_empty() || !required.eq(given.iter()) || !self.is_symbolic() {
-            return false;
+            return None;
         }
         let made = self.template.get_or_init(|| {
             let made = Trace::over_symbols(self, runtime).and_then(|trace| trace.build());
             made.map(Arc::new).map_err(|e| e.to_string())
         });
         runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
-        let Ok(variant) = made else { return false };
+        let variant = made.as_ref().ok()?;
         let before = env.clone();
         let ran = self.execute(runtime, variant, env);
         if ran.is_err() {
             *env = before;
+            return None;
         }
-        ran.is_ok()
+        Some(Arc::clone(&variant.next))
     }
 
     /// Whether every input is a tensor of known rank and some dim of one is no number.
@@ -239,7 +242,7 @@ impl Program {
 
     /// The first stage, for these overridden defaults.
     fn root(&self, given: &[Slot]) -> Arc<Stage> {
-        let mut roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut roots = lock(&self.roots);
         let make = || {
             let mut constants: Env = vec![None; self.slots.len()];
             for (slot, value) in &self.constants {
@@ -260,12 +263,11 @@ impl Program {
         let find = |variants: &[Arc<Variant>]| {
             variants.iter().find(|v| v.guards.iter().all(|g| g.holds(env))).map(Arc::clone)
         };
-        let lock = || stage.variants.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = find(&lock()) {
+        if let Some(known) = find(&lock(&stage.variants)) {
             return Ok(known);
         }
         let made = Arc::new(Trace::of(self, runtime, stage, env).build()?);
-        let mut variants = lock();
+        let mut variants = lock(&stage.variants);
         if variants.len() >= VARIANTS {
             variants.remove(0);
         }
@@ -274,14 +276,16 @@ impl Program {
     }
 
     fn execute(&self, runtime: &Runtime, variant: &Variant, env: &mut Env) -> Result<(), OnnxError> {
-        for (slot, value) in &variant.folded {
+        for (slot, value) in &variant.constants {
             env[*slot] = Some(value.clone());
         }
         if let Some(region) = &variant.region {
             let mut args: Vec<(&str, TensorArg<'_>)> = Vec::with_capacity(region.inputs.len());
             for (slot, name) in &region.inputs {
-                if let Some(Value::Tensor(tensor)) = &env[*slot] {
-                    args.push((name, tensor.into()));
+                match &env[*slot] {
+                    Some(Value::Tensor(tensor)) => args.push((name, tensor.into())),
+                    Some(Value::Stored(t)) => args.push((name, TensorArg::new(&t.dims, t.dtype, t.bytes()))),
+                    _ => {}
                 }
             }
             let results = region.graph.run(&args).map_err(|source| OnnxError::Region {
@@ -316,21 +320,24 @@ impl Program {
         let host = row.host.ok_or_else(|| node_error(node, Refusal::Host))?;
         let mut captured = Vec::with_capacity(node.captures.len());
         for &slot in &node.captures {
-            captured.push(env[slot].clone().ok_or_else(|| self.absent(node, slot))?);
+            captured.push(self.operand(node, slot, env)?);
         }
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for slot in &node.inputs {
             inputs.push(match slot {
-                Some(slot) => Some(env[*slot].clone().ok_or_else(|| self.absent(node, *slot))?),
+                Some(slot) => Some(self.operand(node, *slot, env)?),
                 None => None,
             });
         }
         host(&Host { node, inputs, captured, runtime }).map_err(|e| node_error(node, e))
     }
 
-    fn absent(&self, node: &NodeDef, slot: Slot) -> OnnxError {
-        let reason = format!("operand {:?} was not produced", self.slots[slot]);
-        OnnxError::Node { node: node.name.clone(), op: node.label(), reason }
+    fn operand(&self, node: &NodeDef, slot: Slot, env: &Env) -> Result<Value, OnnxError> {
+        let Some(value) = &env[slot] else {
+            let reason = format!("operand {:?} was not produced", self.slots[slot]);
+            return Err(OnnxError::Node { node: node.name.clone(), op: node.label(), reason });
+        };
+        value.loaded().map_err(|e| node_error(node, e))
     }
 }
 
@@ -364,6 +371,7 @@ struct Trace<'p> {
     hosts: Vec<usize>,
     deferred: Vec<usize>,
     over_symbols: bool,
+    avoid_values: bool,
 }
 
 /// What became of a node.
@@ -392,6 +400,7 @@ impl<'p> Trace<'p> {
             hosts: Vec::new(),
             deferred: Vec::new(),
             over_symbols: false,
+            avoid_values: lock(&stage.variants).len() >= BY_VALUE,
         }
     }
 
@@ -531,6 +540,7 @@ impl<'p> Trace<'p> {
             weights: self.runtime.session().weights(),
             prefix: &self.program.prefix,
             initial: &self.program.initial,
+            avoid_values: self.avoid_values && row.host.is_some(),
         });
         match result {
             Ok(values) => Ok(Outcome::Lowered(values)),
@@ -549,7 +559,7 @@ impl<'p> Trace<'p> {
     fn fold(&mut self, node: &NodeDef, row: &ops::Row) -> Result<Option<Vec<Value>>, OnnxError> {
         if let Some(host) = row.host {
             let value = |slot: &Slot| match &self.bound[*slot] {
-                Some(Bound::Const(value)) => Some(value.clone()),
+                Some(Bound::Const(value)) => value.loaded().ok(),
                 _ => None,
             };
             let inputs = node.inputs.iter().map(|slot| slot.as_ref().and_then(value)).collect();
@@ -571,6 +581,7 @@ impl<'p> Trace<'p> {
             weights: self.runtime.session().weights(),
             prefix: "",
             initial: &HashSet::new(),
+            avoid_values: false,
         });
         let values = match lowered {
             Ok(values) => values,
@@ -616,18 +627,25 @@ impl<'p> Trace<'p> {
             }
         }
         let mut constants = self.stage.constants.clone();
-        let mut folded = Vec::new();
         for (slot, bound) in self.bound.iter().enumerate() {
-            if let Some(Bound::Const(value)) = bound
-                && constants[slot].is_none()
-            {
-                folded.push((slot, value.clone()));
-                constants[slot] = Some(value.clone());
+            if let Some(Bound::Const(value)) = bound {
+                constants[slot].get_or_insert_with(|| value.clone());
             }
         }
+        let by_host = self.hosts.iter().flat_map(|&i| self.program.nodes[i].reads());
+        let read: BTreeSet<Slot> = by_host.chain(copies.iter().map(|(from, _)| *from)).collect();
+        let read_constants =
+            read.into_iter().filter_map(|slot| Some((slot, constants[slot].clone()?))).collect();
         let region = if outputs.is_empty() { None } else { Some(self.compile(&outputs)?) };
         let next = Stage { remaining: self.deferred, constants, variants: Mutex::default() };
-        Ok(Variant { guards, region, copies, folded, hosts: self.hosts, next: Arc::new(next) })
+        Ok(Variant {
+            guards,
+            region,
+            copies,
+            constants: read_constants,
+            hosts: self.hosts,
+            next: Arc::new(next),
+        })
     }
 
     fn guards(&self, env: &[Option<Bound>]) -> Vec<Guard> {
@@ -659,6 +677,9 @@ impl<'p> Trace<'p> {
             r.regions += 1;
             for &index in &self.lowered {
                 *r.compiled.entry(self.program.nodes[index].label()).or_default() += 1;
+            }
+            for step in &report.steps {
+                *r.steps.entry(step.op.clone()).or_default() += 1;
             }
             for step in report.steps.iter().filter(|s| !s.native) {
                 *r.reference.entry(step.op.clone()).or_default() += 1;

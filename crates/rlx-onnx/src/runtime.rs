@@ -20,6 +20,8 @@ pub struct OnnxReport {
     pub host: BTreeMap<String, usize>,
     /// Nodes folded while a region was built, by op.
     pub folded: BTreeMap<String, usize>,
+    /// Steps of regions after fusion, by op.
+    pub steps: BTreeMap<String, usize>,
     /// Steps of regions that run by their op's reference evaluation, by op.
     pub reference: BTreeMap<String, usize>,
 }

@@ -2,8 +2,8 @@
 
 use crate::decode::ExternalData;
 use crate::proto::{
-    AttributeProto, EntryProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId, TensorProto,
-    TensorType, TypeProto, ValueInfoProto,
+    AttributeProto, DimProto, EntryProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetId,
+    ShapeProto, TensorProto, TensorType, TypeProto, ValueInfoProto,
 };
 use crate::runtime::Runtime;
 use crate::{OnnxError, OnnxModel, Value, import};
@@ -250,6 +250,70 @@ fn flipped_and_cut_files_never_panic() {
             }
         }
     }
+}
+
+/// `y = Reshape(Relu(x), [batch, 2, -1])` with a batch that is a symbol.
+fn symbolic() -> ModelProto {
+    let int_list = |name: &str, values: &[i64]| TensorProto {
+        name: name.into(),
+        dims: vec![values.len() as i64],
+        data_type: 7,
+        int64_data: values.to_vec(),
+        ..TensorProto::default()
+    };
+    let nodes = vec![
+        node("Relu", &["x"], &["r"]),
+        node("Shape", &["r"], &["shape"]),
+        node("Gather", &["shape", "zero"], &["batch"]),
+        node("Concat", &["batch", "rest"], &["wanted"]),
+        node("Reshape", &["r", "wanted"], &["y"]),
+    ];
+    let mut graph = graph(nodes, &["x"], &["y"]);
+    graph.node[3].attribute.push(AttributeProto {
+        name: "axis".into(),
+        kind: 2,
+        ..AttributeProto::default()
+    });
+    graph.initializer = vec![int_list("zero", &[0]), int_list("rest", &[2, 2])];
+    let dim = |value: Option<i64>, param: Option<&str>| DimProto { value, param: param.map(str::to_owned) };
+    let shape = Some(ShapeProto { dim: vec![dim(None, Some("batch")), dim(Some(4), None)] });
+    let tensor = Some(TensorType { elem_type: 1, shape });
+    graph.input[0].value_type = Some(TypeProto { tensor, ..TypeProto::default() });
+    model(graph)
+}
+
+#[test]
+fn a_model_over_symbols_is_compiled_once() {
+    let model = open(&symbolic()).unwrap();
+    for batch in [1, 3, 2] {
+        let x = Value::Tensor(Tensor::from_slice(&[batch, 4], &vec![-1f32; batch * 4]).unwrap());
+        let outputs = model.run(&[("x", x)]).unwrap();
+        assert_eq!(outputs[0].1.dims(), Some(&[batch, 2, 2][..]));
+        assert_eq!(outputs[0].1.floats().unwrap(), vec![0.0; batch * 4]);
+    }
+    let report = model.report();
+    assert_eq!((report.template.as_deref(), report.regions), (Some(""), 1));
+}
+
+#[test]
+fn a_large_initialiser_is_a_weight_and_a_value() {
+    let count = 20_000;
+    let raw: Vec<u8> = (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect();
+    let nodes = vec![
+        node("Add", &["x", "w"], &["y"]),
+        node("Atan", &["w"], &["z"]),
+        node("Identity", &["w"], &["same"]),
+    ];
+    let mut whole = graph(nodes, &["x"], &["y", "z", "same"]);
+    whole
+        .initializer
+        .push(TensorProto { raw_data: Some(raw.into()), ..floats("w", &[i64::from(count)], &[]) });
+    let model = open(&model(whole)).unwrap();
+    let outputs = model.run(&[("x", vector(&[1.0]))]).unwrap();
+    assert_eq!(outputs[0].1.floats().unwrap()[19_999], 20_000.0);
+    assert!((outputs[1].1.floats().unwrap()[1] - std::f64::consts::FRAC_PI_4).abs() < 1e-6);
+    assert_eq!(outputs[2].1.floats().unwrap()[7], 7.0);
+    assert_eq!(model.runtime.session().weights().len(), 1);
 }
 
 #[test]

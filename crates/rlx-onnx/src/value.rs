@@ -2,6 +2,7 @@
 
 use crate::coding::Coding;
 use crate::error::{Refusal, invalid};
+use rlx::weights::WeightBytes;
 use rlx_graph::eval;
 use rlx_tensor::{DType, Tensor};
 use std::fmt;
@@ -75,9 +76,38 @@ pub struct TextTensor {
     pub items: Vec<String>,
 }
 
+/// Numbers that are weights: read where they are, shared with the registry.
+#[derive(Debug, Clone)]
+pub struct StoredTensor {
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub dims: Vec<usize>,
+    /// Where the elements are.
+    pub content: WeightBytes,
+}
+
+impl StoredTensor {
+    /// The elements as bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.content {
+            WeightBytes::Owned(bytes) => bytes.as_slice(),
+            WeightBytes::Mapped(range) => range.bytes(),
+            _ => &[],
+        }
+    }
+
+    /// A copy as a tensor.
+    pub fn loaded(&self) -> Result<Tensor, Refusal> {
+        Ok(Tensor::from_bytes(&self.dims, self.dtype, self.bytes())?)
+    }
+}
+
 /// A value of a model.
 #[derive(Debug, Clone)]
 pub enum Value {
+    /// Numbers of a large initialiser.
+    Stored(StoredTensor),
     /// Numbers.
     Tensor(Tensor),
     /// Narrow numbers.
@@ -97,10 +127,19 @@ impl From<Tensor> for Value {
 }
 
 impl Value {
+    /// The same value with a stored tensor copied into memory of its own.
+    pub fn loaded(&self) -> Result<Value, Refusal> {
+        match self {
+            Value::Stored(stored) => Ok(Value::Tensor(stored.loaded()?)),
+            other => Ok(other.clone()),
+        }
+    }
+
     /// What kind of value it is, in words.
     pub fn describe(&self) -> String {
         match self {
             Value::Tensor(t) => format!("{}{:?}", t.dtype(), t.dims()),
+            Value::Stored(t) => format!("{}{:?}", t.dtype, t.dims),
             Value::Coded(t) => format!("{:?}{:?}", t.coding, t.dims),
             Value::Text(t) => format!("string{:?}", t.dims),
             Value::Sequence(items) => format!("sequence of {}", items.len()),
@@ -113,6 +152,7 @@ impl Value {
     pub fn dims(&self) -> Option<&[usize]> {
         match self {
             Value::Tensor(t) => Some(t.dims()),
+            Value::Stored(t) => Some(&t.dims),
             Value::Coded(t) => Some(&t.dims),
             Value::Text(t) => Some(&t.dims),
             _ => None,
@@ -123,6 +163,7 @@ impl Value {
     pub fn element(&self) -> Option<ElementType> {
         match self {
             Value::Tensor(t) => Some(ElementType::Plain(t.dtype())),
+            Value::Stored(t) => Some(ElementType::Plain(t.dtype)),
             Value::Coded(t) => Some(ElementType::Coded(t.coding)),
             Value::Text(_) => Some(ElementType::Text),
             _ => None,
@@ -185,6 +226,7 @@ impl Value {
     pub fn bytes(&self) -> usize {
         match self {
             Value::Tensor(t) => t.bytes().len(),
+            Value::Stored(t) => t.content.len(),
             Value::Coded(t) => t.codes.len(),
             Value::Text(t) => t.items.iter().map(|s| s.len() + size_of::<String>()).sum(),
             Value::Sequence(items) => items.iter().map(Value::bytes).sum(),
@@ -196,6 +238,9 @@ impl Value {
     pub fn same(&self, other: &Value) -> bool {
         match (self, other) {
             (Value::Tensor(a), Value::Tensor(b)) => a.bits_eq(b),
+            (Value::Stored(a), Value::Stored(b)) => {
+                a.dtype == b.dtype && a.dims == b.dims && a.bytes() == b.bytes()
+            }
             (Value::Coded(a), Value::Coded(b)) => a == b,
             (Value::Text(a), Value::Text(b)) => a == b,
             (Value::Sequence(a), Value::Sequence(b)) => {

@@ -40,6 +40,7 @@ struct Nodes {
     compiled: BTreeMap<String, usize>,
     host: BTreeMap<String, usize>,
     folded: BTreeMap<String, usize>,
+    steps: BTreeMap<String, usize>,
     reference: BTreeMap<String, usize>,
 }
 
@@ -103,8 +104,8 @@ fn session(context: &Context) -> Result<Session> {
 }
 
 fn nodes(report: OnnxReport) -> Nodes {
-    let OnnxReport { template, regions, compiled, host, folded, reference, .. } = report;
-    Nodes { template, regions, compiled, host, folded, reference }
+    let OnnxReport { template, regions, compiled, host, folded, steps, reference, .. } = report;
+    Nodes { template, regions, compiled, host, folded, steps, reference }
 }
 
 fn onnx_failure(error: &OnnxError, place: &str) -> Failure {
@@ -140,6 +141,7 @@ fn text(report: &Report, verbose: bool) -> String {
             ("in regions", &nodes.compiled),
             ("between regions", &nodes.host),
             ("folded", &nodes.folded),
+            ("steps of regions", &nodes.steps),
             ("by reference evaluation", &nodes.reference),
         ] {
             lines.push(format!("{what}: {}", list(ops)));

@@ -405,26 +405,29 @@ fn gather_nd(l: &mut Lowering<'_>) -> Lowered {
     if batch >= wanted.len() || batch + depth > dims.len() || dims[..batch] != wanted[..batch] {
         return invalid(format!("indices {wanted:?} do not fit data {dims:?}"));
     }
-    let indices = l.ints(1)?;
     let own = rlx_graph::eval::strides(&dims);
-    let run: usize = dims[batch + depth..].iter().product();
-    let per_batch: usize = wanted[batch..wanted.len() - 1].iter().product();
-    let batch_size: usize = dims[batch..].iter().product();
-    let mut linear = Vec::new();
-    for (i, index) in indices.chunks(depth.max(1)).enumerate() {
-        let mut start = (i / per_batch.max(1) * batch_size) as i64;
-        for (j, &v) in index.iter().enumerate() {
-            let extent = dims[batch + j] as i64;
-            let v = if v < 0 { v + extent } else { v };
-            if !(0..extent).contains(&v) {
-                return invalid(format!("index {v} is outside 0..{extent}"));
-            }
-            start += v * own[batch + j] as i64;
-        }
-        linear.extend((0..run as i64).map(|r| start + r));
+    let lead = &wanted[..wanted.len() - 1];
+    let (count, batch_size) = (lead.iter().product::<usize>(), dims[batch..].iter().product::<usize>());
+    let per_batch: usize = lead[batch..].iter().product();
+    let indices = l.value(1)?;
+    let indices = l.cast(indices, DType::I64)?;
+    let base: Vec<i64> = (0..count).map(|i| (i / per_batch.max(1) * batch_size) as i64).collect();
+    let mut linear = l.tensor(Tensor::from_slice(&[count, 1], &base)?);
+    let table = l.reshape(indices, &[count, depth])?;
+    for j in 0..depth {
+        let column = l.expand().slice(table, 1, j, 1usize)?;
+        let extent = dims[batch + j] as f64;
+        let mut e = l.expand();
+        let negative = e.scalar(BinaryOp::Less, column, 0.0)?;
+        let moved = e.scalar(BinaryOp::Add, column, extent)?;
+        let column = e.select(negative, moved, column)?;
+        let scaled = e.scalar(BinaryOp::Mul, column, own[batch + j] as f64)?;
+        linear = e.binary(BinaryOp::Add, linear, scaled)?;
     }
-    let result = [&wanted[..wanted.len() - 1], &dims[batch + depth..]].concat();
-    let linear = l.tensor(Tensor::from_slice(&result, &linear)?);
+    let run: Vec<i64> = (0..dims[batch + depth..].iter().product::<usize>() as i64).collect();
+    let run = l.int_vector(&run)?;
+    let linear = l.expand().binary(BinaryOp::Add, linear, run)?;
+    let linear = l.reshape(linear, &[lead, &dims[batch + depth..]].concat())?;
     flat_gather(l, linear)
 }
 
@@ -609,23 +612,28 @@ fn reverse_sequence(l: &mut Lowering<'_>) -> Lowered {
     let dims = l.dims(0)?;
     let (batch, time) = (l.node.int("batch_axis", 1)?, l.node.int("time_axis", 0)?);
     let (batch, time) = (axis_of(batch, dims.len())?, axis_of(time, dims.len())?);
-    let lengths = l.ints(1)?;
     let own = rlx_graph::eval::strides(&dims);
-    if lengths.len() != dims[batch] || batch == time {
-        return invalid(format!("{} lengths for {} sequences", lengths.len(), dims[batch]));
+    if batch == time || l.dims(1)? != [dims[batch]] {
+        return invalid(format!("lengths of dims {:?} for {} sequences", l.dims(1)?, dims[batch]));
     }
     let count: usize = dims.iter().product();
-    let index = |linear: usize| -> i64 {
-        let (b, t) = (linear / own[batch] % dims[batch], linear / own[time] % dims[time]);
-        let length = lengths[b];
-        let to = if (t as i64) < length { length - 1 - t as i64 } else { t as i64 };
-        linear as i64 + (to - t as i64) * own[time] as i64
-    };
-    let linear: Vec<i64> = (0..count).map(index).collect();
-    if linear.iter().any(|&i| i < 0 || i >= count as i64) {
-        return invalid(format!("lengths {lengths:?} do not fit {} steps", dims[time]));
-    }
-    let linear = l.tensor(Tensor::from_slice(&dims, &linear)?);
+    let step = |i: usize| (i / own[time] % dims[time]) as i64;
+    let steps: Vec<i64> = (0..count).map(step).collect();
+    let rest: Vec<i64> = (0..count).map(|i| i as i64 - step(i) * own[time] as i64).collect();
+    let (steps, rest) = (Tensor::from_slice(&dims, &steps)?, Tensor::from_slice(&dims, &rest)?);
+    let (steps, rest) = (l.tensor(steps), l.tensor(rest));
+    let mut wide = vec![1; dims.len()];
+    wide[batch] = dims[batch];
+    let lengths = l.value(1)?;
+    let lengths = l.cast(lengths, DType::I64)?;
+    let lengths = l.reshape(lengths, &wide)?;
+    let mut e = l.expand();
+    let inside = e.binary(BinaryOp::Less, steps, lengths)?;
+    let last = e.scalar(BinaryOp::Sub, lengths, 1.0)?;
+    let turned = e.binary(BinaryOp::Sub, last, steps)?;
+    let step = e.select(inside, turned, steps)?;
+    let moved = e.scalar(BinaryOp::Mul, step, own[time] as f64)?;
+    let linear = e.binary(BinaryOp::Add, rest, moved)?;
     flat_gather(l, linear)
 }
 

@@ -11,6 +11,8 @@ use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::cumsum::CumSum;
 use rlx_graph::ops::reduce::{Reduce, ReduceOp};
 use rlx_graph::ops::softmax::Softmax;
+use rlx_graph::ops::topk::TopK;
+use rlx_graph::ops::transpose::Transpose;
 use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Tensor};
 
@@ -31,11 +33,11 @@ pub const ROWS: &[Row] = &[
     Row::lower("Softmax", softmax),
     Row::lower("LogSoftmax", log_softmax),
     Row::host("Hardmax", hardmax),
-    Row::host("ArgMax", |h| arg(h, true)),
-    Row::host("ArgMin", |h| arg(h, false)),
+    Row::both("ArgMax", |l| arg_lower(l, true), |h| arg(h, true)),
+    Row::both("ArgMin", |l| arg_lower(l, false), |h| arg(h, false)),
     Row::lower("CumSum", cumsum),
     Row::host("CumProd", cumprod),
-    Row::host("TopK", topk),
+    Row::both("TopK", topk_lower, topk),
 ];
 
 /// What a reduction is over: axes, whether they stay, and whether anything is combined at all.
@@ -228,6 +230,56 @@ fn arg(h: &Host<'_>, largest: bool) -> Result<Vec<Value>, Refusal> {
         dims.remove(axis);
     }
     Ok(vec![Tensor::from_slice(&dims, &found)?.into()])
+}
+
+/// The first of the largest by [`TopK`], of floats; the smallest is the largest of the negated.
+fn arg_lower(l: &mut Lowering<'_>, largest: bool) -> Lowered {
+    let dims = l.dims(0)?;
+    let axis = axis_of(l.node.int("axis", 0)?, dims.len())?;
+    if l.node.flag("select_last_index", false)? || l.dtype(0)? != DType::F32 || dims[axis] == 0 {
+        return Err(Refusal::Host);
+    }
+    let mut x = l.value(0)?;
+    if !largest {
+        x = l.expand().unary(UnaryOp::Neg, x)?;
+    }
+    let mut perm: Vec<usize> = (0..dims.len()).collect();
+    perm.swap(axis, dims.len() - 1);
+    let turned = axis + 1 != dims.len();
+    if turned {
+        x = l.add(Transpose { perm: perm.clone() }, &[x])?;
+    }
+    let mut at = l.add_all(TopK { k: 1 }, &[x])?[1];
+    if turned {
+        at = l.add(Transpose { perm }, &[at])?;
+    }
+    let mut kept = dims;
+    kept[axis] = 1;
+    if !l.node.flag("keepdims", true)? {
+        kept.remove(axis);
+    }
+    let at = l.reshape(at, &kept)?;
+    Ok(vec![l.cast(at, DType::I64)?])
+}
+
+fn topk_lower(l: &mut Lowering<'_>) -> Lowered {
+    let dims = l.dims(0)?;
+    let axis = axis_of(l.node.int("axis", -1)?, dims.len())?;
+    let largest = l.node.flag("largest", true)?;
+    if axis + 1 != dims.len() || !largest || l.dtype(0)? != DType::F32 {
+        return Err(Refusal::Host);
+    }
+    let k = match l.node.int_opt("k")? {
+        Some(k) => k,
+        None => l.known(1)?.int()?,
+    };
+    let Some(k) = usize::try_from(k).ok().filter(|&k| k > 0 && k <= dims[axis]) else {
+        return Err(Refusal::Host);
+    };
+    let x = l.value(0)?;
+    let found = l.add_all(TopK { k }, &[x])?;
+    let at = l.cast(found[1], DType::I64)?;
+    Ok(vec![found[0], at])
 }
 
 fn cumsum(l: &mut Lowering<'_>) -> Lowered {
