@@ -87,7 +87,7 @@ def convolutions(case, act):
     x, w, b = values(1, 3, 5, 6), values(40, 3, 3, 3), values(40)
     kind = ([1, 1], [1, 1], [1, 1], [1, 1], 1)
     y = convolve(x, w, *kind) + b.reshape(1, -1, 1, 1)
-    for activation in ("silu", "sigmoid"):
+    for activation in ("silu", "sigmoid", "relu6"):
         case("conv", f"bias and {activation}", conv_attrs(*kind, True, False, activation, True), [last(x), w, b],
              [last(act[activation](y))], terms=27)
     x, w = rng.integers(-9, 9, (1, 2, 4, 4)).astype(np.int32), rng.integers(-9, 9, (3, 2, 2, 2)).astype(np.int32)
@@ -159,3 +159,29 @@ def pooling(case):
     x[0, 0, 0, 1] = np.nan
     y = np.array([[[[np.nan, x[0, 0, :, 2:].max()]]]], np.float32)
     case("pool_window", "nan is largest", pool_attrs("max", [2, 2], [2, 2], [1, 1], [0, 0], [0, 0]), [x], [y])
+
+
+def transposed(case):
+    shapes = [
+        ("one axis", (2, 3, 4), (3, 2, 3), [2], [1], [0], [0], 1),
+        ("cut unequally", (1, 4, 3, 4), (4, 3, 3, 2), [2, 3], [1, 1], [1, 0], [0, 1], 1),
+        ("dilated, groups, a row added", (1, 4, 3, 3), (4, 2, 2, 3), [1, 2], [2, 1], [0, 1], [-1, 0], 2),
+    ]
+    for name, xs, ws, strides, dilations, before, after, groups in shapes:
+        x, w = values(*xs), values(*ws)
+        each, outputs = xs[1] // groups, ws[1]
+        bias = values(outputs * groups)
+        reach = [s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(strides, xs[2:], dilations, ws[2:])]
+        full = np.zeros((xs[0], outputs * groups, *[r + max(0, -a) for r, a in zip(reach, after)]))
+        for at in itertools.product(*map(range, xs[2:])):
+            for tap in itertools.product(*map(range, ws[2:])):
+                to = tuple(a * s + t * d for a, s, t, d in zip(at, strides, tap, dilations))
+                for g in range(groups):
+                    part = x[(slice(None), slice(g * each, (g + 1) * each), *at)].astype(np.float64)
+                    weight = w[(slice(g * each, (g + 1) * each), slice(None), *tap)].astype(np.float64)
+                    full[(slice(None), slice(g * outputs, (g + 1) * outputs), *to)] += part @ weight
+        cut = tuple(slice(b, n - max(0, a)) for b, a, n in zip(before, after, full.shape[2:]))
+        y = full[(slice(None), slice(None), *cut)] + bias.reshape(1, -1, *[1] * len(cut))
+        attrs = (f"strides={listed(strides)}, dilations={listed(dilations)}, before={listed(before)}, "
+                 f"after={listed(after)}, groups={groups}, bias=true")
+        case("conv_transpose", name, attrs, [x, w, bias], [y], terms=int(np.prod(ws[2:])) * each)

@@ -12,6 +12,7 @@ pub mod broadcast;
 pub mod cast;
 pub mod concat;
 pub mod conv;
+pub mod conv_transpose;
 pub mod cumsum;
 pub mod embedding;
 pub mod fused_elementwise;
@@ -103,6 +104,7 @@ op_list! {
     moe::Moe,
     pool::Pool,
     conv::Conv,
+    conv_transpose::ConvTranspose,
     pool_window::PoolWindow,
     gather::Gather,
     transpose::Transpose,

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 pub mod attach_adapters;
 pub mod canonicalise;
+mod channels_last;
 mod cse;
 mod dce;
 mod fold_constants;
 pub mod fuse_activation;
 mod fuse_attention;
+pub mod fuse_conv;
 mod fuse_elementwise;
 pub mod fuse_gated;
 pub mod fuse_linear;

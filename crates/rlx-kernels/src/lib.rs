@@ -11,6 +11,7 @@
 pub mod aligned;
 pub mod attention;
 pub mod cast;
+pub mod conv;
 pub mod copy;
 pub mod elementwise;
 pub mod gather;

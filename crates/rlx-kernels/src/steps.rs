@@ -1,6 +1,7 @@
 //! Steps of a schedule: each binds a kernel family to operands.
 
 pub mod attention;
+pub mod conv;
 pub mod copy;
 pub mod elementwise;
 pub mod embedding;

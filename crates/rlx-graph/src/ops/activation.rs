@@ -28,6 +28,8 @@ attr_enum! {
         Tanh = "tanh",
         /// `1 / (1 + e^-x)`
         Sigmoid = "sigmoid",
+        /// `min(max(x, 0), 6)`
+        Relu6 = "relu6",
     }
 }
 
@@ -48,7 +50,9 @@ impl ActivationKind {
         match self {
             ActivationKind::Identity => x,
             ActivationKind::Relu if x.is_nan() => x,
+            ActivationKind::Relu6 if x.is_nan() => x,
             ActivationKind::Relu => x.max(0.0),
+            ActivationKind::Relu6 => x.clamp(0.0, 6.0),
             ActivationKind::Gelu => 0.5 * x * (1.0 + crate::eval::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             ActivationKind::GeluTanh => {
                 0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh())
@@ -72,6 +76,10 @@ impl Activation {
         match self.kind {
             ActivationKind::Identity => Ok(x),
             ActivationKind::Relu => chain.scalar(BinaryOp::Max, x, 0.0),
+            ActivationKind::Relu6 => {
+                let above = chain.scalar(BinaryOp::Max, x, 0.0)?;
+                chain.scalar(BinaryOp::Min, above, 6.0)
+            }
             ActivationKind::Gelu => {
                 let inner = chain.scalar(BinaryOp::Mul, x, std::f64::consts::FRAC_1_SQRT_2)?;
                 let erf = chain.unary(UnaryOp::Erf, inner)?;

@@ -106,6 +106,18 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("conv", conv!("[1]", "[1, 1]", "[0]", 1), "f32[1, 2, 3] f32[1, 2, 1]", "2 entries for 1"),
     ("conv", conv!("[1]", "[2]", "[0]", 1), "f32[1, 2, 3] f32[1, 2, 3]", "a window and the extent"),
     ("conv", conv!("[1]", "[1]", "[0]", 1), "f32[1, 2, 3] f16[1, 2, 1]", "must be f32"),
+    (
+        "conv_transpose",
+        "strides=[1], dilations=[1], before=[0], after=[0], groups=1, bias=false",
+        "f32[1, 2, 3] f32[3, 1, 1]",
+        "channels and weight",
+    ),
+    (
+        "conv_transpose",
+        "strides=[1], dilations=[1], before=[2], after=[2], groups=1, bias=false",
+        "f32[1, 2, 3] f32[2, 1, 1]",
+        "more is cut",
+    ),
     ("pool_window", pool!("mean", "[2]", "[1]", true), "f32[1, 2, 3]", "mean has none"),
     ("pool_window", pool!("max", "[0]", "[1]", false), "f32[1, 2, 3]", "at least 1"),
     ("pool_window", pool!("max", "[2, 2]", "[1]", false), "f32[1, 2, 3]", "2 entries for 1"),

@@ -2,9 +2,9 @@
 
 use crate::graph::Graph;
 use crate::passes::{
-    Dispatch, PassCx, PassError, PassOptions, Target, attach_adapters, canonicalise, cse, dce,
-    fold_constants, fuse_activation, fuse_attention, fuse_elementwise, fuse_gated, fuse_linear, fuse_norm,
-    fuse_norm_residual, fuse_shared_input, legalise,
+    Dispatch, PassCx, PassError, PassOptions, Target, attach_adapters, canonicalise, channels_last, cse, dce,
+    fold_constants, fuse_activation, fuse_attention, fuse_conv, fuse_elementwise, fuse_gated, fuse_linear,
+    fuse_norm, fuse_norm_residual, fuse_shared_input, legalise,
 };
 use crate::rewrite::{Draft, FusionReport};
 use crate::verify::Stage;
@@ -38,8 +38,10 @@ passes! {
     fuse_attention: "softmax(q k^T) v becomes one op that stores no scores",
     fuse_gated: "act(a) * b becomes one op",
     fuse_linear: "products with weights take bias, activation and residual",
+    fuse_conv: "convolutions take addend and activation",
     fuse_shared_input: "linear layers of one input become one",
     fuse_norm_residual: "norms take the sum before them",
+    channels_last: "images keep their channels adjacent",
     canonicalise: "the same, after fusion",
     cse: "the same, after fusion",
     dce: "the same, after fusion",

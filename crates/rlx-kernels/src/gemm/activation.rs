@@ -23,16 +23,18 @@ pub enum Activation {
     Sigmoid,
     /// `v / (1 + exp(-1.702 * v))`
     QuickGelu,
+    /// `min(max(v, 0), 6)`
+    Relu6,
 }
 
 /// An activation chosen at compile time, so that the loop over a tile holds only its own code.
-pub(super) trait Activate: 'static {
+pub(crate) trait Activate: 'static {
     fn apply<S: Simd>(s: S, v: S::V) -> S::V;
 }
 
 macro_rules! activations {
     ($($name:ident = $f:expr;)*) => {$(
-        pub(super) struct $name;
+        pub(crate) struct $name;
 
         impl Activate for $name {
             #[inline(always)]
@@ -48,6 +50,11 @@ fn identity<S: Simd>(_s: S, v: S::V) -> S::V {
     v
 }
 
+#[inline(always)]
+fn relu6<S: Simd>(s: S, v: S::V) -> S::V {
+    s.min(s.splat(6.0), math::relu(s, v))
+}
+
 activations! {
     None = identity;
     Relu = math::relu;
@@ -57,4 +64,5 @@ activations! {
     Tanh = math::tanh;
     Sigmoid = math::sigmoid;
     QuickGelu = math::gelu_quick;
+    Relu6 = relu6;
 }

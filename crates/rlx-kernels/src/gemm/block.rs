@@ -155,13 +155,13 @@ pub(super) const VARIANTS: [[&str; 14]; 4] = [
 ];
 
 /// Rows per base pointer: the rows of a group are reached with scaled indices of one stride register.
-const GROUP: usize = 3;
-const GROUPS: usize = 5;
+pub(super) const GROUP: usize = 3;
+pub(super) const GROUPS: usize = 5;
 
 /// Hides a value's origin from the optimiser, so that multiples of the stride stay addressing modes instead of
 /// becoming one pointer per row, for which there are not enough registers.
 #[inline(always)]
-fn opaque(mut value: usize) -> usize {
+pub(super) fn opaque(mut value: usize) -> usize {
     #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
     // SAFETY: no instruction is emitted.
     unsafe {
@@ -186,9 +186,9 @@ macro_rules! for_each_row {
 
 pub(super) use for_each_row;
 
-struct Operands<const PANELS: usize> {
-    rows: [*const f32; GROUPS],
-    panels: [*const u8; PANELS],
+pub(super) struct Operands<const PANELS: usize> {
+    pub rows: [*const f32; GROUPS],
+    pub panels: [*const u8; PANELS],
 }
 
 #[inline(always)]
@@ -234,10 +234,16 @@ unsafe fn accumulate<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize,
 }
 
 /// Packed rows between the row being read and the row being prefetched.
-const AHEAD: usize = 16;
+pub(super) const AHEAD: usize = 16;
 
 #[inline(always)]
-unsafe fn run_words<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const VECS: usize>(
+pub(super) unsafe fn run_words<
+    S: Simd,
+    W: Weight,
+    const ROWS: usize,
+    const PANELS: usize,
+    const VECS: usize,
+>(
     s: S,
     acc: &mut [[[S::V; VECS]; PANELS]; ROWS],
     at: &mut Operands<PANELS>,

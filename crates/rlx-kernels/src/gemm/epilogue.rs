@@ -1,11 +1,13 @@
 //! From raw accumulators to outputs: bias, addend, activation, gate and residual, in that order.
 
-use super::activation::{Activate, Activation, Gelu, GeluTanh, None, QuickGelu, Relu, Sigmoid, Silu, Tanh};
+use super::activation::{
+    Activate, Activation, Gelu, GeluTanh, None, QuickGelu, Relu, Relu6, Sigmoid, Silu, Tanh,
+};
 use crate::isa::{Kernel, LANES, Simd};
 
 /// One panel's outputs for a block of rows: `out = residual + act(acc + bias)`, or, gated,
 /// `out = residual + act(gate + bias) * (up + up_bias)`.
-pub(super) struct EpilogueArgs {
+pub(crate) struct EpilogueArgs {
     /// `rows` rows, `acc_stride` values apart.
     pub acc: *const f32,
     pub acc_stride: usize,
@@ -32,7 +34,7 @@ pub(super) struct EpilogueArgs {
 }
 
 /// The epilogue of every weight type.
-pub(super) struct Epilogue;
+pub(crate) struct Epilogue;
 
 impl Kernel for Epilogue {
     type Args = EpilogueArgs;
@@ -52,6 +54,7 @@ impl Kernel for Epilogue {
                 Activation::Tanh => finish::<S, Tanh>(s, args),
                 Activation::Sigmoid => finish::<S, Sigmoid>(s, args),
                 Activation::QuickGelu => finish::<S, QuickGelu>(s, args),
+                Activation::Relu6 => finish::<S, Relu6>(s, args),
             }
         }
     }
@@ -67,6 +70,8 @@ unsafe fn finish<S: Simd, A: Activate>(s: S, args: &EpilogueArgs) {
             let bias = load_or_neutral(s, args.bias, column, lanes);
             if lanes == LANES && args.up == 0 && args.addend.is_null() {
                 finish_whole::<S, A>(s, args, column, bias);
+            } else if lanes == LANES && args.up == 0 && args.residual.is_null() {
+                finish_added::<S, A>(s, args, column, bias);
             } else {
                 finish_any::<S, A>(s, args, column, lanes, bias);
             }
@@ -95,6 +100,19 @@ unsafe fn finish_whole<S: Simd, A: Activate>(s: S, args: &EpilogueArgs, column: 
                 residual = residual.wrapping_add(args.residual_stride);
             }
         }
+    }
+}
+
+/// 16 columns without a gate or a residual.
+#[inline(always)]
+unsafe fn finish_added<S: Simd, A: Activate>(s: S, args: &EpilogueArgs, column: usize, bias: S::V) {
+    let (mut acc, mut out) = (args.acc.wrapping_add(column), args.out.wrapping_add(column));
+    let mut addend = args.addend.wrapping_add(column);
+    for _ in 0..args.rows {
+        // SAFETY: the caller guarantees 16 more columns of `rows` rows.
+        unsafe { s.store(out, A::apply(s, s.add(s.add(s.load(acc), bias), s.load(addend)))) };
+        (acc, out) = (acc.wrapping_add(args.acc_stride), out.wrapping_add(args.out_stride));
+        addend = addend.wrapping_add(args.addend_stride);
     }
 }
 

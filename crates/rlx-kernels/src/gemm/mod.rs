@@ -4,16 +4,17 @@
 //! (k = 0, 1, 2, ... in f32), so its bits depend neither on the number of rows, nor on tiles or threads, nor, denormals of
 //! [`Products::Bf16Dot`] apart, on the instruction set.
 
-mod activation;
+pub(crate) mod activation;
 mod block;
 #[cfg(target_arch = "x86_64")]
 mod dot;
-mod epilogue;
+pub(crate) mod epilogue;
 mod grid;
 mod pack;
 mod precision;
 mod rounded;
 mod table;
+pub(crate) mod taps;
 #[cfg(test)]
 mod tests;
 

@@ -251,6 +251,7 @@ fn activation_f64(activation: Activation, v: f64) -> f64 {
         Activation::Tanh => v.tanh(),
         Activation::Sigmoid => 1.0 / (1.0 + (-v).exp()),
         Activation::QuickGelu => v / (1.0 + (-1.702 * v).exp()),
+        Activation::Relu6 => v.clamp(0.0, 6.0),
     }
 }
 
@@ -264,7 +265,7 @@ fn erf_f64(x: f64) -> f64 {
     sum * 2.0 / std::f64::consts::PI.sqrt()
 }
 
-const ACTIVATIONS: [Activation; 8] = [
+const ACTIVATIONS: [Activation; 9] = [
     Activation::None,
     Activation::Relu,
     Activation::Gelu,
@@ -273,6 +274,7 @@ const ACTIVATIONS: [Activation; 8] = [
     Activation::Tanh,
     Activation::Sigmoid,
     Activation::QuickGelu,
+    Activation::Relu6,
 ];
 
 #[test]

@@ -1,7 +1,10 @@
-//! Pooling of ragged rows: one row per sequence.
+//! Pooling: of ragged rows, one row per sequence; of windows of images.
 
 #[cfg(test)]
 mod tests;
+mod window;
+
+pub use window::{WindowArgs, WindowPooling, window_entry};
 
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
 

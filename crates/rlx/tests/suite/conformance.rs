@@ -24,6 +24,7 @@ const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("topk", "integers"),
     ("cast", "integers other than i32, i64 and u8"),
     ("conv", "weights that are operands, integers, three axes, channels in front"),
+    ("conv_transpose", "every form"),
     ("pool_window", "integers, lp, indices, other than two axes, channels in front"),
 ];
 
@@ -34,6 +35,7 @@ const FUSIONS: &[&str] = &[
     "fuse_attention",
     "fuse_gated",
     "fuse_linear",
+    "fuse_conv",
     "fuse_shared_input",
     "fuse_norm_residual",
     "fuse_elementwise",

@@ -131,7 +131,8 @@ impl CpuBackend {
             return Ok(None);
         };
         let mut key = WireWriter::new();
-        key.u8(u8::from(spec.gated)).u8(u8::from(spec.transposed)).u64(handles.len() as u64);
+        key.u8(u8::from(spec.gated)).u8(u8::from(spec.transposed)).u64(spec.groups as u64);
+        key.u64(handles.len() as u64);
         for &handle in handles {
             let Some(range) = weights.mapped(handle)? else { return Ok(None) };
             key.text(&weights.get(handle)?.shape().to_string());

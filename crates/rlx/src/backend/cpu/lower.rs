@@ -6,8 +6,9 @@ use crate::memory::experts::{ExpertPool, ExpertWeight};
 use crate::plan::{BufferKind, Place, StepSpec, Template};
 use crate::weights::{Packed, PackedKey, PinGuard, WeightHandle, WeightRegistry};
 use rlx_graph::eval::to_f64;
+use rlx_kernels::conv::{ConvLayer, conv_layout, conv_rows};
 use rlx_kernels::gemm::{
-    PackError, PackedLayout, PackedMatrix, Precision, Products, WeightOrder, WeightPart, WeightType,
+    PackError, PackedLayout, PackedMatrix, Precision, Products, WeightOrder, WeightPart, WeightType, pack_on,
     pack_on_releasing,
 };
 use rlx_kernels::isa::Isa;
@@ -88,7 +89,14 @@ impl<'t> ShapeCx<'t> {
     pub fn packed_spec(&self, spec: &MatrixSpec<'_>) -> Option<PackedSpec> {
         let bytes = self.matrix_layout(spec)?.bytes();
         let params = spec.weights.iter().filter_map(|w| self.param(w)).map(str::to_owned).collect();
-        Some(PackedSpec { params, gated: spec.gated, transposed: spec.transposed, bytes })
+        Some(PackedSpec { params, gated: spec.gated, transposed: spec.transposed, groups: 0, bytes })
+    }
+
+    /// The packed copy of a convolution's weights; `None` if they are no param.
+    pub fn conv_spec(&self, weight: &Place, layer: &ConvLayer) -> Option<PackedSpec> {
+        let params = vec![self.param(weight)?.to_owned()];
+        let bytes = conv_layout(layer, self.isa).ok()?.bytes();
+        Some(PackedSpec { params, gated: false, transposed: false, groups: layer.groups, bytes })
     }
 
     /// Params that some step reads as a packed matrix of their own.
@@ -127,6 +135,8 @@ pub(super) struct PackedSpec {
     pub gated: bool,
     /// Whether the weights are stored `[k, n]`.
     pub transposed: bool,
+    /// Groups of a convolution's channels; 0 of a linear layer.
+    pub groups: usize,
     /// The copy's size.
     pub bytes: usize,
 }
@@ -134,7 +144,10 @@ pub(super) struct PackedSpec {
 impl PackedSpec {
     /// The layout's name in the key of the copy.
     pub fn layout_name(&self, versions: &[u64]) -> String {
-        let mut text = format!("panels gated={} transposed={}", self.gated, self.transposed);
+        let mut text = match self.groups {
+            0 => format!("panels gated={} transposed={}", self.gated, self.transposed),
+            groups => format!("windows groups={groups}"),
+        };
         for (name, version) in self.params.iter().zip(versions) {
             text += &format!(" {name}#{version}");
         }
@@ -375,12 +388,50 @@ impl<'a> LowerCx<'a> {
         let shapes = self.shapes();
         let Some(layout) = shapes.matrix_layout(spec) else { return Ok(None) };
         let Some(described) = shapes.packed_spec(spec) else { return Ok(None) };
+        self.packed_copy(&described, layout, |guards| self.pack(&shapes, spec, guards))
+    }
+
+    /// The packed matrix of a convolution's weights, made once for a storage and layout; `None` if they are neither a param nor a
+    /// constant.
+    pub fn conv_matrix(
+        &self,
+        weight: &Place,
+        layer: &ConvLayer,
+    ) -> Result<Option<PackedMatrix>, BackendError> {
+        let fail = |e: PackError| self.unsupported(e.to_string());
+        let pack = |values: &[f32]| {
+            let rows = conv_rows(layer, self.isa(), values);
+            let rows = rows.ok_or_else(|| self.unsupported("the weight's size does not fit the layer"))?;
+            let (bytes, k) = (bytemuck::cast_slice(&rows), layer.k());
+            let (dtype, order) = (WeightType::F32, WeightOrder::RowMajor);
+            let part = WeightPart { bytes, dtype, n: rows.len() / k.max(1), k, order };
+            pack_on(self.backend.pool(), &[part], false, self.isa(), Precision::F32).map_err(fail)
+        };
+        if let BufferKind::Const(tensor) = &self.template.buffers()[weight.buffer.index()].kind {
+            let values = tensor.as_slice::<f32>().ok().filter(|_| weight.is_whole());
+            return values.map(pack).transpose();
+        }
+        let layout = conv_layout(layer, self.isa()).map_err(fail)?;
+        let Some(described) = self.shapes().conv_spec(weight, layer) else { return Ok(None) };
+        self.packed_copy(&described, layout, |guards| {
+            let values: Vec<f32> = bytemuck::pod_collect_to_vec(guards[0].bytes());
+            pack(&values)
+        })
+    }
+
+    /// A packed copy, from the registry or made now.
+    fn packed_copy(
+        &self,
+        described: &PackedSpec,
+        layout: PackedLayout,
+        make: impl Fn(&[PinGuard]) -> Result<PackedMatrix, BackendError>,
+    ) -> Result<Option<PackedMatrix>, BackendError> {
         described.params.iter().try_for_each(|name| self.handle(name).map(|_| ()))?;
-        let found = packed_key(self.backend, self.weights, &described)?;
+        let found = packed_key(self.backend, self.weights, described)?;
         let (Some((handles, key)), Some(param)) = (found, described.params.first()) else { return Ok(None) };
         let packed = match self.weights.packed(handles[0], &key)? {
             Some(packed) => packed,
-            None => self.pack(&shapes, spec, &handles, &key, &described)?,
+            None => self.insert_packed(&handles, &key, described, make)?,
         };
         let matrix =
             packed.downcast_ref::<PackedMatrix>().filter(|matrix| *matrix.layout() == layout).cloned();
@@ -397,14 +448,13 @@ impl<'a> LowerCx<'a> {
         Ok(Some(matrix))
     }
 
-    /// Packs a matrix on all threads, and gives the pages of its sources back.
-    fn pack(
+    /// Leaves a packed copy in the registry, and gives the pages of its sources back.
+    fn insert_packed(
         &self,
-        shapes: &ShapeCx<'_>,
-        spec: &MatrixSpec<'_>,
         handles: &[WeightHandle],
         key: &PackedKey,
         described: &PackedSpec,
+        make: impl Fn(&[PinGuard]) -> Result<PackedMatrix, BackendError>,
     ) -> Result<Arc<Packed>, BackendError> {
         let guards = handles.iter().map(|&h| self.weights.guard(h)).collect::<Result<Vec<_>, _>>()?;
         let packed = guards[0].packed_or_insert_with(key, |_| {
@@ -412,26 +462,7 @@ impl<'a> LowerCx<'a> {
             if let Some(packed) = kept.as_ref().and_then(|kept| kept.find(self.backend)) {
                 return Ok(packed);
             }
-            let mut parts = Vec::with_capacity(guards.len());
-            for (guard, weight) in guards.iter().zip(spec.weights) {
-                parts.push(self.part(shapes, guard, weight, spec.transposed)?);
-            }
-            let matrix = pack_on_releasing(
-                self.backend.pool(),
-                &parts,
-                spec.gated,
-                self.isa(),
-                self.backend.precision,
-                &mut |part, read| {
-                    if let Some(range) =
-                        guards[part].mapped().and_then(|all| all.slice(read.start, read.len()).ok())
-                    {
-                        // Advice only: pages that stay are reclaimable.
-                        let _ = range.release_pages();
-                    }
-                },
-            );
-            let matrix = matrix.map_err(|e: PackError| self.unsupported(e.to_string()))?;
+            let matrix = make(&guards)?;
             let bytes = matrix.bytes().len() as u64;
             if let Some(kept) = kept {
                 kept.keep(self.backend, &matrix);
@@ -440,6 +471,29 @@ impl<'a> LowerCx<'a> {
         })?;
         guards.iter().for_each(PinGuard::release_pages);
         Ok(packed)
+    }
+
+    /// Packs a matrix on all threads.
+    fn pack(
+        &self,
+        shapes: &ShapeCx<'_>,
+        spec: &MatrixSpec<'_>,
+        guards: &[PinGuard],
+    ) -> Result<PackedMatrix, BackendError> {
+        let mut parts = Vec::with_capacity(guards.len());
+        for (guard, weight) in guards.iter().zip(spec.weights) {
+            parts.push(self.part(shapes, guard, weight, spec.transposed)?);
+        }
+        let release = &mut |part: usize, read: std::ops::Range<usize>| {
+            let range = guards[part].mapped().and_then(|all| all.slice(read.start, read.len()).ok());
+            if let Some(range) = range {
+                // Advice only: pages that stay are reclaimable.
+                let _ = range.release_pages();
+            }
+        };
+        let (isa, precision) = (self.isa(), self.backend.precision);
+        let matrix = pack_on_releasing(self.backend.pool(), &parts, spec.gated, isa, precision, release);
+        matrix.map_err(|e| self.unsupported(e.to_string()))
     }
 
     /// The backend's pool of experts.

@@ -6,6 +6,7 @@ pub(super) mod binary;
 pub(super) mod broadcast;
 pub(super) mod cast;
 pub(super) mod concat;
+pub(super) mod conv;
 pub(super) mod cumsum;
 mod elementwise;
 pub(super) mod embedding;
@@ -21,6 +22,7 @@ pub(super) mod matmul;
 pub(super) mod moe;
 pub(super) mod pad;
 pub(super) mod pool;
+pub(super) mod pool_window;
 pub(super) mod reduce;
 pub(super) mod reshape;
 pub(super) mod rms_norm;
@@ -115,6 +117,8 @@ pub(super) const OPS: &[&dyn CpuOp] = &[
     &iota::CpuIota,
     &topk::CpuTopK,
     &pool::CpuPool,
+    &conv::CpuConv,
+    &pool_window::CpuPoolWindow,
     &moe::CpuMoe,
     &matmul::CpuMatMul,
 ];

@@ -29,6 +29,7 @@ pub(in super::super) fn activation(kind: ActivationKind) -> Option<Activation> {
         ActivationKind::Silu => Activation::Silu,
         ActivationKind::Tanh => Activation::Tanh,
         ActivationKind::Sigmoid => Activation::Sigmoid,
+        ActivationKind::Relu6 => Activation::Relu6,
         _ => return None,
     })
 }

@@ -114,6 +114,7 @@ impl CpuOp for CpuMoe {
                 params: vec![format!("{layer} slot {slot}")],
                 gated: false,
                 transposed: false,
+                groups: 0,
                 bytes: sizes.expert_bytes as usize,
             };
             return (0..slots.min(op.experts)).map(slot).collect();

@@ -1,0 +1,535 @@
+//! Convolutions of images whose channels are adjacent: `out = act(x * w + bias + addend)`.
+//!
+//! A convolution of all channels is a matrix product whose rows are windows and whose k counts window rows, window columns, input
+//! channels. The rows are never formed: the microkernels of `gemm/taps.rs` read a window piece by piece, from `x` itself or, where a
+//! window reaches past an end, from a copy of some lines with zeros around them.
+//!
+//! Numeric contract: an output is one f32 accumulator, updated by fused multiply-add in the order of k, padding included as
+//! zeros, then bias, addend, activation. Its bits depend neither on batch, tiles and threads nor on the instruction set.
+
+mod depthwise;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use depthwise::clip;
+pub use depthwise::{DepthwiseArgs, depthwise_entry, depthwise_order, depthwise_tiles};
+
+use crate::gemm::epilogue::EpilogueArgs;
+use crate::gemm::taps::{TapsArgs, TapsChosen, choose};
+use crate::gemm::{Activation, PackError, PackedLayout, WeightType, panel_columns};
+use crate::isa::Isa;
+use std::fmt;
+use std::ops::Range;
+
+/// What a layer is, whatever the images. Pairs are of the vertical and the horizontal axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvLayer {
+    /// Elements of the window.
+    pub window: [usize; 2],
+    /// Elements from one position of the window to the next, at least 1.
+    pub strides: [usize; 2],
+    /// Elements from one element of the window to the next, at least 1.
+    pub dilations: [usize; 2],
+    /// Zeros in front.
+    pub before: [usize; 2],
+    /// Zeros behind.
+    pub after: [usize; 2],
+    /// Groups of channels.
+    pub groups: usize,
+    /// Input channels of a group.
+    pub channels: usize,
+    /// Output channels of a group.
+    pub outputs: usize,
+}
+
+impl ConvLayer {
+    /// Elements from the window's first to behind its last.
+    fn span(&self, axis: usize) -> usize {
+        (self.window[axis] - 1) * self.dilations[axis] + 1
+    }
+
+    /// Positions over an extent; `None` where the window does not fit.
+    pub fn positions(&self, axis: usize, extent: usize) -> Option<usize> {
+        let padded = extent.checked_add(self.before[axis])?.checked_add(self.after[axis])?;
+        Some(padded.checked_sub(self.span(axis))? / self.strides[axis] + 1)
+    }
+
+    /// Terms of an output.
+    pub fn k(&self) -> usize {
+        self.window[0] * self.window[1] * self.channels
+    }
+
+    /// True if each group has one channel and one output.
+    pub fn is_depthwise(&self) -> bool {
+        self.channels == 1 && self.outputs == 1 && self.groups > 1
+    }
+
+    fn has_ends(&self) -> bool {
+        self.before != [0; 2] || self.after != [0; 2]
+    }
+
+    /// True if a window is one element and none is left out.
+    fn is_pointwise(&self) -> bool {
+        self.window == [1; 2] && self.strides == [1; 2] && !self.has_ends()
+    }
+}
+
+/// The layout of a layer's packed weights: each group's outputs in panels of their own.
+pub fn conv_layout(layer: &ConvLayer, isa: Isa) -> Result<PackedLayout, PackError> {
+    let panels = layer.outputs.div_ceil(panel_columns(isa));
+    let columns = match layer.groups {
+        1 => Some(layer.outputs),
+        groups => panels.checked_mul(panel_columns(isa)).and_then(|n| n.checked_mul(groups)),
+    };
+    let k = layer.window[0].checked_mul(layer.window[1]).and_then(|taps| taps.checked_mul(layer.channels));
+    match (columns, k) {
+        (Some(n), Some(k)) => PackedLayout::new(WeightType::F32, n, k, false, isa),
+        _ => Err(PackError::TooLarge),
+    }
+}
+
+/// Weights `[groups * outputs, channels, window..]` in the order that [`conv_layout`] packs as rows: `[n, k]`, k counting window
+/// rows, window columns, channels; padding columns of a group are zero. `None` if the number of weights is another.
+pub fn conv_rows(layer: &ConvLayer, isa: Isa, weights: &[f32]) -> Option<Vec<f32>> {
+    let taps = layer.window[0] * layer.window[1];
+    let k = layer.k();
+    let columns = match layer.groups {
+        1 => layer.outputs,
+        _ => layer.outputs.next_multiple_of(panel_columns(isa)),
+    };
+    if weights.len() != layer.groups * layer.outputs * k {
+        return None;
+    }
+    let mut rows = vec![0.0; layer.groups * columns * k];
+    for (index, source) in weights.chunks_exact(k.max(1)).enumerate() {
+        let row = index / layer.outputs * columns + index % layer.outputs;
+        let row = &mut rows[row * k..(row + 1) * k];
+        for (channel, values) in source.chunks_exact(taps.max(1)).enumerate() {
+            values.iter().enumerate().for_each(|(tap, &v)| row[tap * layer.channels + channel] = v);
+        }
+    }
+    Some(rows)
+}
+
+/// Sizes of the images of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// How many.
+    pub batch: usize,
+    /// Lines and columns of x.
+    pub extents: [usize; 2],
+    /// Lines and columns of the result.
+    pub positions: [usize; 2],
+}
+
+/// The operands of a convolution. Strides are in values, from one pixel to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvArgs {
+    /// Sizes.
+    pub images: Images,
+    /// `[batch, lines, columns, groups * channels]`.
+    pub x: *const f32,
+    /// Pixel stride of `x`.
+    pub x_stride: usize,
+    /// The packed weights.
+    pub w: *const u8,
+    /// `groups * outputs` values, or null.
+    pub bias: *const f32,
+    /// A value of the result's sizes to add before the activation, or null; may be `out` itself with the same stride.
+    pub addend: *const f32,
+    /// Pixel stride of `addend`.
+    pub addend_stride: usize,
+    /// `[batch, lines, columns, groups * outputs]`, written.
+    pub out: *mut f32,
+    /// Pixel stride of `out`.
+    pub out_stride: usize,
+    /// What is applied last.
+    pub activation: Activation,
+}
+
+/// Bytes of packed weights a tile covers at most, so that they stay in the second-level cache across its rows.
+const TILE_WEIGHT_BYTES: usize = 1 << 20;
+
+/// Bytes of lines that are copied at a time, where one line is not more.
+const COPY_BYTES: usize = 384 << 10;
+
+/// Tiles per worker aimed at, so that an uneven machine still finishes together.
+const TILES_PER_WORKER: usize = 4;
+
+/// The kernels of one layer on one instruction set.
+#[derive(Clone, Copy)]
+pub struct ConvKernel {
+    layer: ConvLayer,
+    layout: PackedLayout,
+    isa: Isa,
+    chosen: TapsChosen,
+}
+
+impl fmt::Debug for ConvKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = f.debug_struct("ConvKernel");
+        text.field("isa", &self.isa).field("layer", &self.layer).finish_non_exhaustive()
+    }
+}
+
+/// How the output of a run is cut into tiles: blocks of lines (of pixels, where windows are single elements) by blocks of panels.
+///
+/// The cut depends on the number of workers; what an element is does not depend on the cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvGrid {
+    images: usize,
+    /// Lines of an image, or chunks of pixels of all images.
+    units: usize,
+    /// Pixels of a unit; of all units together, where they are chunks.
+    pixels: usize,
+    flat: bool,
+    row_blocks: usize,
+    panels: usize,
+    panel_blocks: usize,
+}
+
+impl ConvGrid {
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.images * self.row_blocks * self.panel_blocks
+    }
+
+    /// Which lines a tile covers: a number that two tiles share if they cover the same.
+    fn block_of(&self, tile: usize) -> usize {
+        tile % (self.images * self.row_blocks)
+    }
+
+    fn units_of(&self, block: usize) -> Range<usize> {
+        let block = block % self.row_blocks;
+        block * self.units / self.row_blocks..(block + 1) * self.units / self.row_blocks
+    }
+
+    fn panels_of(&self, tile: usize) -> Range<usize> {
+        let block = tile / (self.images * self.row_blocks);
+        block * self.panels / self.panel_blocks..(block + 1) * self.panels / self.panel_blocks
+    }
+}
+
+/// Where a tile's rows are read.
+struct Rows {
+    start: *const f32,
+    /// Values from one output pixel's window to the next.
+    step: usize,
+    /// Values from one output line's windows to the next.
+    line_step: usize,
+    piece_count: usize,
+    length: usize,
+}
+
+impl ConvKernel {
+    /// The kernels for a layer; `None` if this machine or build lacks the instructions or the weights are too large.
+    pub fn select(isa: Isa, layer: ConvLayer) -> Option<ConvKernel> {
+        let layout = conv_layout(&layer, isa).ok()?;
+        Some(ConvKernel { layer, layout, isa, chosen: choose(isa)? })
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> &ConvLayer {
+        &self.layer
+    }
+
+    /// The layout of the weights the kernels read.
+    pub fn layout(&self) -> &PackedLayout {
+        &self.layout
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn channels(&self) -> usize {
+        self.layer.groups * self.layer.channels
+    }
+
+    /// Panels of a group.
+    fn group_panels(&self) -> usize {
+        self.layer.outputs.div_ceil(self.layout.panel_columns())
+    }
+
+    /// Lines and columns of `x`, with zeros around, that the windows of some output lines cover.
+    fn covered(&self, lines: usize, images: &Images) -> [usize; 2] {
+        let cover = |axis: usize, positions: usize| {
+            positions.saturating_sub(1) * self.layer.strides[axis] + self.layer.span(axis)
+        };
+        [cover(0, lines), cover(1, images.positions[1])]
+    }
+
+    fn copied_values(&self, lines: usize, images: &Images) -> usize {
+        let [height, width] = self.covered(lines, images);
+        height * width * self.channels()
+    }
+
+    /// Output lines whose windows are copied at a time, at most.
+    fn copied_lines(&self, images: &Images) -> usize {
+        let [_, width] = self.covered(1, images);
+        let lines = COPY_BYTES / (width * self.channels() * 4).max(1);
+        (lines.saturating_sub(self.layer.span(0)) / self.layer.strides[0] + 1).min(images.positions[0].max(1))
+    }
+
+    fn pieces(&self) -> usize {
+        self.layer.window[0] * self.layer.window[1]
+    }
+
+    /// Bytes of scratch each worker needs for images of these sizes, and for smaller ones.
+    pub fn scratch_bytes(&self, images: &Images) -> usize {
+        let pieces = (self.pieces() * size_of::<usize>()).next_multiple_of(64);
+        let lines = if self.layer.has_ends() { self.copied_lines(images) } else { 0 };
+        let copied = if lines == 0 { 0 } else { self.copied_values(lines, images) * 4 };
+        // A smaller image may fit more lines into the limit.
+        let limit = COPY_BYTES.min(self.copied_values(images.positions[0], images) * 4);
+        pieces + if lines == 0 { 0 } else { copied.max(limit) }
+    }
+
+    /// The cut for `workers` workers. Constant time.
+    pub fn grid(&self, images: &Images, workers: usize) -> ConvGrid {
+        let flat = self.layer.is_pointwise();
+        let pixels = images.batch * images.positions[0] * images.positions[1];
+        let panels = self.layer.groups * self.group_panels();
+        let (count, units, unit_pixels) = match flat {
+            true => (1, pixels.div_ceil(self.chosen.max_rows), pixels),
+            false => (images.batch, images.positions[0], images.positions[1]),
+        };
+        let empty = pixels == 0 || panels == 0;
+        let mut grid = ConvGrid {
+            images: if empty { 0 } else { count },
+            units,
+            pixels: unit_pixels,
+            flat,
+            row_blocks: 1,
+            panels,
+            panel_blocks: 1,
+        };
+        if empty {
+            return grid;
+        }
+        let in_cache = (TILE_WEIGHT_BYTES / self.layout.panel_bytes().max(1)).max(1);
+        if self.layer.has_ends() {
+            grid.row_blocks = units.div_ceil(self.copied_lines(images));
+        }
+        if count * units > 1 {
+            grid.panel_blocks = panels.div_ceil(in_cache);
+        }
+        let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
+        let x_bytes = images.batch * images.extents[0] * images.extents[1] * self.channels() * 4;
+        let more_rows = |grid: &mut ConvGrid| {
+            let others = grid.images * grid.panel_blocks;
+            grid.row_blocks = grid.row_blocks.max(units.min(wanted.div_ceil(others)));
+        };
+        let more_panels = |grid: &mut ConvGrid| {
+            let others = grid.images * grid.row_blocks;
+            grid.panel_blocks = grid.panel_blocks.max(panels.min(wanted.div_ceil(others)));
+        };
+        if self.layout.bytes() > x_bytes {
+            more_panels(&mut grid);
+            more_rows(&mut grid);
+        } else {
+            more_rows(&mut grid);
+            more_panels(&mut grid);
+        }
+        grid
+    }
+
+    /// Computes one tile of the output. `held` names the lines that the scratch holds, and is this worker's for one run of the
+    /// layer; it starts as `usize::MAX`.
+    ///
+    /// # Safety
+    /// The pointers of `args` are valid as [`ConvArgs`] says for this layer; `scratch` is valid for
+    /// [`ConvKernel::scratch_bytes`] bytes, aligned to 64 and this worker's alone; `out` overlaps no other operand except an
+    /// identical `addend`; no other thread accesses this tile's outputs. `grid` is of [`ConvKernel::grid`] with the same
+    /// images and `tile < grid.tiles()`.
+    pub unsafe fn run_tile(
+        &self,
+        args: &ConvArgs,
+        grid: &ConvGrid,
+        tile: usize,
+        scratch: *mut u8,
+        held: &mut usize,
+    ) {
+        let block = grid.block_of(tile);
+        let (image, units) = (block / grid.row_blocks, grid.units_of(block));
+        let pieces: *mut usize = scratch.cast();
+        let copy = scratch.wrapping_add((self.pieces() * size_of::<usize>()).next_multiple_of(64)).cast();
+        // SAFETY: the scratch holds the pieces, then the lines of a tile; the caller guarantees `x`.
+        let rows = unsafe {
+            if self.layer.has_ends() && *held != block {
+                self.copy_lines(args, image, &units, copy);
+            }
+            *held = block;
+            self.rows(args, grid, image, units.start, pieces, copy)
+        };
+        let panels = grid.panels_of(tile);
+        for unit in units.clone() {
+            let (first, pixels) = match grid.flat {
+                true => {
+                    let at = |unit: usize| unit * grid.pixels / grid.units;
+                    (at(unit), at(unit + 1) - at(unit))
+                }
+                false => ((image * grid.units + unit) * grid.pixels, grid.pixels),
+            };
+            let start = match grid.flat {
+                true => rows.start.wrapping_add(first * rows.step),
+                false => rows.start.wrapping_add((unit - units.start) * rows.line_step),
+            };
+            let chunks = pixels.div_ceil(self.chosen.max_rows);
+            for chunk in 0..chunks {
+                let span = chunk * pixels / chunks..(chunk + 1) * pixels / chunks;
+                let x = start.wrapping_add(span.start * rows.step);
+                let span = first + span.start..first + span.end;
+                // SAFETY: the caller guarantees the operands; the rows are windows of this tile's pixels.
+                unsafe { self.run_chunk(args, span, panels.clone(), (&rows, x, pieces)) };
+            }
+        }
+    }
+
+    /// Copies what the windows of some lines cover, with zeros around it.
+    unsafe fn copy_lines(&self, args: &ConvArgs, image: usize, lines: &Range<usize>, to: *mut f32) {
+        let (images, channels) = (&args.images, self.channels());
+        let [height, width] = self.covered(lines.len(), images);
+        let [extent_y, extent_x] = images.extents;
+        let before = self.layer.before;
+        let left = before[1].min(width);
+        let inside = extent_x.min(width - left);
+        for y in 0..height {
+            let line = to.wrapping_add(y * width * channels);
+            let source = (lines.start * self.layer.strides[0] + y).checked_sub(before[0]);
+            // SAFETY: the caller guarantees `height * width * channels` values at `to`, and in `x` the pixels inside the image.
+            unsafe {
+                let Some(source) = source.filter(|&s| s < extent_y) else {
+                    line.write_bytes(0, width * channels);
+                    continue;
+                };
+                line.write_bytes(0, left * channels);
+                let from = args.x.wrapping_add((image * extent_y + source) * extent_x * args.x_stride);
+                let target = line.wrapping_add(left * channels);
+                if args.x_stride == channels {
+                    target.copy_from_nonoverlapping(from, inside * channels);
+                } else {
+                    for pixel in 0..inside {
+                        let from = from.wrapping_add(pixel * args.x_stride);
+                        target.wrapping_add(pixel * channels).copy_from_nonoverlapping(from, channels);
+                    }
+                }
+                let end = left + inside;
+                line.wrapping_add(end * channels).write_bytes(0, (width - end) * channels);
+            }
+        }
+    }
+
+    /// Where the windows of a tile that starts at line `first` are read, their pieces written to `pieces`.
+    unsafe fn rows(
+        &self,
+        args: &ConvArgs,
+        grid: &ConvGrid,
+        image: usize,
+        first: usize,
+        pieces: *mut usize,
+        copy: *mut f32,
+    ) -> Rows {
+        let layer = &self.layer;
+        let copied = layer.has_ends();
+        let (pixel, width) = match copied {
+            true => (self.channels(), self.covered(1, &args.images)[1]),
+            false => (args.x_stride, args.images.extents[1]),
+        };
+        let merged = layer.dilations[1] == 1 && layer.groups == 1 && pixel == layer.channels;
+        let (columns, length) = match merged {
+            true => (1, layer.window[1] * layer.channels),
+            false => (layer.window[1], layer.channels),
+        };
+        for y in 0..layer.window[0] {
+            for x in 0..columns {
+                let at = (y * layer.dilations[0] * width + x * layer.dilations[1]) * pixel;
+                // SAFETY: the caller guarantees room for a piece for each element of the window.
+                unsafe { pieces.add(y * columns + x).write(at) };
+            }
+        }
+        let line_step = layer.strides[0] * width * pixel;
+        let start = match (copied, grid.flat) {
+            (true, _) => copy.cast_const(),
+            (false, true) => args.x,
+            (false, false) => {
+                let above = image * args.images.extents[0] * width * pixel;
+                args.x.wrapping_add(above + first * line_step)
+            }
+        };
+        let (step, piece_count) = (layer.strides[1] * pixel, layer.window[0] * columns);
+        Rows { start, step, line_step, piece_count, length }
+    }
+
+    /// Computes some pixels (at most `max_rows`), whose windows start at `x`, of some panels.
+    unsafe fn run_chunk(
+        &self,
+        args: &ConvArgs,
+        pixels: Range<usize>,
+        panels: Range<usize>,
+        (rows, x, pieces): (&Rows, *const f32, *const usize),
+    ) {
+        let (layout, each) = (&self.layout, self.group_panels());
+        let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
+        let acc = acc.0.as_mut_ptr().cast::<f32>();
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let group = panel / each;
+            let end = panels.end.min((group + 1) * each);
+            let several = self.chosen.several[pixels.len() - 1].filter(|(_, step)| panel + step <= end);
+            let (Some(entry), step) =
+                several.map_or((self.chosen.one[pixels.len() - 1], 1), |(e, n)| (Some(e), n))
+            else {
+                return;
+            };
+            let block = TapsArgs {
+                x: x.wrapping_add(group * self.layer.channels),
+                ldx: rows.step,
+                pieces,
+                piece_count: rows.piece_count,
+                length: rows.length,
+                w: args.w.wrapping_add(panel * layout.panel_bytes()),
+                panel_bytes: layout.panel_bytes(),
+                acc,
+            };
+            // SAFETY: the caller guarantees the rows and panels; the accumulators of any instance fit in `acc`.
+            unsafe { entry(&block, 0) };
+            for index in 0..step {
+                let column = (panel + index - group * each) * layout.panel_columns();
+                let width = layout.panel_columns().min(self.layer.outputs - column);
+                let column = group * self.layer.outputs + column;
+                let at = |p: *const f32, stride: usize| match p.is_null() {
+                    true => p,
+                    false => p.wrapping_add(pixels.start * stride + column),
+                };
+                let epilogue = EpilogueArgs {
+                    acc: acc.wrapping_add(index * layout.panel_columns()),
+                    acc_stride: step * layout.panel_columns(),
+                    rows: pixels.len(),
+                    columns: width,
+                    up: 0,
+                    bias: at(args.bias, 0),
+                    up_bias: std::ptr::null(),
+                    addend: at(args.addend, args.addend_stride),
+                    up_addend: std::ptr::null(),
+                    addend_stride: args.addend_stride,
+                    residual: std::ptr::null(),
+                    residual_stride: 0,
+                    out: args.out.wrapping_add(pixels.start * args.out_stride + column),
+                    out_stride: args.out_stride,
+                    activation: args.activation,
+                };
+                // SAFETY: the caller guarantees bias, addend and outputs of these pixels and this panel; `acc` has just been written.
+                unsafe { (self.chosen.epilogue)(&epilogue, 0) };
+            }
+            panel += step;
+        }
+    }
+}
+
+/// The most values a microkernel call accumulates: rows by panels by columns.
+const MAX_ACCUMULATORS: usize = 14 * 32;
+
+#[repr(align(64))]
+struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);

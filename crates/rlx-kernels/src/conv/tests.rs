@@ -1,0 +1,226 @@
+use super::*;
+use crate::aligned::AlignedBuf;
+use crate::gemm::{PackedMatrix, Precision, WeightOrder, WeightPart, pack};
+use crate::pool::Pool;
+
+fn values(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(next).collect()
+}
+
+struct Problem {
+    layer: ConvLayer,
+    images: Images,
+    x: Vec<f32>,
+    w: Vec<f32>,
+    bias: Vec<f32>,
+    addend: Vec<f32>,
+}
+
+impl Problem {
+    fn new(layer: ConvLayer, batch: usize, extents: [usize; 2]) -> Self {
+        let positions = [0, 1].map(|axis| layer.positions(axis, extents[axis]).unwrap());
+        let images = Images { batch, extents, positions };
+        let (channels, outputs) = (layer.groups * layer.channels, layer.groups * layer.outputs);
+        let x = values(batch * extents[0] * extents[1] * channels, 1);
+        let w = values(outputs * layer.k(), 2);
+        let addend = values(batch * positions[0] * positions[1] * outputs, 4);
+        Self { layer, images, x, w, bias: values(outputs, 3), addend }
+    }
+
+    /// By the definition, in the order of the contract.
+    fn expected(&self) -> Vec<f32> {
+        let (layer, images) = (&self.layer, &self.images);
+        let (channels, outputs) = (layer.groups * layer.channels, layer.groups * layer.outputs);
+        let [height, width] = images.extents;
+        let taps = layer.window[0] * layer.window[1];
+        let mut y = Vec::new();
+        for pixel in 0..images.batch * images.positions[0] * images.positions[1] {
+            let (row, column) = (pixel / images.positions[1], pixel % images.positions[1]);
+            let (image, row) = (row / images.positions[0], row % images.positions[0]);
+            for output in 0..outputs {
+                let group = output / layer.outputs;
+                let mut acc = 0.0f32;
+                for tap in 0..taps {
+                    let (dy, dx) = (tap / layer.window[1], tap % layer.window[1]);
+                    let at_y = row * layer.strides[0] + dy * layer.dilations[0];
+                    let at_x = column * layer.strides[1] + dx * layer.dilations[1];
+                    let inside = (layer.before[0]..height + layer.before[0]).contains(&at_y)
+                        && (layer.before[1]..width + layer.before[1]).contains(&at_x);
+                    for channel in 0..layer.channels {
+                        let x = match inside {
+                            true => {
+                                let line = image * height + at_y - layer.before[0];
+                                let at = line * width + at_x - layer.before[1];
+                                self.x[at * channels + group * layer.channels + channel]
+                            }
+                            false => 0.0,
+                        };
+                        acc = x.mul_add(self.w[(output * layer.channels + channel) * taps + tap], acc);
+                    }
+                }
+                y.push((acc + self.bias[output] + self.addend[pixel * outputs + output]).max(0.0));
+            }
+        }
+        y
+    }
+
+    fn packed(&self, isa: Isa) -> PackedMatrix {
+        let rows = conv_rows(&self.layer, isa, &self.w).unwrap();
+        let bytes: Vec<u8> = rows.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (k, dtype, order) = (self.layer.k(), WeightType::F32, WeightOrder::RowMajor);
+        let part = WeightPart { bytes: &bytes, dtype, n: rows.len() / k, k, order };
+        pack(&[part], false, isa, Precision::F32).unwrap()
+    }
+
+    fn run(&self, isa: Isa, threads: usize) -> Vec<f32> {
+        let (layer, images) = (self.layer, self.images);
+        let channels = layer.groups * layer.channels;
+        let outputs = layer.groups * layer.outputs;
+        let mut y = vec![f32::NAN; self.addend.len()];
+        let out = y.as_mut_ptr() as usize;
+        let (bias, addend, addend_stride) =
+            (self.bias.as_ptr() as usize, self.addend.as_ptr() as usize, outputs);
+        let (x, x_stride, out_stride) = (self.x.as_ptr() as usize, channels, outputs);
+        let activation = Activation::Relu;
+        let pool = Pool::new(threads);
+        if layer.is_depthwise() {
+            let w = depthwise_order(&layer, &self.w).unwrap();
+            let entry = depthwise_entry(isa).unwrap();
+            let w = w.as_ptr() as usize;
+            pool.run(|team| {
+                let (tiles, lines) = depthwise_tiles(&images, team.count());
+                let args = DepthwiseArgs {
+                    layer,
+                    images,
+                    x: x as *const f32,
+                    x_stride,
+                    w: w as *const f32,
+                    bias: bias as *const f32,
+                    addend: addend as *const f32,
+                    addend_stride,
+                    out: out as *mut f32,
+                    out_stride,
+                    activation,
+                    lines,
+                };
+                for tile in team.tiles(tiles) {
+                    // SAFETY: the vectors have the sizes of the problem and outlive the run.
+                    unsafe { entry(&args, tile) };
+                }
+            });
+            return y;
+        }
+        let kernel = ConvKernel::select(isa, layer).unwrap();
+        let packed = self.packed(isa);
+        assert_eq!(kernel.layout(), packed.layout());
+        let scratch_bytes = kernel.scratch_bytes(&images);
+        pool.run(|team| {
+            let mut scratch = AlignedBuf::zeroed(scratch_bytes.max(64)).unwrap();
+            let args = ConvArgs {
+                images,
+                x: x as *const f32,
+                x_stride,
+                w: packed.bytes().as_ptr(),
+                bias: bias as *const f32,
+                addend: addend as *const f32,
+                addend_stride,
+                out: out as *mut f32,
+                out_stride,
+                activation,
+            };
+            let grid = kernel.grid(&images, team.count());
+            let mut held = usize::MAX;
+            for tile in team.tiles(grid.tiles()) {
+                // SAFETY: the vectors have the sizes of the problem and outlive the run; the scratch is as long as asked.
+                unsafe { kernel.run_tile(&args, &grid, tile, scratch.bytes_mut().as_mut_ptr(), &mut held) };
+            }
+        });
+        y
+    }
+}
+
+fn layer(
+    window: [usize; 2],
+    strides: [usize; 2],
+    ends: [usize; 2],
+    channels: usize,
+    outputs: usize,
+) -> ConvLayer {
+    let dilations = [1, 1];
+    ConvLayer { window, strides, dilations, before: ends, after: ends, groups: 1, channels, outputs }
+}
+
+fn problems() -> Vec<Problem> {
+    let square = |channels, outputs| layer([3, 3], [1, 1], [1, 1], channels, outputs);
+    vec![
+        Problem::new(layer([1, 1], [1, 1], [0, 0], 5, 33), 2, [3, 5]),
+        Problem::new(layer([1, 1], [1, 1], [0, 0], 1, 1), 1, [1, 1]),
+        Problem::new(layer([1, 1], [2, 2], [0, 0], 7, 31), 2, [5, 8]),
+        Problem::new(square(3, 64), 2, [13, 29]),
+        Problem::new(square(17, 33), 1, [7, 7]),
+        Problem::new(layer([7, 7], [2, 2], [3, 3], 3, 40), 1, [30, 31]),
+        Problem::new(layer([3, 2], [1, 3], [0, 0], 4, 9), 2, [6, 9]),
+        Problem::new(
+            ConvLayer { dilations: [2, 3], after: [1, 4], ..layer([3, 3], [1, 2], [2, 3], 4, 9) },
+            2,
+            [9, 11],
+        ),
+        Problem::new(ConvLayer { groups: 3, ..square(2, 5) }, 2, [6, 15]),
+        Problem::new(ConvLayer { groups: 2, ..layer([1, 1], [1, 1], [0, 0], 4, 34) }, 2, [4, 4]),
+        Problem::new(ConvLayer { groups: 19, ..square(1, 1) }, 2, [9, 10]),
+        Problem::new(ConvLayer { groups: 33, ..layer([5, 3], [2, 2], [2, 1], 1, 1) }, 1, [9, 16]),
+        Problem::new(ConvLayer { groups: 3, ..square(1, 2) }, 1, [6, 6]),
+        // More than one block of copied lines, and of weights.
+        Problem::new(square(160, 20), 1, [40, 40]),
+        Problem::new(square(64, 520), 1, [3, 3]),
+    ]
+}
+
+#[test]
+fn results_are_those_of_the_definition_on_each_instruction_set_and_number_of_threads() {
+    for problem in problems() {
+        let expected = problem.expected();
+        for isa in Isa::available() {
+            for threads in [1, 2, 3] {
+                let found = problem.run(isa, threads);
+                let same = found.iter().zip(&expected).all(|(a, b)| a == b) && found.len() == expected.len();
+                assert!(same, "{isa}, {threads} threads: {:?} over {:?}", problem.layer, problem.images);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_gives_the_same_bits_whatever_its_neighbours() {
+    let layer = layer([3, 3], [2, 2], [1, 1], 9, 37);
+    let several = Problem::new(layer, 3, [11, 12]);
+    let mut alone = Problem::new(layer, 1, [11, 12]);
+    let (image, result) = (alone.x.len(), alone.addend.len());
+    alone.x.copy_from_slice(&several.x[image..2 * image]);
+    alone.addend.copy_from_slice(&several.addend[result..2 * result]);
+    for isa in Isa::available() {
+        assert!(several.run(isa, 2)[result..2 * result] == alone.run(isa, 2)[..], "{isa}");
+    }
+}
+
+#[test]
+fn scratch_for_large_images_serves_small_ones() {
+    let layer = layer([3, 3], [1, 1], [1, 1], 64, 8);
+    let kernel = ConvKernel::select(Isa::Scalar, layer).unwrap();
+    let images = |n: usize| Images { batch: 1, extents: [n, n], positions: [n, n] };
+    let enough = kernel.scratch_bytes(&images(200));
+    assert!((1..200).all(|n| kernel.scratch_bytes(&images(n)) <= enough));
+}
+
+#[test]
+fn weights_of_another_number_are_refused() {
+    let layer = layer([3, 3], [1, 1], [1, 1], 2, 3);
+    assert!(conv_rows(&layer, Isa::Scalar, &[0.0; 53]).is_none());
+    assert!(depthwise_order(&layer, &[0.0; 8]).is_none());
+    assert_eq!(ConvLayer { before: [0, 0], after: [0, 0], ..layer }.positions(0, 2), None);
+}
