@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 mod attention;
 mod contrib;
 mod control;
+mod convolution;
 mod dropout;
 mod einsum;
 mod elementwise;
@@ -20,11 +21,20 @@ mod loss;
 mod ml;
 mod movement;
 mod norm;
+mod normalisation;
+mod pooling;
 mod quant;
+mod random;
+mod recurrent;
 mod reduction;
+mod resize;
+mod sampling;
+mod scatter;
 mod select;
 mod sequence;
 mod shape;
+mod signal;
+mod suppression;
 mod text;
 mod training;
 
@@ -82,6 +92,7 @@ const FAMILIES: &[&[Row]] = &[
     attention::ROWS,
     contrib::ROWS,
     control::ROWS,
+    convolution::ROWS,
     dropout::ROWS,
     einsum::ROWS,
     elementwise::ROWS,
@@ -90,11 +101,20 @@ const FAMILIES: &[&[Row]] = &[
     ml::ROWS,
     movement::ROWS,
     norm::ROWS,
+    normalisation::ROWS,
+    pooling::ROWS,
     quant::ROWS,
+    random::ROWS,
+    recurrent::ROWS,
     reduction::ROWS,
+    resize::ROWS,
+    sampling::ROWS,
+    scatter::ROWS,
     select::ROWS,
     sequence::ROWS,
     shape::ROWS,
+    signal::ROWS,
+    suppression::ROWS,
     text::ROWS,
     training::ROWS,
 ];
