@@ -4,6 +4,7 @@ mod build_figures;
 mod ci;
 mod config;
 mod deny;
+mod disassembly;
 mod minilm;
 mod onnx_suite;
 mod process;
@@ -39,6 +40,11 @@ const TASKS: &[Task] = &[
         run: onnx_suite::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
+    Task {
+        name: "disassembly",
+        usage: "hot loops of the kernels that keep operands on the stack",
+        run: |config, _| disassembly::run(config),
+    },
     Task {
         name: "build-figures",
         usage: "crates, CPU seconds and binary size of a clean release build",

@@ -159,7 +159,7 @@ fn choose_set(set: DotSet, dtype: DType, columns: usize) -> Option<Chosen> {
 
 /// Sums of a chunk of rows for one panel.
 /// Units per worker aimed at, so that the last ones are short.
-const UNITS_PER_WORKER: usize = 8;
+const UNITS_PER_WORKER: usize = 4;
 
 #[repr(align(64))]
 struct Sums([MaybeUninit<f32>; CHUNK_ROWS * PANEL_STRIPS * LANES]);
