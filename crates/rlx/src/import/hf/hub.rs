@@ -32,7 +32,7 @@ impl HfCacheDirs {
     }
 }
 
-/// `org/name[@revision]`, or `name` for the few models without an owner.
+/// `org/name[@revision][:quantisation]`, or `name` for the few models without an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// The owner.
@@ -41,6 +41,8 @@ pub struct HubName {
     pub name: String,
     /// Branch, tag or commit; `main` when absent.
     pub revision: Option<String>,
+    /// Which GGUF file of the repository: the quantisation in its name, such as `Q4_K_M`.
+    pub quantization: Option<String>,
 }
 
 impl HubName {
@@ -50,9 +52,13 @@ impl HubName {
     /// [`ImportError::BadName`] with the rule it breaks.
     pub fn parse(text: &str) -> Result<Self, ImportError> {
         let bad = |reason: &str| ImportError::BadName { name: text.to_owned(), reason: reason.to_owned() };
-        let (path, revision) = match text.split_once('@') {
-            Some((path, revision)) => (path, Some(revision)),
+        let (whole, quantization) = match text.split_once(':') {
+            Some((whole, quantization)) => (whole, Some(quantization)),
             None => (text, None),
+        };
+        let (path, revision) = match whole.split_once('@') {
+            Some((path, revision)) => (path, Some(revision)),
+            None => (whole, None),
         };
         let parts: Vec<&str> = path.split('/').collect();
         let (org, name) = match parts[..] {
@@ -78,10 +84,15 @@ impl HubName {
                 return Err(bad("the revision after `@` is not a branch, tag or commit"));
             }
         }
+        let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if quantization.is_some_and(|text| text.is_empty() || text.len() > 32 || !plain(text)) {
+            return Err(bad("what follows `:` is a quantisation, such as Q4_K_M"));
+        }
         Ok(HubName {
             org: org.map(str::to_owned),
             name: name.to_owned(),
             revision: revision.map(str::to_owned),
+            quantization: quantization.map(str::to_owned),
         })
     }
 
@@ -98,18 +109,20 @@ impl HubName {
     }
 
     fn fetch_arguments(&self) -> String {
-        match &self.revision {
-            Some(revision) => format!("{} --revision {revision}", self.repository()),
-            None => self.repository(),
-        }
+        let revision = self.revision.as_ref().map(|revision| format!(" --revision {revision}"));
+        let files = self.quantization.as_ref().map(|text| format!(" --include \"*{text}*.gguf\""));
+        [Some(self.repository()), revision, files].into_iter().flatten().collect()
     }
 }
 
 impl fmt::Display for HubName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repository())?;
-        match &self.revision {
-            Some(revision) => write!(f, "@{revision}"),
+        if let Some(revision) = &self.revision {
+            write!(f, "@{revision}")?;
+        }
+        match &self.quantization {
+            Some(quantization) => write!(f, ":{quantization}"),
             None => Ok(()),
         }
     }
@@ -153,7 +166,38 @@ pub fn resolve_model(model: &str, dirs: &HfCacheDirs) -> Result<ResolvedModel, I
     if !snapshot.is_dir() {
         return Err(not_found());
     }
-    Ok(ResolvedModel { path: snapshot, fetch_name: name.fetch_arguments() })
+    let path = match &name.quantization {
+        Some(quantization) => gguf_of(&snapshot, quantization)?.ok_or_else(not_found)?,
+        None => snapshot,
+    };
+    Ok(ResolvedModel { path, fetch_name: name.fetch_arguments() })
+}
+
+/// The GGUF file of a snapshot whose name holds a quantisation as a word of its own; of a split model the first part.
+fn gguf_of(snapshot: &Path, quantization: &str) -> Result<Option<PathBuf>, ImportError> {
+    let io = |source| ImportError::Io { path: snapshot.to_path_buf(), source };
+    let wanted = quantization.to_ascii_lowercase();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(snapshot).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("").to_ascii_lowercase();
+        let Some(stem) = name.strip_suffix(".gguf") else { continue };
+        let is_first = !stem.contains("-of-") || stem.contains("-00001-of-");
+        if is_first && stem.split(['-', '.']).any(|word| word == wanted) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match &found[..] {
+        [_, second, ..] => {
+            let found = format!("{} and {}", found[0].display(), second.display());
+            let (path, field) = (snapshot.to_path_buf(), "(file names)".to_owned());
+            let expected =
+                format!("one GGUF file named after {quantization}: give the path of the one that is meant");
+            Err(ImportError::Field { path, field, expected, found })
+        }
+        _ => Ok(found.pop()),
+    }
 }
 
 /// The commit a branch or tag points at; a revision without a ref is taken for a commit.
@@ -219,6 +263,33 @@ mod tests {
         assert!(matches!(resolve_model("org/tiny@v9", &dirs), Err(ImportError::NotFound { .. })));
         let none = resolve_model("org/tiny", &HfCacheDirs::default()).unwrap_err().to_string();
         assert!(none.contains("no cache folder is known"), "{none}");
+    }
+
+    #[test]
+    fn a_quantisation_names_one_gguf_file_of_the_repository() {
+        let (folder, dirs) = cache();
+        let snapshot = folder.path().join("hub/models--org--tiny/snapshots").join(COMMIT);
+        for file in ["tiny-Q4_K_M.gguf", "tiny-q8_0.gguf", "tiny.Q6_K-00001-of-00002.gguf"] {
+            fs::write(snapshot.join(file), "GGUF").unwrap();
+        }
+        fs::write(snapshot.join("tiny.Q6_K-00002-of-00002.gguf"), "GGUF").unwrap();
+        for (name, file) in [
+            ("org/tiny:Q4_K_M", "tiny-Q4_K_M.gguf"),
+            ("org/tiny@main:q4_k_m", "tiny-Q4_K_M.gguf"),
+            ("org/tiny:Q8_0", "tiny-q8_0.gguf"),
+            ("org/tiny:Q6_K", "tiny.Q6_K-00001-of-00002.gguf"),
+        ] {
+            assert!(resolve_model(name, &dirs).unwrap().path.ends_with(file), "{name}");
+        }
+        let absent = resolve_model("org/tiny@main:Q4_K", &dirs).unwrap_err().to_string();
+        let command = "`hf download org/tiny --revision main --include \"*Q4_K*.gguf\"`";
+        assert!(absent.contains(command), "{absent}");
+        fs::write(snapshot.join("other-Q8_0.gguf"), "GGUF").unwrap();
+        let two = resolve_model("org/tiny:Q8_0", &dirs).unwrap_err().to_string();
+        assert!(two.contains("other-Q8_0.gguf and"), "{two}");
+        for wrong in ["org/tiny:", "org/tiny:../x", "org/tiny:Q4:Q5"] {
+            assert!(matches!(resolve_model(wrong, &dirs), Err(ImportError::BadName { .. })), "{wrong}");
+        }
     }
 
     #[test]
