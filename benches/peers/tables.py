@@ -94,12 +94,25 @@ def quantised(args, shape):
     return Plan(list(LLM_WORKS), workers, "bf16", args.models / f"{shape}-f32", sizes)
 
 
+def quantised_long(args, shape, kind):
+    """One file after 4,096 tokens, with a cache of f16 in both."""
+    file = args.models / "gguf" / f"{shape}-{kind}.gguf"
+    workers = [
+        ("rlx", f"{rlx(args, file)} --cache-type f16"),
+        ("llama.cpp", python("llama", args, "bf16", f"--model {file}")),
+        ("llama.cpp-flash", python("llama", args, "bf16", f"--model {file} --option flash")),
+    ]
+    sizes = {label: file.stat().st_size for label, _ in workers if file.exists()}
+    return Plan(["decode:4096x8"], workers, "bf16", args.models / f"{shape}-f32", sizes)
+
+
 TABLES = {
     "minilm-f32": lambda args: minilm(args, "f32"),
     "minilm-bf16": lambda args: minilm(args, "bf16"),
     "texts": texts,
     **{f"{key}-{p}": lambda args, s=s, p=p: llm(args, s, p) for key, s in SHAPES.items() for p in ("f32", "bf16")},
     **{f"{key}-{p}-long": lambda args, s=s, p=p: long(args, s, p) for key, s in SHAPES.items() for p in ("f32", "bf16")},
+    **{f"{key}-{q}-long": lambda args, s=s, q=q: quantised_long(args, s, q) for key, s in SHAPES.items() for q in QUANTS},
     **{f"{key}-quantised": lambda args, s=s: quantised(args, s) for key, s in SHAPES.items()},
 }
 
