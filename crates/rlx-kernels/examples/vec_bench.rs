@@ -137,6 +137,8 @@ fn decode(isa: Isa, context: usize, dtype: CacheDtype) {
         dtype,
         block_table: table.as_ptr(),
         table_width: blocks,
+        stored_heads: (0, shape.kv_heads),
+        stored_chunk: None,
     };
     let run = append_entry(isa).expect("every build has a scalar row");
     for row in 0..context {
