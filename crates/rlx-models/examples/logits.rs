@@ -7,8 +7,11 @@ use rlx_models::{Built, Model};
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.as_slice() {
+    run(&std::env::args().skip(1).collect::<Vec<_>>())
+}
+
+fn run(arguments: &[String]) -> Result<(), Box<dyn Error + Send + Sync>> {
+    match arguments {
         [model] => print_ids(&Model::open(model)?),
         [model, out, ids] => {
             let ids: Vec<u32> = ids.split(',').map(str::parse).collect::<Result<_, _>>()?;
@@ -46,4 +49,15 @@ fn all_logits(model: &Model, ids: &[u32]) -> Result<Vec<f32>, Box<dyn Error + Se
         all.extend(logits);
     }
     Ok(all)
+}
+
+#[test]
+fn it_runs() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let out = std::env::temp_dir().join(format!("rlx-logits-{}", std::process::id()));
+    let name = out.to_string_lossy().into_owned();
+    run(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo").to_owned(), name, "1,2,3".to_owned()])?;
+    let bytes = std::fs::metadata(&out)?.len();
+    std::fs::remove_file(out)?;
+    assert!(bytes > 0 && bytes.is_multiple_of(12), "three rows of logits: {bytes} bytes");
+    Ok(())
 }

@@ -1,10 +1,13 @@
 //! Models go through the pipeline: executables by capacities, made once, kept within bounds.
 
-use crate::goldens::open_folder;
+use crate::goldens::{folders, name_of, open_folder};
+use rlx::aot::AotCache;
 use rlx::backend::Backend;
 use rlx::backend::cpu::CpuBackend;
+use rlx::session::CompileOptions;
 use rlx_kernels::isa::Isa;
-use rlx_models::{Model, OpenOptions, TextOptions};
+use rlx_models::runtime::{self, DecoderRunner, EncoderRunner};
+use rlx_models::{Built, Model, OpenOptions, TextOptions};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -63,4 +66,28 @@ fn an_encoder_keeps_its_executable() {
     let specialised = model.pipeline().specialisations();
     assert_eq!(model.embed(&["one fine day"]).unwrap(), vectors);
     assert_eq!(model.pipeline().specialisations(), specialised);
+}
+
+#[test]
+fn the_plan_of_every_checkpoint_is_found_again_by_the_next_process() {
+    let cache = tempfile::tempdir().unwrap();
+    for folder in folders() {
+        let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(Isa::detect(), 1));
+        let model =
+            Model::on_backend(open_folder(&folder), &OpenOptions::default(), Arc::clone(&backend)).unwrap();
+        let (graph, options) = (model.built().graph(), CompileOptions::default());
+        let binding = match model.built() {
+            Built::Decoder(model) => DecoderRunner::binding(&model.info, 8, 8).0,
+            Built::Encoder(model) => EncoderRunner::binding(&model.info, 8).0,
+            other => panic!("the test knows no {other:?}"),
+        };
+        let plan = |found: u64| {
+            let cache = Some(AotCache::new(cache.path(), 1 << 30));
+            let pipeline = runtime::pipeline(graph, model.weights(), &backend, cache).unwrap();
+            let executable = pipeline.get_or_specialize_aot("x", graph, &options, &binding).unwrap();
+            assert_eq!(pipeline.plans_found(), found, "{}", name_of(&folder));
+            executable.lir().to_string()
+        };
+        assert_eq!(plan(0), plan(1), "{}", name_of(&folder));
+    }
 }
