@@ -18,7 +18,8 @@ use std::time::Instant;
 
 /// Folders of the package's test data.
 const FOLDERS: [&str; 4] = ["node", "simple", "pytorch-converted", "pytorch-operator"];
-/// Folder of models without files of inputs: they are given what the package's own runner gives them.
+/// Folder of models without files of inputs: they are given what the package's own runner gives them. They hold up to 550 MB of
+/// weights, so that a run against the list leaves them out.
 const LIGHT: &str = "light";
 
 enum Outcome {
@@ -119,6 +120,9 @@ fn run() -> Result<bool, String> {
 }
 
 fn light_cases(choices: &Choices, session: &Session) -> Result<Vec<Case>, String> {
+    if choices.expect.is_some() && choices.filter.is_none() {
+        return Ok(Vec::new());
+    }
     let root = choices.data.join(LIGHT);
     let entries = std::fs::read_dir(&root).map_err(|e| format!("{}: {e}", root.display()))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
