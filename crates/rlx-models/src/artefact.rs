@@ -31,21 +31,7 @@ impl Model {
     /// # Errors
     /// [`rlx::SessionError::Aot`] if the file cannot be written; of packing the weights.
     pub fn write_artefact(&self, path: &Path, threads: usize) -> Result<()> {
-        if self.convention() == Convention::Gguf {
-            let expected =
-                "the folder that the GGUF file was made from: a compiled file needs its tokenizer.json";
-            let found = self.folder().root().display().to_string();
-            return Err(ModelError::Setting { setting: "the model to compile", expected, found });
-        }
-        let json = match self.folder().content(TOKENIZER_FILE) {
-            Some(bytes) => bytes.to_vec(),
-            None => self.read_file(TOKENIZER_FILE)?,
-        };
-        let vocab = match self.built() {
-            Built::Decoder(model) => model.info.vocab,
-            Built::Encoder(model) => model.info.vocab,
-        };
-        let tokenizer = StoredTokenizer::new(&self.folder().root().join(TOKENIZER_FILE), &json, vocab)?;
+        let tokenizer = self.stored_tokenizer()?;
         let mut files = vec![
             (MODEL.to_owned(), self.facts()),
             (TABLES.to_owned(), tokenizer.tables),
@@ -62,6 +48,19 @@ impl Model {
         let binding = self.plan_binding(PlanRequest { context: Some(context), batch: None })?;
         let parts = ArtefactParts { compiled: self.compiled(), binding: &binding, files: &files };
         Ok(parts.write(path, threads).map_err(rlx::SessionError::from)?)
+    }
+
+    fn stored_tokenizer(&self) -> Result<StoredTokenizer> {
+        let json = match (self.folder().content(TOKENIZER_FILE), self.convention()) {
+            (Some(bytes), _) => bytes.to_vec(),
+            (None, Convention::Gguf) => return self.tokenizer().stored(),
+            (None, Convention::Hub) => self.read_file(TOKENIZER_FILE)?,
+        };
+        let vocab = match self.built() {
+            Built::Decoder(model) => model.info.vocab,
+            Built::Encoder(model) => model.info.vocab,
+        };
+        StoredTokenizer::new(&self.folder().root().join(TOKENIZER_FILE), &json, vocab)
     }
 
     fn read_file(&self, name: &str) -> Result<Vec<u8>> {

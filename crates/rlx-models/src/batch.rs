@@ -1,8 +1,8 @@
 //! Several texts at once, each with an adapter of its own or none: requests join and leave between steps.
 
 use crate::error::{ModelError, Result};
-use crate::generate::{DecoderRuntime, FinishReason, SequenceStep, StepInputs};
-use crate::kv::{BlockPool, BlockTable};
+use crate::generate::{DecoderRuntime, FinishReason, SequenceStep, StepInputs, length_dependent};
+use crate::kv::{BLOCK_POSITIONS, BlockKey, BlockPool, BlockTable};
 use crate::lora::{ADAPTER_SLOTS, Adapter, Generation, LoraScheduler};
 use crate::model::Model;
 use crate::runtime::{DecoderRunner, PREFILL_ROWS};
@@ -47,6 +47,13 @@ pub struct BatchRequest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(u64);
 
+impl RequestId {
+    /// How many requests the batch had before.
+    pub fn index(self) -> u64 {
+        self.0
+    }
+}
+
 /// What a step brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchEvent {
@@ -65,6 +72,9 @@ struct Sequence {
     sampler: Sampler,
     adapter: Option<Arc<Adapter>>,
     table: BlockTable,
+    /// The key of the blocks remembered, and how many they are.
+    key: BlockKey,
+    remembered: usize,
 }
 
 impl Sequence {
@@ -85,6 +95,7 @@ pub struct Batch<'m> {
     inputs: StepInputs,
     logits: Vec<f32>,
     next_id: u64,
+    reused: usize,
 }
 
 impl<'m> Batch<'m> {
@@ -119,6 +130,7 @@ impl<'m> Batch<'m> {
             inputs: StepInputs::default(),
             logits: Vec::new(),
             next_id: 0,
+            reused: 0,
         })
     }
 
@@ -156,6 +168,8 @@ impl<'m> Batch<'m> {
             sampler,
             adapter,
             table: BlockTable::new(),
+            key: BlockKey::start(generation.map_or(0, |generation| generation + 1)),
+            remembered: 0,
         };
         self.scheduler.push(generation, sequence);
         Ok(id)
@@ -174,6 +188,11 @@ impl<'m> Batch<'m> {
     /// Requests that wait.
     pub fn waiting(&self) -> usize {
         self.scheduler.len()
+    }
+
+    /// Tokens of prompts that were not run, for the blocks of another text held their keys and values.
+    pub fn reused(&self) -> usize {
+        self.reused
     }
 
     /// Lets requests join, runs every text one step and tells what came of it.
@@ -241,6 +260,16 @@ impl<'m> Batch<'m> {
         }
         self.logits.resize(ready.len() * info.vocab, 0.0);
         self.runner.step(&self.inputs, &mut self.logits).map_err(ModelError::Run)?;
+        if !length_dependent(info) {
+            for sequence in &mut self.running {
+                while (sequence.remembered + 1) * BLOCK_POSITIONS <= sequence.past {
+                    let start = sequence.remembered * BLOCK_POSITIONS;
+                    sequence.key = sequence.key.then(&sequence.tokens[start..start + BLOCK_POSITIONS]);
+                    self.pool.remember(&sequence.table, sequence.remembered, sequence.key);
+                    sequence.remembered += 1;
+                }
+            }
+        }
         Ok(ready)
     }
 
@@ -249,6 +278,9 @@ impl<'m> Batch<'m> {
             let in_use: BTreeSet<Generation> =
                 self.slots.iter().flatten().map(|adapter| adapter.generation()).collect();
             let Some(mut sequence) = self.scheduler.next(self.running.len(), &in_use) else { return Ok(()) };
+            if !length_dependent(&self.model.decoder()?.info) {
+                self.reuse(&mut sequence);
+            }
             self.pool.reserve(&mut sequence.table, sequence.tokens.len() + sequence.max_tokens)?;
             if let Some(adapter) = &sequence.adapter
                 && position(&self.slots, adapter).is_none()
@@ -259,6 +291,23 @@ impl<'m> Batch<'m> {
                 self.slots[slot] = Some(Arc::clone(adapter));
             }
             self.running.push(sequence);
+        }
+    }
+
+    /// Gives a text that begins the full blocks of others that begin alike. Its last token is run in any case, for its logits.
+    fn reuse(&mut self, sequence: &mut Sequence) {
+        let blocks = sequence.tokens[..sequence.tokens.len() - 1].chunks_exact(BLOCK_POSITIONS);
+        let keys: Vec<BlockKey> = blocks
+            .scan(sequence.key, |key, tokens| {
+                *key = key.then(tokens);
+                Some(*key)
+            })
+            .collect();
+        let adopted = self.pool.adopt(&mut sequence.table, keys.iter().copied());
+        if let Some(last) = adopted.checked_sub(1) {
+            (sequence.key, sequence.remembered) = (keys[last], adopted);
+            sequence.past = adopted * BLOCK_POSITIONS;
+            self.reused += sequence.past;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The loop of text generation: prefill in chunks, then one token after another, over whatever runs a decoder.
 
 use crate::arch::DecoderInfo;
+use crate::draft::{DraftStats, Drafter, shared_start};
 use crate::error::{ModelError, Result};
 use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, blocks_for};
 use crate::sampling::{Sampler, SamplingOptions};
@@ -8,6 +9,7 @@ use rlx::SessionError;
 use rlx::backend::BackendError;
 pub use rlx::session::CancelToken;
 use rlx_kernels::schedule::StepError;
+use std::ops::Range;
 use std::time::Instant;
 
 /// What a runtime may fail with.
@@ -46,6 +48,30 @@ impl<R: DecoderRuntime + ?Sized> DecoderRuntime for &mut R {
     }
 }
 
+/// What a text has to obey, token by token.
+pub trait Constraint: Send {
+    /// Makes the logits of tokens that may not follow minus infinity.
+    ///
+    /// # Errors
+    /// If no token may follow, or that cannot be told; the generation ends.
+    fn mask(&mut self, logits: &mut [f32]) -> Result<()>;
+
+    /// Takes the next token.
+    ///
+    /// # Errors
+    /// If it may not follow.
+    fn accept(&mut self, token: u32) -> Result<()>;
+
+    /// Nothing may follow any more: the text ends by itself.
+    fn is_over(&self) -> bool;
+}
+
+impl std::fmt::Debug for dyn Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a constraint")
+    }
+}
+
 /// What a failed step means: that it was stopped as asked, or that it went wrong.
 fn step_error(error: RunError) -> ModelError {
     match error.downcast_ref::<SessionError>() {
@@ -64,6 +90,8 @@ pub struct DecoderLimits {
     pub blocks: usize,
     /// Columns of `block_table`.
     pub table: usize,
+    /// Most rows of a step whose logits are given.
+    pub outs: usize,
 }
 
 /// The inputs of a decoder's graph for one step, row-major; reused from step to step.
@@ -147,6 +175,14 @@ impl StepInputs {
         }
     }
 
+    /// Adds rows of the step to those whose logits are wanted, in ascending order.
+    pub fn want(&mut self, rows: Range<usize>) {
+        for row in rows {
+            self.logit_rows.push(row as i32);
+            self.logit_slots.push(self.slots.get(row).copied().unwrap_or(-1));
+        }
+    }
+
     /// True if some row has an adapter.
     pub fn is_adapted(&self) -> bool {
         self.slots.iter().any(|&slot| slot >= 0)
@@ -175,6 +211,9 @@ pub struct GenerateOptions {
     pub deadline: Option<Instant>,
     /// The slot of the runtime whose adapter the text runs with.
     pub adapter_slot: Option<usize>,
+    /// Tokens whose keys and values the runtime's blocks hold, from block 0 on: what the prompt shares with their start is not run
+    /// again. As [`Generation::into_held`] gives them.
+    pub held: Vec<u32>,
 }
 
 impl GenerateOptions {
@@ -188,6 +227,7 @@ impl GenerateOptions {
             cancel: CancelToken::new(),
             deadline: None,
             adapter_slot: None,
+            held: Vec::new(),
         }
     }
 }
@@ -220,9 +260,17 @@ pub struct Generation<R> {
     sampler: Sampler,
     pool: BlockPool,
     table: BlockTable,
+    /// The prompt, what was generated, and what was generated but not given out yet.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    given: usize,
     past: usize,
+    reused: usize,
+    drafter: Option<Box<dyn Drafter>>,
+    constraint: Option<Box<dyn Constraint>>,
+    draft: Vec<u32>,
+    drafts: DraftStats,
+    run: Vec<u32>,
     inputs: StepInputs,
     logits: Vec<f32>,
     finish: Option<FinishReason>,
@@ -233,6 +281,11 @@ pub struct Generation<R> {
 pub fn context_limit(info: &DecoderInfo, limits: DecoderLimits, asked: Option<usize>) -> usize {
     let cache = limits.blocks.min(limits.table).saturating_mul(BLOCK_POSITIONS);
     info.max_positions.min(cache).min(asked.unwrap_or(usize::MAX))
+}
+
+/// True if keys in the cache depend on how long the text is.
+pub(crate) fn length_dependent(info: &DecoderInfo) -> bool {
+    info.rope.is_some()
 }
 
 /// Starts a generation. Nothing runs before the first token is asked for.
@@ -272,6 +325,11 @@ pub fn generate<R: DecoderRuntime>(
     runtime.interrupt(&options.cancel, options.deadline);
     let mut tokens = Vec::with_capacity(prompt_tokens + new_tokens);
     tokens.extend_from_slice(prompt);
+    // The last token of the prompt is run for its logits; keys rotated for another length are of no use.
+    let past = match length_dependent(info) {
+        true => 0,
+        false => shared_start(&options.held, prompt).min(prompt_tokens - 1),
+    };
     Ok(Generation {
         runtime,
         info: info.clone(),
@@ -281,20 +339,56 @@ pub fn generate<R: DecoderRuntime>(
         table,
         tokens,
         prompt_tokens,
-        past: 0,
+        given: prompt_tokens,
+        past,
+        reused: past,
+        drafter: None,
+        constraint: None,
+        draft: Vec::new(),
+        drafts: DraftStats::default(),
+        run: Vec::new(),
         inputs: StepInputs::default(),
-        logits: vec![0.0; info.vocab],
+        logits: vec![0.0; info.vocab * limits.outs.max(1)],
         finish: None,
         failed: false,
     })
 }
 
 impl<R: DecoderRuntime> Generation<R> {
+    /// Lets a drafter guess tokens, as many at a time as the runtime gives logits for beyond the first. The text stays the same, bit for
+    /// bit. Models whose rotation depends on the text's length run without.
+    #[must_use]
+    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
+        self.drafter = Some(drafter).filter(|_| !length_dependent(&self.info));
+        self
+    }
+
+    /// Lets only tokens follow that a constraint allows.
+    #[must_use]
+    pub fn with_constraint(mut self, constraint: Box<dyn Constraint>) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// Tokens of the prompt that were not run, for an earlier text had left their keys and values.
+    pub fn reused(&self) -> usize {
+        self.reused
+    }
+
+    /// What became of guesses.
+    pub fn drafts(&self) -> DraftStats {
+        self.drafts
+    }
+
     /// The next token; `None` when the text has ended.
     ///
     /// # Errors
     /// [`ModelError::Cancelled`], [`ModelError::Deadline`], [`ModelError::Run`], [`ModelError::Logits`].
     pub fn next_token(&mut self) -> Result<Option<u32>> {
+        if let Some(&token) = self.tokens.get(self.given) {
+            self.given += 1;
+            return Ok(Some(token));
+        }
         if self.finish.is_some() {
             return Ok(None);
         }
@@ -303,17 +397,47 @@ impl<R: DecoderRuntime> Generation<R> {
             return Ok(None);
         }
         self.advance()?;
-        let token = self.sampler.sample(&self.logits)?;
-        if self.options.stop.contains(&token) {
-            self.finish = Some(FinishReason::Stop);
-            return Ok(None);
-        }
-        self.sampler.observe(token);
-        self.tokens.push(token);
-        Ok(Some(token))
+        self.choose()?;
+        let token = self.tokens.get(self.given).copied();
+        self.given = self.tokens.len().min(self.given + 1);
+        Ok(token)
     }
 
-    /// Runs every token that is not in the cache yet; the logits of the last one stand in `self.logits`.
+    /// Draws a token from the logits of the last token, and one more for each guess that it equals.
+    fn choose(&mut self) -> Result<()> {
+        let vocab = self.info.vocab;
+        for at in 0..=self.draft.len() {
+            let logits = &mut self.logits[at * vocab..(at + 1) * vocab];
+            let allowed = self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.mask(logits));
+            let token = match allowed.and_then(|()| self.sampler.sample(logits)) {
+                Ok(token) => token,
+                // The next step comes upon it again, after the tokens before it were given out.
+                Err(_) if at > 0 => break,
+                Err(error) => return Err(error),
+            };
+            if self.options.stop.contains(&token) {
+                self.finish = Some(FinishReason::Stop);
+                break;
+            }
+            self.sampler.observe(token);
+            self.tokens.push(token);
+            if let Some(constraint) = &mut self.constraint {
+                constraint.accept(token)?;
+                if constraint.is_over() {
+                    self.finish = Some(FinishReason::Stop);
+                    break;
+                }
+            }
+            if self.draft.get(at) != Some(&token) {
+                break;
+            }
+            self.past += 1;
+            self.drafts.accepted += 1;
+        }
+        Ok(())
+    }
+
+    /// Runs every token that is not in the cache yet, and guesses after it; their logits stand in `self.logits`.
     fn advance(&mut self) -> Result<()> {
         let length = self.tokens.len();
         let beyond = self.info.rope.as_ref().and_then(|rope| rope.recompute_beyond());
@@ -322,21 +446,42 @@ impl<R: DecoderRuntime> Generation<R> {
         }
         let limits = self.runtime.limits();
         let columns = limits.table.min(blocks_for(self.table.capacity()));
+        self.draft.clear();
         while self.past < length {
             self.check_interrupts()?;
             let end = length.min(self.past.saturating_add(limits.max_rows));
+            let rows = end - self.past;
+            self.run.clear();
+            self.run.extend_from_slice(&self.tokens[self.past..end]);
+            if end == length {
+                self.propose(limits, rows)?;
+                self.run.extend_from_slice(&self.draft);
+            }
             self.inputs.clear(columns);
-            let sequence = SequenceStep {
-                tokens: &self.tokens[self.past..end],
-                past: self.past,
-                length,
-                table: &self.table,
-                wants_logits: end == length,
-            };
+            let (tokens, past, table) = (&self.run[..], self.past, &self.table);
+            let sequence = SequenceStep { tokens, past, length, table, wants_logits: false };
             self.inputs.push_adapted(&self.info, sequence, self.options.adapter_slot);
+            if end == length {
+                self.inputs.want(rows - 1..self.run.len());
+            }
             let wanted = self.inputs.logit_rows.len() * self.info.vocab;
             self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(step_error)?;
             self.past = end;
+        }
+        Ok(())
+    }
+
+    /// Asks for guesses that may follow all tokens, in a step with `rows` rows already.
+    fn propose(&mut self, limits: DecoderLimits, rows: usize) -> Result<()> {
+        let Some(drafter) = &mut self.drafter else { return Ok(()) };
+        let left = self.options.max_new_tokens - (self.tokens.len() - self.prompt_tokens);
+        let most = limits.outs.min(left).saturating_sub(1).min(limits.max_rows - rows);
+        if most > 0 {
+            drafter.propose(&self.tokens, most, &mut self.draft)?;
+            let vocab = self.info.vocab;
+            let known = self.draft.iter().take(most).take_while(|&&token| (token as usize) < vocab).count();
+            self.draft.truncate(known);
+            self.drafts.proposed += known;
         }
         Ok(())
     }
@@ -353,17 +498,24 @@ impl<R: DecoderRuntime> Generation<R> {
 
     /// Why the text ended, once it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish
+        self.finish.filter(|_| self.given == self.tokens.len())
     }
 
     /// The prompt's tokens and those generated so far.
     pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+        &self.tokens[..self.given]
     }
 
     /// The tokens generated so far.
     pub fn new_tokens(&self) -> &[u32] {
-        &self.tokens[self.prompt_tokens..]
+        &self.tokens[self.prompt_tokens..self.given]
+    }
+
+    /// The runtime, and the tokens whose keys and values it holds: for [`GenerateOptions::held`] of the next text.
+    pub fn into_held(self) -> (R, Vec<u32>) {
+        let Self { runtime, mut tokens, past, .. } = self;
+        tokens.truncate(past);
+        (runtime, tokens)
     }
 
     /// Cache blocks that are free for other sequences.

@@ -3,6 +3,7 @@
 
 mod config;
 pub mod export;
+pub(crate) mod kept;
 mod names;
 mod tokenizer;
 mod weights;
@@ -52,6 +53,12 @@ impl GgufModel {
     /// The tensors as the file stores them.
     pub fn stored(&self) -> &dyn WeightLoader {
         self.loader.as_ref()
+    }
+
+    /// Everything before the tensors, which tells the tokenizer among other things; `None` of a model in several files.
+    pub(crate) fn header(&self) -> Option<&[u8]> {
+        let [file] = self.loader.files() else { return None };
+        file.bytes().get(..self.loader.header_bytes())
     }
 
     /// Bytes of the files that were read: all but the tensors.

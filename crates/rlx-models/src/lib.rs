@@ -4,10 +4,13 @@ pub mod arch;
 mod artefact;
 pub mod batch;
 pub mod blocks;
+pub mod draft;
 pub mod embed;
 mod error;
 pub mod generate;
 pub mod gguf;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 pub mod kv;
 pub mod lora;
 mod model;
@@ -23,5 +26,5 @@ pub use arch::{
 pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
 pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};
-pub use model::{Model, OpenOptions, TextGeneration, TextOptions};
+pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};

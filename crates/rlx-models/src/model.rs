@@ -1,10 +1,15 @@
 //! The short way in: open a model folder, embed texts, generate text.
 
 use crate::arch::{BuildOptions, Built, Convention, Decoder, build, build_folder};
+use crate::draft::{DraftStats, Drafter, ModelDrafter, PromptLookup};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
-use crate::generate::{CancelToken, FinishReason, GenerateOptions, Generation, generate};
+use crate::generate::{
+    CancelToken, DecoderRuntime as _, FinishReason, GenerateOptions, Generation, generate,
+};
 use crate::gguf::GgufModel;
+use crate::gguf::kept::{self, TableWriter};
+use crate::kv::BLOCK_POSITIONS;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
 use crate::plan::PlanRequest;
 use crate::runtime::{
@@ -69,6 +74,8 @@ pub struct Model {
     threads: usize,
     adapters: Adapters,
     experts: Option<Arc<ExpertPool>>,
+    #[expect(dead_code, reason = "dropping it, after all else, writes the tables")]
+    tokenizer_writer: Option<TableWriter>,
 }
 
 /// What to generate from a text.
@@ -86,6 +93,89 @@ pub struct TextOptions {
     pub cancel: CancelToken,
     /// Ends the generation at this time.
     pub deadline: Option<Instant>,
+    /// Where guesses of several tokens at a time come from. They never change the text.
+    pub draft: Draft,
+    /// What the text has to be.
+    #[cfg(feature = "grammar")]
+    pub grammar: Option<crate::grammar::Grammar>,
+}
+
+/// Where guesses of the next tokens come from: see [`crate::draft`].
+#[derive(Clone, Default)]
+pub enum Draft {
+    /// No guesses: a token at a time.
+    #[default]
+    Off,
+    /// The text so far: see [`PromptLookup`].
+    Lookup {
+        /// Most tokens guessed at a time.
+        tokens: usize,
+    },
+    /// A smaller model with the same tokens.
+    Model {
+        /// The smaller model.
+        model: Arc<Model>,
+        /// Most tokens guessed at a time.
+        tokens: usize,
+    },
+}
+
+impl std::fmt::Debug for Draft {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Draft::Off => f.write_str("Off"),
+            Draft::Lookup { tokens } => write!(f, "Lookup({tokens})"),
+            Draft::Model { model, tokens } => write!(f, "Model({}, {tokens})", model.folder.root().display()),
+        }
+    }
+}
+
+impl Draft {
+    /// Most tokens guessed at a time.
+    fn tokens(&self) -> usize {
+        match self {
+            Draft::Off => 0,
+            Draft::Lookup { tokens } | Draft::Model { tokens, .. } => *tokens,
+        }
+    }
+
+    fn drafter(&self, context: usize, vocab: usize) -> Result<Option<Box<dyn Drafter>>> {
+        Ok(match self {
+            Draft::Off => None,
+            Draft::Lookup { .. } => Some(Box::new(PromptLookup)),
+            Draft::Model { model, .. } => {
+                let runner = model.decoder_runner(context)?;
+                Some(Box::new(ModelDrafter::new(runner, &model.decoder()?.info, vocab)?))
+            }
+        })
+    }
+}
+
+/// A text whose keys and values are still there: a text that begins alike goes on from them.
+pub struct HeldText {
+    runner: DecoderRunner,
+    tokens: Vec<u32>,
+    adapter: Option<Arc<Adapter>>,
+}
+
+impl std::fmt::Debug for HeldText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HeldText({} tokens)", self.tokens.len())
+    }
+}
+
+impl HeldText {
+    /// True if a text of `needed` positions with this adapter can go on from it.
+    fn serves(&self, needed: usize, outs: usize, adapter: Option<&Arc<Adapter>>) -> bool {
+        let limits = self.runner.limits();
+        let room = limits.blocks.min(limits.table).saturating_mul(BLOCK_POSITIONS);
+        let same_adapter = match (&self.adapter, adapter) {
+            (None, None) => true,
+            (Some(held), Some(asked)) => Arc::ptr_eq(held, asked),
+            _ => false,
+        };
+        room >= needed && limits.outs >= outs && same_adapter
+    }
 }
 
 impl Default for TextOptions {
@@ -98,6 +188,9 @@ impl Default for TextOptions {
             adapter: None,
             cancel: CancelToken::new(),
             deadline: None,
+            draft: Draft::Off,
+            #[cfg(feature = "grammar")]
+            grammar: None,
         }
     }
 }
@@ -199,13 +292,14 @@ impl Model {
         let weights = model.weights();
         let choices = build_options(options, Convention::Gguf);
         let built = build(&model.config()?, weights.as_ref(), model.sentence(), &choices)?;
-        let tokenizer = model.tokenizer(vocab_of(&built))?;
+        let (tokenizer, writer) = kept::tokenizer(model, vocab_of(&built))?;
         let tokenizer = match &built {
             Built::Decoder(_) => tokenizer,
             Built::Encoder(encoder) => tokenizer.for_sentences(encoder.info.max_tokens, false)?,
         };
         let opened = Self::on_built(model.folder()?, weights, options, (backend, cache), built, tokenizer)?;
-        Ok(Self { convention: Convention::Gguf, header_bytes: model.header_bytes(), ..opened })
+        let (convention, header_bytes) = (Convention::Gguf, model.header_bytes());
+        Ok(Self { convention, header_bytes, tokenizer_writer: writer, ..opened })
     }
 
     /// Opens a model from a folder already found.
@@ -322,6 +416,7 @@ impl Model {
             precision: None,
             adapters: Adapters::of(built.graph(), DType::F32),
             experts: None,
+            tokenizer_writer: None,
             built,
             pipeline,
             executables,
@@ -563,16 +658,50 @@ impl Model {
     /// # Errors
     /// As [`Model::generate`].
     pub fn generate_tokens(&self, prompt: &[u32], options: &TextOptions) -> Result<TextGeneration<'_>> {
+        let limit = options.context.unwrap_or(usize::MAX).min(self.decoder()?.info.max_positions);
+        let needed = prompt.len().saturating_add(options.max_tokens);
+        self.generate_in(None, needed.min(limit), prompt, options)
+    }
+
+    /// As [`Model::generate_tokens`], after a text whose start may be the prompt's, such as the turn of a conversation before this one.
+    /// What they share is not run again; the text has the same bits as from nothing.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn generate_after(
+        &self,
+        held: Option<HeldText>,
+        prompt: &[u32],
+        options: &TextOptions,
+    ) -> Result<TextGeneration<'_>> {
+        let limit = options.context.unwrap_or(usize::MAX).min(self.decoder()?.info.max_positions);
+        let needed = prompt.len().saturating_add(options.max_tokens);
+        // Room for as much again, so that the next turn finds this one.
+        self.generate_in(held, needed.saturating_mul(2).min(limit), prompt, options)
+    }
+
+    fn generate_in(
+        &self,
+        held: Option<HeldText>,
+        room: usize,
+        prompt: &[u32],
+        options: &TextOptions,
+    ) -> Result<TextGeneration<'_>> {
         let model = self.decoder()?;
         let adapter = options.adapter.as_deref().map(|name| self.adapter(name)).transpose()?;
         let limit = options.context.unwrap_or(usize::MAX).min(model.info.max_positions);
-        let needed = prompt.len().saturating_add(options.max_tokens);
+        let needed = prompt.len().saturating_add(options.max_tokens).min(limit);
+        let outs = options.draft.tokens().saturating_add(1);
         let started = Instant::now();
-        let mut runner = self.decoder_runner(needed.min(limit))?;
+        let held = held.filter(|held| held.serves(needed, outs, adapter.as_ref()));
+        let (mut runner, held) = match held {
+            Some(held) => (held.runner, held.tokens),
+            None => (self.runner_with_outs(room, outs)?, Vec::new()),
+        };
         let adapter_slot = adapter.is_some().then_some(0);
-        if let Some(adapter) = adapter {
-            runner = runner.with_adapters(self.adapted_graph()?);
-            runner.set_adapter(0, Some(adapter))?;
+        if let Some(adapter) = &adapter {
+            runner.use_adapters(|| self.adapted_graph())?;
+            runner.set_adapter(0, Some(Arc::clone(adapter)))?;
         }
         let loop_options = GenerateOptions {
             max_new_tokens: options.max_tokens,
@@ -582,17 +711,34 @@ impl Model {
             cancel: options.cancel.clone(),
             deadline: options.deadline,
             adapter_slot,
+            held,
         };
-        let inner = generate(runner, &model.info, prompt, loop_options)?;
+        let mut inner = generate(runner, &model.info, prompt, loop_options)?;
+        if let Some(drafter) = options.draft.drafter(needed, model.info.vocab)? {
+            inner = inner.with_drafter(drafter);
+        }
+        #[cfg(feature = "grammar")]
+        if let Some(grammar) = &options.grammar {
+            let (tokenizer, vocab) = (&self.tokenizer, model.info.vocab);
+            let constraint = crate::grammar::GrammarConstraint::new(grammar, tokenizer, vocab, &self.stop)?;
+            inner = inner.with_constraint(Box::new(constraint));
+        }
         let load_ms = millis(started);
         Ok(TextGeneration {
             prompt_tokens: prompt.len(),
             pieces: Some(self.tokenizer.stream(prompt)),
             inner,
+            adapter,
             load_ms,
             prefill_ms: None,
             decode_ms: 0.0,
         })
+    }
+
+    fn runner_with_outs(&self, context: usize, outs: usize) -> Result<DecoderRunner> {
+        let model = self.decoder()?;
+        self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
+        DecoderRunner::with_outs(model, self.executables.clone(), context, PREFILL_ROWS, outs)
     }
 }
 
@@ -640,6 +786,7 @@ fn millis(since: Instant) -> f64 {
 pub struct TextGeneration<'m> {
     inner: Generation<DecoderRunner>,
     pieces: Option<Detokenizer<'m>>,
+    adapter: Option<Arc<Adapter>>,
     prompt_tokens: usize,
     load_ms: f64,
     prefill_ms: Option<f64>,
@@ -677,6 +824,22 @@ impl TextGeneration<'_> {
     /// Why the text ended, once it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.inner.finish_reason()
+    }
+
+    /// Tokens of the prompt that were not run: see [`Model::generate_after`].
+    pub fn reused(&self) -> usize {
+        self.inner.reused()
+    }
+
+    /// What became of guesses.
+    pub fn drafts(&self) -> DraftStats {
+        self.inner.drafts()
+    }
+
+    /// The text with its keys and values, for [`Model::generate_after`].
+    pub fn into_held(self) -> HeldText {
+        let (runner, tokens) = self.inner.into_held();
+        HeldText { runner, tokens, adapter: self.adapter }
     }
 
     /// Time to bind weights (packed at first use) and make the caches, in milliseconds.

@@ -293,7 +293,7 @@ impl DecoderRunner {
         let table = blocks_for(context.min(info.max_positions).max(1));
         let blocks = table.saturating_mul(batch);
         let max_rows = max_rows.min(context.saturating_mul(batch)).max(batch);
-        let limits = DecoderLimits { max_rows, blocks, table };
+        let limits = DecoderLimits { max_rows, blocks, table, outs: batch };
         let binding = DimBinding::new().with("rows", max_rows).with("batch", batch).with("outs", batch);
         (binding.with("blocks", blocks).with("table", table), limits)
     }
@@ -323,7 +323,33 @@ impl DecoderRunner {
         batch: usize,
     ) -> Result<Self> {
         let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, batch.max(1));
-        let context = executables.into().lease("decoder", &binding)?;
+        Self::bound(model, executables.into(), binding, limits)
+    }
+
+    /// A runner for one sequence whose steps give the logits of up to `outs` rows: of a token, and of guesses after it.
+    ///
+    /// # Errors
+    /// [`crate::ModelError::Session`].
+    pub fn with_outs(
+        model: &Decoder,
+        executables: impl Into<Executables>,
+        context: usize,
+        max_rows: usize,
+        outs: usize,
+    ) -> Result<Self> {
+        let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, 1);
+        let outs = outs.clamp(1, limits.max_rows);
+        let binding = binding.with("outs", outs);
+        Self::bound(model, executables.into(), binding, DecoderLimits { outs, ..limits })
+    }
+
+    fn bound(
+        model: &Decoder,
+        executables: Executables,
+        binding: DimBinding,
+        limits: DecoderLimits,
+    ) -> Result<Self> {
+        let context = executables.lease("decoder", &binding)?;
         let state = context.executable().new_state()?;
         let interrupt = (CancelToken::new(), None);
         let info = model.info.clone();

@@ -1,6 +1,7 @@
 //! Text to token ids and back, as `tokenizer.json` says.
 
 mod prebuilt;
+mod spelling;
 
 use crate::arch::{DecoderInfo, EncoderInfo};
 use crate::error::{ModelError, Result};
@@ -21,6 +22,8 @@ pub struct TextTokenizer {
     vocab: usize,
     lower_case: bool,
     max_tokens: Option<usize>,
+    /// What a tokenizer of tables was opened from.
+    tables: Option<(MappedRange, Vec<u8>)>,
 }
 
 /// The library's tokenizer, or one whose model is a table in a file.
@@ -136,8 +139,8 @@ impl TextTokenizer {
         }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| broken(error.to_string()))?;
-        let inner = Inner::Library(Box::new(inner));
-        Ok(Self { inner, path: path.to_path_buf(), vocab, lower_case: false, max_tokens: None })
+        let (inner, path) = (Inner::Library(Box::new(inner)), path.to_path_buf());
+        Ok(Self { inner, path, vocab, lower_case: false, max_tokens: None, tables: None })
     }
 
     /// A tokenizer as [`StoredTokenizer`] holds it; nothing is built in proportion to the vocabulary where there are tables.
@@ -149,6 +152,7 @@ impl TextTokenizer {
             return Self::from_bytes(path, rest, vocab);
         }
         let broken = |reason: String| ModelError::Tokenizer { path: path.to_path_buf(), reason };
+        let kept = Some((tables.clone(), rest.to_vec()));
         let table = prebuilt::TokenTable::open(Arc::new(Mapped(tables)))
             .map_err(|error| broken(error.to_string()))?;
         if let Some((id, token)) = table.highest().filter(|(id, _)| *id as usize >= vocab) {
@@ -157,7 +161,36 @@ impl TextTokenizer {
         let assembled = catch_unwind(AssertUnwindSafe(|| prebuilt::assemble(table, rest)));
         let assembled = assembled.map_err(|_| broken("its parts contradict each other".into()))?;
         let inner = Inner::Table(Box::new(assembled.map_err(|error| broken(error.to_string()))?));
-        Ok(Self { inner, path: path.to_path_buf(), vocab, lower_case: false, max_tokens: None })
+        let path = path.to_path_buf();
+        Ok(Self { inner, path, vocab, lower_case: false, max_tokens: None, tables: kept })
+    }
+
+    /// The tokenizer as a `tokenizer.json`; `None` of one that is read in place from tables.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] if the library cannot write it.
+    pub fn to_json(&self) -> Result<Option<Vec<u8>>> {
+        match &self.inner {
+            Inner::Library(library) => {
+                let json = library.to_string(false).map_err(|error| self.broken(error.to_string()))?;
+                Ok(Some(json.into_bytes()))
+            }
+            Inner::Table(_) => Ok(None),
+        }
+    }
+
+    /// The tokenizer as an artefact holds it.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::to_json`] and [`StoredTokenizer::new`].
+    pub fn stored(&self) -> Result<StoredTokenizer> {
+        match (&self.tables, self.to_json()?) {
+            (_, Some(json)) => StoredTokenizer::new(&self.path, &json, self.vocab),
+            (Some((tables, rest)), None) => {
+                Ok(StoredTokenizer { tables: tables.bytes().to_vec(), rest: rest.clone() })
+            }
+            (None, None) => Err(self.broken("its tables are not there any more".to_owned())),
+        }
     }
 
     /// Whether sentences are lower-cased first.
@@ -279,6 +312,19 @@ impl TextTokenizer {
     /// A token as the vocabulary spells it.
     pub fn token(&self, id: u32) -> Option<String> {
         either!(&self.inner, t => t.id_to_token(id))
+    }
+
+    /// The bytes that each of `vocab` ids stands for within a text; empty for one that stands for none, such as a control token. `None` if
+    /// that is not known: of tokens that are neither byte-level nor SentencePiece pieces.
+    pub fn token_bytes(&self, vocab: usize) -> Option<Vec<Vec<u8>>> {
+        let spelling = either!(&self.inner, t => t.get_decoder().and_then(spelling::of))?;
+        let added = either!(&self.inner, t => t.get_added_tokens_decoder());
+        let bytes = |id: u32| match added.get(&id) {
+            Some(token) if token.special => Vec::new(),
+            Some(token) => token.content.clone().into_bytes(),
+            None => self.token(id).map_or_else(Vec::new, |piece| spelling.bytes(&piece)),
+        };
+        Some((0..u32::try_from(vocab).ok()?).map(bytes).collect())
     }
 
     /// The length at which sentences are cut.

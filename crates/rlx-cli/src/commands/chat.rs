@@ -1,5 +1,7 @@
 //! `rlx chat`.
 
+use super::constrained::Constrained;
+use super::drafting::Drafting;
 use super::generate::{Lora, Sampling, speed};
 use crate::context::Context;
 use crate::engine::Engine;
@@ -7,7 +9,7 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output;
 use rlx_models::template::{ChatTemplate, Message};
-use rlx_models::{ModelError, TextGeneration, TextOptions};
+use rlx_models::{HeldText, ModelError, TextGeneration, TextOptions};
 use std::io::{BufRead as _, IsTerminal as _};
 
 /// Talk with a model that has a chat template: one line of input is one message
@@ -22,6 +24,10 @@ pub struct Args {
     sampling: Sampling,
     #[command(flatten)]
     lora: Lora,
+    #[command(flatten)]
+    drafting: Drafting,
+    #[command(flatten)]
+    constrained: Constrained,
 }
 
 const HELP: &str = "\
@@ -43,8 +49,10 @@ impl Args {
             return Err(Failure::usage("a conversation is not one JSON object", "rlx chat --json", advice));
         }
         let mut options = self.sampling.options()?;
+        options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
         options.adapter = self.lora.load(&engine.model, context)?;
+        options.draft = self.drafting.load(context)?;
         let template = ChatTemplate::open(engine.model.folder())?;
         engine.load(context)?;
         let terminal = std::io::stdin().is_terminal() && context.watched();
@@ -58,6 +66,7 @@ impl Args {
             sampling: self.sampling,
             options,
             messages: Vec::new(),
+            held: None,
             system: self.system,
             stats: terminal,
             interrupt: Interrupt::install(),
@@ -73,6 +82,8 @@ struct Chat<'a> {
     sampling: Sampling,
     options: TextOptions,
     messages: Vec<Message>,
+    /// The last turn, from which the next goes on.
+    held: Option<HeldText>,
     system: Option<String>,
     stats: bool,
     interrupt: Interrupt,
@@ -159,17 +170,20 @@ impl Chat<'_> {
         let prompt = self.engine.model.tokenizer().encode(&prompt, false)?;
         let cancel = self.interrupt.turn();
         let options = TextOptions { cancel, ..self.options.clone() };
-        let started = self.sampling.continue_from(&self.engine.model, &prompt, &options);
+        let held = self.held.take();
+        let started = self.sampling.continue_after(&self.engine.model, held, &prompt, &options);
         let outcome = started.and_then(|mut generation| {
             let text = print_answer(&mut generation)?;
             if self.stats {
                 self.context.note(speed(&generation));
             }
-            Ok(text)
+            Ok((text, generation.into_held()))
         });
         self.interrupt.end_turn();
+        let (text, held) = outcome?;
+        self.held = Some(held);
         // What was said of a stopped answer stays part of the conversation.
-        self.messages.push(message("assistant", outcome?));
+        self.messages.push(message("assistant", text));
         Ok(())
     }
 }

@@ -4,7 +4,6 @@ use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
 use crate::output;
-use crate::source::Source;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use std::time::Instant;
 /// Write a model as one file for this machine: plan, packed weights, tokenizer and config. Every verb takes such a file as MODEL
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// File to write, named `.rlx`; one that is there is replaced when the new one is complete
     #[arg(short, long, value_name = "FILE")]
@@ -36,11 +35,6 @@ impl Args {
             return Err(Failure::usage("the output is not named `.rlx`", self.output.display(), advice));
         }
         let mut engine = Engine::open(self.model.as_deref(), context)?;
-        if matches!(engine.source, Source::Gguf(_)) {
-            let advice =
-                "give the folder with config.json, tokenizer.json and safetensors that it was made from";
-            return Err(Failure::usage("a GGUF file is not compiled", engine.source.name(), advice));
-        }
         engine.load(context)?;
         let started = Instant::now();
         engine.model.write_artefact(&self.output, context.threads())?;

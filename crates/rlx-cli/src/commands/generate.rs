@@ -1,5 +1,7 @@
 //! `rlx generate`.
 
+use super::constrained::Constrained;
+use super::drafting::Drafting;
 use super::sampling::Further;
 use crate::context::Context;
 use crate::demo;
@@ -9,7 +11,7 @@ use crate::output;
 use crate::source::Source;
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::sampling::SamplingOptions;
-use rlx_models::{Model, ModelError, TextGeneration, TextOptions};
+use rlx_models::{HeldText, Model, ModelError, TextGeneration, TextOptions};
 use serde::Serialize;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -26,6 +28,10 @@ pub struct Args {
     sampling: Sampling,
     #[command(flatten)]
     lora: Lora,
+    #[command(flatten)]
+    drafting: Drafting,
+    #[command(flatten)]
+    constrained: Constrained,
     /// Show the prompt and its token ids
     #[arg(long)]
     show_prompt: bool,
@@ -106,10 +112,25 @@ impl Sampling {
         prompt: &[u32],
         options: &TextOptions,
     ) -> Result<TextGeneration<'m>> {
+        Ok(model.generate_tokens(prompt, &self.for_prompt(model, prompt, options))?)
+    }
+
+    /// As [`Sampling::continue_from`], after a text that may begin as the prompt does.
+    pub fn continue_after<'m>(
+        &self,
+        model: &'m Model,
+        held: Option<HeldText>,
+        prompt: &[u32],
+        options: &TextOptions,
+    ) -> Result<TextGeneration<'m>> {
+        Ok(model.generate_after(held, prompt, &self.for_prompt(model, prompt, options))?)
+    }
+
+    fn for_prompt(&self, model: &Model, prompt: &[u32], options: &TextOptions) -> TextOptions {
         let limit = self.ctx.unwrap_or(usize::MAX).min(model.context_limit());
         let room = limit.saturating_sub(prompt.len()).max(1);
         let max_tokens = self.max_tokens.unwrap_or(options.max_tokens.min(room));
-        Ok(model.generate_tokens(prompt, &TextOptions { max_tokens, ..options.clone() })?)
+        TextOptions { max_tokens, ..options.clone() }
     }
 
     /// The options, checked.
@@ -165,8 +186,10 @@ impl Args {
             return Err(Failure::usage("nothing decides about experts", "--expert-trace", advice));
         }
         let mut options = self.sampling.options()?;
+        options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         options.adapter = self.lora.load(&engine.model, context)?;
+        options.draft = self.drafting.load(context)?;
         if self.prompt.is_none() {
             context.note(format!("prompt: {prompt}"));
         }
@@ -241,11 +264,18 @@ fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
 /// Speed of prefill and decode, as a line.
 pub fn speed(generation: &TextGeneration<'_>) -> String {
     let (prompt, new) = (generation.prompt_ids().len(), generation.token_ids().len());
+    let run = prompt - generation.reused();
     let rate = |tokens: usize, ms: f64| if ms > 0.0 { tokens as f64 / ms * 1e3 } else { 0.0 };
+    let of = if run < prompt { format!(" of {prompt}") } else { String::new() };
+    let drafts = generation.drafts();
+    let guessed = match drafts.proposed {
+        0 => String::new(),
+        proposed => format!("; {} of {proposed} guesses right", drafts.accepted),
+    };
     format!(
-        "prefill: {prompt} tokens in {:.2} ms ({:.0}/s); decode: {new} tokens in {:.2} ms ({:.0}/s)",
+        "prefill: {run}{of} tokens in {:.2} ms ({:.0}/s); decode: {new} tokens in {:.2} ms ({:.0}/s){guessed}",
         generation.prefill_ms(),
-        rate(prompt, generation.prefill_ms()),
+        rate(run, generation.prefill_ms()),
         generation.decode_ms(),
         rate(new.saturating_sub(1), generation.decode_ms())
     )

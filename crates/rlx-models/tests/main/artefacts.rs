@@ -6,6 +6,8 @@ use rlx::aot::container::{Container, LargeSection, OpenContainer, Section};
 use rlx::backend::Backend;
 use rlx::backend::cpu::CpuBackend;
 use rlx_kernels::isa::Isa;
+use rlx_models::gguf::GgufModel;
+use rlx_models::gguf::export::{Scheme, export};
 use rlx_models::{Built, Model, ModelError, OpenOptions, TextOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,6 +69,29 @@ fn every_checkpoint_answers_from_its_compiled_file_as_from_its_folder() {
         let limits = |model: &Model| (model.context_limit(), model.tokenizer().max_tokens());
         assert_eq!(limits(&compiled), limits(&fresh), "{name}");
         std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn a_gguf_file_answers_from_its_compiled_file_as_it_does_itself() {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let golden = |wanted: &str| folders().into_iter().find(|folder| name_of(folder) == wanted).unwrap();
+    let cases = [(demo, "Q8_0"), (golden("llama"), "F32"), (golden("llama-linear"), "F32")];
+    let cases = cases.into_iter().chain([(golden("qwen3-moe"), "F32"), (golden("bert-mean"), "F32")]);
+    for (folder, scheme) in cases {
+        let (file, path) = (temporary("source").with_extension("gguf"), temporary("from-gguf"));
+        export(&open_folder(&folder), &file, Scheme::named(scheme).unwrap(), |_, _| {}).unwrap();
+        let source = GgufModel::open(&file).unwrap();
+        let fresh = Model::gguf_on_backend(&source, &options(), cpu(Isa::detect())).unwrap();
+        fresh.write_artefact(&path, 2).unwrap();
+        let compiled = Model::open_artefact(&path, &options(), cpu(Isa::detect())).unwrap();
+        assert_eq!(answer(&compiled), answer(&fresh), "{}", folder.display());
+        assert_eq!(compiled.stop(), fresh.stop());
+        for text in crate::gguf::HOSTILE {
+            let ids = |model: &Model| model.tokenizer().encode(text, true).unwrap();
+            assert_eq!(ids(&compiled), ids(&fresh), "{}: {text:?}", folder.display());
+        }
+        [file, path].into_iter().for_each(|path| std::fs::remove_file(path).unwrap());
     }
 }
 

@@ -12,7 +12,7 @@ use rlx_tensor::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-const LIMITS: DecoderLimits = DecoderLimits { max_rows: 128, blocks: 4, table: 4 };
+const LIMITS: DecoderLimits = DecoderLimits { max_rows: 128, blocks: 4, table: 4, outs: 8 };
 
 /// Folders of golden checkpoints, by name.
 pub fn folders() -> Vec<PathBuf> {

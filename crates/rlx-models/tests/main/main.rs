@@ -4,9 +4,12 @@ mod adapters;
 mod artefacts;
 mod broken;
 mod cpu;
+mod drafts;
 mod experts;
 mod gguf;
 mod goldens;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod interpreter;
 mod pipeline;
 mod plans;
