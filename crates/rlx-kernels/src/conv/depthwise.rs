@@ -4,7 +4,7 @@
 
 use super::{ConvLayer, Images};
 use crate::gemm::Activation;
-use crate::gemm::activation::{Activate, None, Relu, Relu6, Silu};
+use crate::gemm::activation::{Activate, None, Relu, Relu6};
 use crate::gemm::epilogue::{Epilogue, EpilogueArgs};
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
 use std::ops::Range;
@@ -71,17 +71,20 @@ impl Kernel for Depthwise {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, args: &DepthwiseArgs, tile: usize) {
+        // Sixteen lanes of plain code are long already, so they come once.
+        let fused = !matches!(S::ISA, Isa::Scalar);
         // SAFETY: passed on to the caller.
         unsafe {
             match args.activation {
-                Activation::None => lines::<S, None>(s, args, tile),
-                Activation::Relu => lines::<S, Relu>(s, args, tile),
-                Activation::Relu6 => lines::<S, Relu6>(s, args, tile),
-                Activation::Silu => lines::<S, Silu>(s, args, tile),
-                _ => {
-                    lines::<S, None>(s, args, tile);
-                    s.call::<Epilogue>(&activated(args, tile), 0);
-                }
+                Activation::Relu if fused => lines::<S, Relu, 4>(s, args, tile),
+                Activation::Relu6 if fused => lines::<S, Relu6, 4>(s, args, tile),
+                _ if fused => lines::<S, None, 4>(s, args, tile),
+                _ => lines::<S, None, 1>(s, args, tile),
+            }
+            if !(fused && matches!(args.activation, Activation::Relu | Activation::Relu6)
+                || args.activation == Activation::None)
+            {
+                s.call::<Epilogue>(&activated(args, tile), 0);
             }
         }
     }
@@ -121,8 +124,9 @@ pub(crate) fn clip(at: usize, before: usize, window: usize, dilation: usize, ext
     first.min(end)..end
 }
 
+/// The lines of a tile, up to `MOST` pixels at a time.
 #[inline(always)]
-unsafe fn lines<S: Simd, A: Activate>(s: S, args: &DepthwiseArgs, tile: usize) {
+unsafe fn lines<S: Simd, A: Activate, const MOST: usize>(s: S, args: &DepthwiseArgs, tile: usize) {
     let (layer, images) = (&args.layer, &args.images);
     let [positions_y, positions_x] = images.positions;
     let total = images.batch * positions_y;
@@ -143,10 +147,10 @@ unsafe fn lines<S: Simd, A: Activate>(s: S, args: &DepthwiseArgs, tile: usize) {
             let at = At { image, line, top, left, rows: rows.clone(), columns: columns.clone(), x };
             // SAFETY: the caller guarantees the operands; the window's elements named are inside the image.
             unsafe {
-                x += if fits(4) {
+                x += if MOST >= 4 && fits(4) {
                     pixels::<S, A, 4>(s, args, &at);
                     4
-                } else if fits(2) {
+                } else if MOST >= 2 && fits(2) {
                     pixels::<S, A, 2>(s, args, &at);
                     2
                 } else {

@@ -3,7 +3,7 @@
 use super::activation::{
     Activate, Activation, Gelu, GeluTanh, None, QuickGelu, Relu, Relu6, Sigmoid, Silu, Tanh,
 };
-use crate::isa::{Kernel, LANES, Simd};
+use crate::isa::{Isa, Kernel, LANES, Simd};
 
 /// One panel's outputs for a block of rows: `out = residual + act(acc + bias)`, or, gated,
 /// `out = residual + act(gate + bias) * (up + up_bias)`.
@@ -70,7 +70,11 @@ unsafe fn finish<S: Simd, A: Activate>(s: S, args: &EpilogueArgs) {
             let bias = load_or_neutral(s, args.bias, column, lanes);
             if lanes == LANES && args.up == 0 && args.addend.is_null() {
                 finish_whole::<S, A>(s, args, column, bias);
-            } else if lanes == LANES && args.up == 0 && args.residual.is_null() {
+            } else if !matches!(S::ISA, Isa::Scalar)
+                && lanes == LANES
+                && args.up == 0
+                && args.residual.is_null()
+            {
                 finish_added::<S, A>(s, args, column, bias);
             } else {
                 finish_any::<S, A>(s, args, column, lanes, bias);
