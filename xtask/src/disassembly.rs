@@ -22,6 +22,10 @@ const KNOWN: &[(&str, &str)] = &[
     ),
     ("9attention4many5Group", "instances of eight keys, which AVX2 has and never calls: it takes four"),
     (
+        "4gemm4taps4TapsKj7_Kj2",
+        "seven rows by two panels of a convolution: fewer rows read more weights, to be measured",
+    ),
+    (
         "6format5Dense",
         "rows of block formats with minima or halves: fewer rows unpack more often, to be measured",
     ),

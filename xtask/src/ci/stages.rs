@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::Run;
-use crate::{deny, disassembly, onnx_suite, process, tidy};
+use crate::{deny, onnx_suite, process, tidy};
 
 pub struct Stage {
     pub name: &'static str,
@@ -18,7 +18,6 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "deny", quick: false, run: |run| deny::run(run.config, &[]) },
     Stage { name: "clippy", quick: true, run: clippy },
     Stage { name: "tests", quick: true, run: tests },
-    Stage { name: "disassembly", quick: false, run: |run| disassembly::run(run.config) },
     Stage { name: "doctests", quick: false, run: doctests },
     Stage { name: "onnx-suite", quick: false, run: |run| onnx_suite::run(run.config, &[]) },
     Stage { name: "docs", quick: false, run: docs },
