@@ -220,9 +220,9 @@ impl Program {
         runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
         let variant = made.as_ref().ok()?;
         let before = env.clone();
-        let ran = self.execute(runtime, variant, env);
-        if ran.is_err() {
+        if let Err(error) = self.execute(runtime, variant, env) {
             *env = before;
+            runtime.note(|r| r.template = Some(format!("the graph over symbols did not run: {error}")));
             return None;
         }
         Some(Arc::clone(&variant.next))

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OnnxReport {
-    /// Nothing for a model without symbolic dims; empty if the whole model is one graph over its symbols, compiled once; else why it is
-    /// specialised for each tuple of extents.
+    /// Nothing for a model without symbolic dims; empty if the last run was one graph over its symbols, compiled once; else why it was
+    /// specialised for its extents.
     pub template: Option<String>,
     /// Regions compiled.
     pub regions: usize,

@@ -296,6 +296,22 @@ fn a_model_over_symbols_is_compiled_once() {
 }
 
 #[test]
+fn a_run_that_a_graph_over_symbols_does_not_fit_says_so() {
+    let mut graph = graph(vec![node("Relu", &["x"], &["y"])], &["x"], &["y"]);
+    let dim = || DimProto { value: None, param: Some("n".to_owned()) };
+    let tensor = Some(TensorType { elem_type: 1, shape: Some(ShapeProto { dim: vec![dim(), dim()] }) });
+    graph.input[0].value_type = Some(TypeProto { tensor, ..TypeProto::default() });
+    let model = open(&model(graph)).unwrap();
+    let x = |rows: usize| Value::Tensor(Tensor::from_slice(&[rows, 2], &vec![-1f32; rows * 2]).unwrap());
+    model.run(&[("x", x(2))]).unwrap();
+    assert_eq!(model.report().template.as_deref(), Some(""));
+    let outputs = model.run(&[("x", x(3))]).unwrap();
+    assert_eq!(outputs[0].1.dims(), Some(&[3, 2][..]));
+    let reason = model.report().template.unwrap();
+    assert!(reason.starts_with("the graph over symbols did not run: "), "{reason}");
+}
+
+#[test]
 fn a_large_initialiser_is_a_weight_and_a_value() {
     let count = 20_000;
     let raw: Vec<u8> = (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect();
