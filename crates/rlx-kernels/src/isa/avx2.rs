@@ -2,7 +2,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use super::half::{f32_to_bf16, f32_to_f16};
-use super::{Isa, Kernel, LANES, Simd};
+use super::{Instances, Isa, Kernel, LANES, Simd};
 
 /// The token of [`Isa::Avx2`]: vectors are pairs of 256-bit registers.
 #[derive(Clone, Copy, Debug)]
@@ -148,7 +148,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize) {
         // SAFETY: the token proves the features; the caller guarantees the kernel's contract.
-        unsafe { super::run_avx2::<K>(args, tile) }
+        unsafe { K::run_avx2(args, tile) }
     }
 
     halves! {

@@ -1,7 +1,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::{Isa, Kernel, Simd};
+use super::{Instances, Isa, Kernel, Simd};
 
 /// The token of [`Isa::Avx512`].
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize) {
         // SAFETY: the token proves the features; the caller guarantees the kernel's contract.
-        unsafe { super::run_avx512::<K>(args, tile) }
+        unsafe { K::run_avx512(args, tile) }
     }
 
     wrap! {

@@ -152,46 +152,52 @@ pub trait Kernel: 'static {
 /// machine has the instance's instruction set ([`Isa::is_available`]).
 pub type Entry<A> = unsafe fn(&A, usize);
 
-#[inline(never)]
-unsafe fn run_scalar<K: Kernel>(args: &K::Args, tile: usize) {
-    // SAFETY: the caller guarantees the contract of `Kernel::run`.
-    unsafe { K::run(Scalar::default(), args, tile) }
+/// The instances of a kernel. Methods, because the compiler puts those into the unit of the kernel's own module; functions
+/// would all go into this module's, which one thread would compile for minutes.
+trait Instances: Kernel {
+    #[inline(never)]
+    unsafe fn run_scalar(args: &Self::Args, tile: usize) {
+        // SAFETY: the caller guarantees the contract of `Kernel::run`.
+        unsafe { Self::run(Scalar::default(), args, tile) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run_avx2(args: &Self::Args, tile: usize) {
+        // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
+        unsafe { Self::run(Avx2::assume(), args, tile) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+    unsafe fn run_avx512(args: &Self::Args, tile: usize) {
+        // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
+        unsafe { Self::run(Avx512::assume(), args, tile) }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[inline(never)]
+    #[target_feature(enable = "neon")]
+    unsafe fn run_neon(args: &Self::Args, tile: usize) {
+        // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
+        unsafe { Self::run(Neon::assume(), args, tile) }
+    }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn run_avx2<K: Kernel>(args: &K::Args, tile: usize) {
-    // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
-    unsafe { K::run(Avx2::assume(), args, tile) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline(never)]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-unsafe fn run_avx512<K: Kernel>(args: &K::Args, tile: usize) {
-    // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
-    unsafe { K::run(Avx512::assume(), args, tile) }
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline(never)]
-#[target_feature(enable = "neon")]
-unsafe fn run_neon<K: Kernel>(args: &K::Args, tile: usize) {
-    // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
-    unsafe { K::run(Neon::assume(), args, tile) }
-}
+impl<K: Kernel + ?Sized> Instances for K {}
 
 /// The instance of kernel `K` for `isa`; `None` when this build's architecture has no such instruction set.
 pub const fn entry<K: Kernel>(isa: Isa) -> Option<Entry<K::Args>> {
     match isa {
-        Isa::Scalar => Some(run_scalar::<K>),
+        Isa::Scalar => Some(K::run_scalar),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Some(run_avx2::<K>),
+        Isa::Avx2 => Some(K::run_avx2),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Some(run_avx512::<K>),
+        Isa::Avx512 => Some(K::run_avx512),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => Some(run_neon::<K>),
+        Isa::Neon => Some(K::run_neon),
         #[cfg(target_arch = "x86_64")]
         Isa::Neon => None,
         #[cfg(not(target_arch = "x86_64"))]

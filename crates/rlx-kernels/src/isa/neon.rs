@@ -2,7 +2,7 @@ use std::arch::aarch64::*;
 use std::marker::PhantomData;
 
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::{Isa, Kernel, LANES, Simd};
+use super::{Instances, Isa, Kernel, LANES, Simd};
 
 /// The token of [`Isa::Neon`]: vectors are four 128-bit registers.
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +134,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize) {
         // SAFETY: the token proves the features; the caller guarantees the kernel's contract.
-        unsafe { super::run_neon::<K>(args, tile) }
+        unsafe { K::run_neon(args, tile) }
     }
 
     quarters! {

@@ -1,7 +1,10 @@
 use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use super::{Isa, Kernel, LANES, Simd};
+use super::{Instances, Isa, Kernel, LANES, Simd};
 
 /// The token of [`Isa::Scalar`]: plain Rust on arrays.
+///
+/// Operations that compute are functions of their own: a kernel body of sixteen times as many scalar instructions, with
+/// a library call for each multiply-add, takes far longer to compile than the rest of this crate and runs no faster.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Scalar {}
 
@@ -10,19 +13,13 @@ pub struct Scalar {}
 #[repr(align(64))]
 pub struct Lanes<T>([T; LANES]);
 
-#[inline(always)]
+#[inline(never)]
 fn map<T: Copy, R: Copy + Default>(a: Lanes<T>, f: impl Fn(T) -> R) -> Lanes<R> {
     let mut out = [R::default(); LANES];
     for i in 0..LANES {
         out[i] = f(a.0[i]);
     }
     Lanes(out)
-}
-
-// Out of line, because these become sixteen library calls where the target has no instruction.
-#[inline(never)]
-fn map_call<R: Copy + Default>(a: Lanes<f32>, f: impl Fn(f32) -> R) -> Lanes<R> {
-    map(a, f)
 }
 
 #[inline(never)]
@@ -34,7 +31,7 @@ fn fused(a: Lanes<f32>, b: Lanes<f32>, c: Lanes<f32>) -> Lanes<f32> {
     Lanes(out)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn zip<T: Copy, R: Copy + Default>(a: Lanes<T>, b: Lanes<T>, f: impl Fn(T, T) -> R) -> Lanes<R> {
     let mut out = [R::default(); LANES];
     for i in 0..LANES {
@@ -43,7 +40,7 @@ fn zip<T: Copy, R: Copy + Default>(a: Lanes<T>, b: Lanes<T>, f: impl Fn(T, T) ->
     Lanes(out)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn fold(v: Lanes<f32>, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut x = v.0;
     let mut width = LANES / 2;
@@ -79,7 +76,7 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn call<K: Kernel>(self, args: &K::Args, tile: usize) {
         // SAFETY: the token proves the features; the caller guarantees the kernel's contract.
-        unsafe { super::run_scalar::<K>(args, tile) }
+        unsafe { K::run_scalar(args, tile) }
     }
 
     lanewise! {
@@ -90,10 +87,10 @@ impl Simd for Scalar {
         min(a: V, b: V) -> V = zip(|x, y| if x < y { x } else { y });
         max(a: V, b: V) -> V = zip(|x, y| if x > y { x } else { y });
         sqrt(a: V) -> V = map(f32::sqrt);
-        round(a: V) -> V = map_call(f32::round_ties_even);
-        floor(a: V) -> V = map_call(f32::floor);
-        ceil(a: V) -> V = map_call(f32::ceil);
-        trunc(a: V) -> V = map_call(f32::trunc);
+        round(a: V) -> V = map(f32::round_ties_even);
+        floor(a: V) -> V = map(f32::floor);
+        ceil(a: V) -> V = map(f32::ceil);
+        trunc(a: V) -> V = map(f32::trunc);
         lt(a: V, b: V) -> M = zip(|x, y| x < y);
         le(a: V, b: V) -> M = zip(|x, y| x <= y);
         eq(a: V, b: V) -> M = zip(|x, y| x == y);
@@ -107,7 +104,7 @@ impl Simd for Scalar {
         ixor(a: I, b: I) -> I = zip(|x, y| x ^ y);
         igt(a: I, b: I) -> M = zip(|x, y| x > y);
         ieq(a: I, b: I) -> M = zip(|x, y| x == y);
-        to_int(a: V) -> I = map_call(|x: f32| x.round_ties_even() as i32);
+        to_int(a: V) -> I = map(|x: f32| x.round_ties_even() as i32);
         to_float(a: I) -> V = map(|x: i32| x as f32);
         bits(a: V) -> I = map(|x: f32| x.to_bits() as i32);
         with_bits(a: I) -> V = map(|x: i32| f32::from_bits(x as u32));
@@ -126,7 +123,7 @@ impl Simd for Scalar {
         // SAFETY: the caller guarantees 16 readable values.
         unsafe { Lanes(p.cast::<[f32; LANES]>().read_unaligned()) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_part(self, p: *const f32, n: usize) -> V {
         let mut out = [0.0; LANES];
         for (i, lane) in out.iter_mut().enumerate().take(n) {
@@ -140,7 +137,7 @@ impl Simd for Scalar {
         // SAFETY: the caller guarantees 16 writable values.
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v.0) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_part(self, p: *mut f32, n: usize, v: V) {
         for (i, lane) in v.0.iter().enumerate().take(n) {
             // SAFETY: the caller guarantees `n` writable values.
@@ -155,7 +152,7 @@ impl Simd for Scalar {
     fn fnma(self, a: V, b: V, c: V) -> V {
         fused(map(a, |x: f32| -x), b, c)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn select(self, m: M, a: V, b: V) -> V {
         let mut out = b.0;
         for i in 0..LANES {
@@ -165,7 +162,7 @@ impl Simd for Scalar {
         }
         Lanes(out)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn first(self, n: usize) -> M {
         let mut out = [false; LANES];
         for (i, lane) in out.iter_mut().enumerate() {
@@ -173,7 +170,7 @@ impl Simd for Scalar {
         }
         Lanes(out)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn any(self, m: M) -> bool {
         m.0.iter().any(|x| *x)
     }
@@ -191,7 +188,7 @@ impl Simd for Scalar {
         // SAFETY: the caller guarantees 16 writable values.
         unsafe { p.cast::<[i32; LANES]>().write_unaligned(v.0) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn istore_i8(self, p: *mut i8, v: I) {
         let bytes = map(v, |x| x as i8);
         // SAFETY: the caller guarantees 16 writable values.
@@ -209,12 +206,12 @@ impl Simd for Scalar {
     fn isar(self, a: I, n: u32) -> I {
         map(a, |x| x >> n)
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_bf16(self, p: *const u16) -> V {
         // SAFETY: the caller guarantees 16 readable values.
         map(Lanes(unsafe { p.cast::<[u16; LANES]>().read_unaligned() }), bf16_to_f32)
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_bf16_part(self, p: *const u16, n: usize) -> V {
         let mut out = [0.0; LANES];
         for (i, lane) in out.iter_mut().enumerate().take(n) {
@@ -228,19 +225,19 @@ impl Simd for Scalar {
         // SAFETY: the caller guarantees 16 writable values.
         unsafe { self.store_bf16_part(p, LANES, v) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_bf16_part(self, p: *mut u16, n: usize, v: V) {
         for (i, lane) in v.0.iter().enumerate().take(n) {
             // SAFETY: the caller guarantees `n` writable values.
             unsafe { p.add(i).write_unaligned(f32_to_bf16(*lane)) };
         }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16(self, p: *const u16) -> V {
         // SAFETY: the caller guarantees 16 readable values.
         map(Lanes(unsafe { p.cast::<[u16; LANES]>().read_unaligned() }), f16_to_f32)
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16_part(self, p: *const u16, n: usize) -> V {
         let mut out = [0.0; LANES];
         for (i, lane) in out.iter_mut().enumerate().take(n) {
@@ -254,7 +251,7 @@ impl Simd for Scalar {
         // SAFETY: the caller guarantees 16 writable values.
         unsafe { self.store_f16_part(p, LANES, v) }
     }
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn store_f16_part(self, p: *mut u16, n: usize, v: V) {
         for (i, lane) in v.0.iter().enumerate().take(n) {
             // SAFETY: the caller guarantees `n` writable values.
@@ -273,7 +270,7 @@ impl Simd for Scalar {
     fn reduce_min(self, v: V) -> f32 {
         fold(v, |a, b| if a < b { a } else { b })
     }
-    #[inline(always)]
+    #[inline(never)]
     fn transpose(self, rows: [V; 16]) -> [V; 16] {
         let mut out = rows;
         for (i, row) in out.iter_mut().enumerate() {

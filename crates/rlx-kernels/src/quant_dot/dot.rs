@@ -117,7 +117,7 @@ impl Dot for ScalarDot {
     fn simd(self) -> Scalar {
         self.0
     }
-    #[inline(always)]
+    #[inline(never)]
     fn dot(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
         let (w, x) = (lanes(self.0, w), lanes(self.0, x));
         let mut sums = [[0u8; 4]; LANES];
@@ -134,7 +134,7 @@ impl Dot for ScalarDot {
     fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
         self.dot(acc, w, x)
     }
-    #[inline(always)]
+    #[inline(never)]
     fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self> {
         from_lanes(self.0, lanes(self.0, index).map(|word| word.map(|byte| table[usize::from(byte & 15)])))
     }
@@ -346,63 +346,55 @@ pub(super) trait Body: 'static {
 /// A compiled instance. The caller guarantees the body's contract and that the machine has the instance's set.
 pub(super) type DotEntry<A> = unsafe fn(&A);
 
-macro_rules! instance {
-    ($(#[$attribute:meta])* $name:ident, $token:expr) => {
-        $(#[$attribute])*
-        #[inline(never)]
-        unsafe fn $name<B: Body>(args: &B::Args) {
-            // SAFETY: the caller guarantees the body's contract; this function's features are the token's.
-            unsafe { B::run($token, args) }
-        }
+macro_rules! instances {
+    ($($(#[$attribute:meta])* $name:ident = $token:expr;)*) => {
+        /// The instances of a body, as methods for the reason that those of [`crate::isa::Kernel`] are.
+        trait Instances: Body {$(
+            $(#[$attribute])*
+            #[inline(never)]
+            unsafe fn $name(args: &Self::Args) {
+                // SAFETY: the caller guarantees the body's contract; this function's features are the token's.
+                unsafe { Self::run($token, args) }
+            }
+        )*}
     };
 }
 
-instance!(run_scalar, ScalarDot(Scalar::default()));
-instance!(
+instances! {
+    run_scalar = ScalarDot(Scalar::default());
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    run_avx2,
-    Avx2Dot(Avx2::assume())
-);
-instance!(
+    run_avx2 = Avx2Dot(Avx2::assume());
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-    run_avx512,
-    Avx512Dot(Avx512::assume())
-);
-instance!(
+    run_avx512 = Avx512Dot(Avx512::assume());
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
-    run_avx512_vnni,
-    Avx512VnniDot(Avx512::assume())
-);
-instance!(
+    run_avx512_vnni = Avx512VnniDot(Avx512::assume());
     #[cfg(target_arch = "aarch64")]
     #[target_feature(enable = "neon")]
-    run_neon,
-    NeonPlainDot(Neon::assume())
-);
-instance!(
+    run_neon = NeonPlainDot(Neon::assume());
     #[cfg(target_arch = "aarch64")]
     #[target_feature(enable = "neon,dotprod")]
-    run_neon_dotprod,
-    NeonDotprodDot(Neon::assume())
-);
+    run_neon_dotprod = NeonDotprodDot(Neon::assume());
+}
+
+impl<B: Body + ?Sized> Instances for B {}
 
 /// The instance of a body; `None` on another architecture.
 pub(super) const fn dot_entry<B: Body>(set: DotSet) -> Option<DotEntry<B::Args>> {
     match set {
-        DotSet::Scalar => Some(run_scalar::<B>),
+        DotSet::Scalar => Some(B::run_scalar),
         #[cfg(target_arch = "x86_64")]
-        DotSet::Avx2 => Some(run_avx2::<B>),
+        DotSet::Avx2 => Some(B::run_avx2),
         #[cfg(target_arch = "x86_64")]
-        DotSet::Avx512 => Some(run_avx512::<B>),
+        DotSet::Avx512 => Some(B::run_avx512),
         #[cfg(target_arch = "x86_64")]
-        DotSet::Avx512Vnni => Some(run_avx512_vnni::<B>),
+        DotSet::Avx512Vnni => Some(B::run_avx512_vnni),
         #[cfg(target_arch = "aarch64")]
-        DotSet::Neon => Some(run_neon::<B>),
+        DotSet::Neon => Some(B::run_neon),
         #[cfg(target_arch = "aarch64")]
-        DotSet::NeonDot => Some(run_neon_dotprod::<B>),
+        DotSet::NeonDot => Some(B::run_neon_dotprod),
         #[cfg(not(all(target_arch = "x86_64", target_arch = "aarch64")))]
         _ => None,
     }
