@@ -387,9 +387,26 @@ fn a_plan_adds_up_and_says_what_would_fit() {
     assert_eq!(plan(&(number("peak_bytes") - 1).to_string())["fits"], false);
     let less = (number("peak_bytes") - 4096).to_string();
     let text = run(&["plan", &llama, "--budget", &less]);
-    let fitting = text.lines().find_map(|line| line.strip_prefix("--ctx ")?.strip_suffix(" would fit"));
+    let fitting =
+        text.lines().find_map(|line| Some(line.strip_prefix("--ctx ")?.split_once(" would fit")?.0));
     let fitting = fitting.unwrap_or_else(|| panic!("{text}"));
     assert_eq!(json(&["plan", &llama, "--json", "--budget", &less, "--ctx", fitting])["fits"], true);
+}
+
+#[test]
+fn a_plan_names_the_quantisation_that_would_fit() {
+    let demo = demo("demo");
+    let whole = json(&["plan", &demo, "--json", "--budget", "1GiB"]);
+    let less = (whole["peak_bytes"].as_u64().expect("a number") - 4096).to_string();
+    let text = run(&["plan", &demo, "--budget", &less]);
+    let named = text.split_once("rlx quantize --type ").and_then(|(_, rest)| rest.split_once(" would fit"));
+    let (name, _) = named.unwrap_or_else(|| panic!("{text}"));
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("smaller.gguf").to_string_lossy().into_owned();
+    run(&["quantize", &demo, "-o", &file, "--type", name]);
+    assert_eq!(json(&["plan", &file, "--json", "--budget", &less])["fits"], true);
+    let tight = run(&["plan", &demo, "--budget", "1MiB"]);
+    assert!(!tight.contains("quantize"), "{tight}");
 }
 
 #[test]

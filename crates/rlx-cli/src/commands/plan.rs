@@ -2,13 +2,14 @@
 
 use super::generate::named_path;
 use crate::context::Context;
-use crate::engine::Engine;
+use crate::engine::{Engine, folder};
 use crate::failure::{Failure, Result};
 use crate::output;
 use crate::source::Source;
 use rlx::config::ByteSize;
 use rlx::memory::experts::estimate_moe_offload;
 use rlx::memory::{MemoryView, SystemProbe};
+use rlx_models::gguf::export::{Scheme, exported_bytes};
 use rlx_models::{Model, ModelPlan, PlanRequest};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -87,7 +88,7 @@ impl Args {
         }
         let mut text = table(&plan);
         text.push_str(&expert_line(&engine.model, context));
-        text.push_str(&verdict(&engine.model, &plan, budget_bytes, context)?);
+        text.push_str(&verdict(&engine, &plan, budget_bytes, context)?);
         output::print(&text)
     }
 }
@@ -142,7 +143,30 @@ fn expert_remedy(model: &Model, plan: &ModelPlan, budget: u64, context: &Context
     fit.ok().map(|fit| fit.gpu_expert_budget_per_layer).filter(|&count| count > 0)
 }
 
-fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Context) -> Result<String> {
+/// Types to propose for a model that does not fit, the least coarse first.
+const SMALLER: [&str; 3] = ["Q8_0", "Q6_K", "Q4_K_M"];
+/// Blocks in the kernels' layout take at most this many hundredths of the bytes in their file.
+const LAID_OUT_PERCENT: u64 = 115;
+
+/// The least coarse quantisation with which the plan fits; none of a model that is quantised or cannot be.
+fn quantised_remedy(engine: &Engine, plan: &ModelPlan, budget: u64, context: &Context) -> Option<String> {
+    if !matches!(engine.source, Source::Folder(_)) || context.shared.expert_budget.is_some() {
+        return None;
+    }
+    let files = folder(&engine.source, context).ok()?;
+    let all = &plan.estimate;
+    let weights = all.weight_bytes.saturating_add(all.packed_bytes).saturating_sub(all.mapped_bytes);
+    let others = all.peak_bytes().checked_sub(weights)?;
+    SMALLER.into_iter().find_map(|name| {
+        let stored = exported_bytes(&files, Scheme::named(name)?).ok()?;
+        let bytes = others.checked_add(stored.checked_mul(LAID_OUT_PERCENT)? / 100)?;
+        let fits = bytes <= budget && bytes < all.peak_bytes();
+        fits.then(|| format!("rlx quantize --type {name} would fit, at about {}", ByteSize(bytes)))
+    })
+}
+
+fn verdict(engine: &Engine, plan: &ModelPlan, budget: Option<u64>, context: &Context) -> Result<String> {
+    let model = &engine.model;
     let Some(budget) = budget else {
         return Ok(
             "whether it fits is unknown: this system does not tell its memory; give --budget\n".to_owned()
@@ -156,6 +180,7 @@ fn verdict(model: &Model, plan: &ModelPlan, budget: Option<u64>, context: &Conte
     remedies.extend(tokens.map(|tokens| format!("--ctx {tokens} would fit")));
     let experts = expert_remedy(model, plan, budget, context);
     remedies.extend(experts.map(|count| format!("--expert-budget {count} would fit")));
+    remedies.extend(quantised_remedy(engine, plan, budget, context));
     let remedy = match remedies.is_empty() {
         true => "no context would fit: more memory or a smaller model is needed".to_owned(),
         false => remedies.join("; "),

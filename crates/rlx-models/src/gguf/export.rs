@@ -167,6 +167,18 @@ pub fn export(
     Ok(Exported { bytes: total, types, unused: built.unused().to_vec() })
 }
 
+/// Bytes of the tensors in a file that [`export`] would write, from headers only.
+///
+/// # Errors
+/// As [`export`], but for those of writing.
+pub fn exported_bytes(folder: &HfFolder, scheme: Scheme) -> Result<u64> {
+    let weights = folder.loader()?;
+    let built = build_folder(folder, weights.as_ref(), &BuildOptions::default())?;
+    let (_, extra) = keys::metadata(folder, &built, scheme)?;
+    let tensors = plan(folder, &built, weights.as_ref(), scheme, extra)?;
+    Ok(tensors.iter().filter_map(|tensor| tensor.entry.bytes()).map(|bytes| bytes as u64).sum())
+}
+
 fn vocab_of(built: &Built) -> usize {
     match built {
         Built::Decoder(model) => model.info.vocab,
