@@ -22,7 +22,7 @@ def i32(values):
     return np.asarray(values, dtype=np.int32)
 
 
-NAMES = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool", "float64": "f32"}
+NAMES = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool", "float64": "f32", "uint8": "u8"}
 
 
 def number(v):
@@ -274,6 +274,50 @@ def attention():
     ragged("soft cap", 2, 2, [3], False, softcap=1.5)
     ragged("a mask that hides a whole row", 2, 2, [3, 2], False, masked=True)
     cached(text)
+    cached_integers()
+
+
+def groups(x):
+    """Scales and integers of 32 values each, as a cache of integers stores them."""
+    x = wide(x).reshape(-1, 32)
+    scale = (np.abs(x).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)).astype(np.float16)
+    return scale, np.clip(np.round(x / wide(scale)), -127, 127).astype(np.int8)
+
+
+def cached_integers():
+    own = np.random.default_rng(8)
+    random = lambda *dims: own.standard_normal(dims).astype(np.float32)
+    heads, kv, dim, lengths, past = 2, 1, 32, [2, 1], [1, 0]
+    table, total = i32([[1], [0]]), [3, 1]
+    parts = {}
+    for name, keys in (("k", True), ("v", False)):
+        scales, integers = np.zeros((2, 64), np.float16), np.zeros((2, 64, dim), np.int8)
+        scales[:], integers[:] = 0.01, own.integers(-127, 128, integers.shape)
+        parts[name] = (keys, scales, integers)
+
+    def stored(part):
+        keys, scales, integers = part
+        order = np.swapaxes(integers, 1, 2) if keys else integers
+        blocks = [scales[b].tobytes() + order[b].tobytes() for b in range(2)]
+        return np.frombuffer(b"".join(blocks), np.uint8).reshape(2, kv, 64, 34)
+
+    before = {name: stored(part) for name, part in parts.items()}
+    q, k, v = random(3, heads, dim), random(3, kv, dim), random(3, kv, dim)
+    out, row = [], 0
+    for s, n in enumerate(lengths):
+        b = table[s][0]
+        for name, rows in (("k", k), ("v", v)):
+            _, scales, integers = parts[name]
+            for i in range(n):
+                scale, codes = groups(rows[row + i])
+                scales[b, past[s] + i], integers[b, past[s] + i] = scale[0, 0], codes[0]
+        keys, values = ((wide(part[1])[b, :total[s], None] * part[2][b, :total[s]])[:, None] for part in parts.values())
+        out.append(attend(q[row:row + n], keys, values, past[s], heads, kv, 0.25, True))
+        row += n
+    attrs = "heads=2, kv_heads=1, head_dim=32, scale=0.25, causal=true, window=none, softcap=none, mask=false, cache=true"
+    inputs = [q.reshape(3, -1), k.reshape(3, -1), v.reshape(3, -1), i32([0, 2, 3]), i32(past), table, before["k"], before["v"]]
+    case("attention", "a cache of integers", attrs, inputs,
+         [np.concatenate(out).reshape(3, -1), stored(parts["k"]), stored(parts["v"])], terms=40, states=[6, 7])
 
 
 def cached(text):

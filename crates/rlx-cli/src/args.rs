@@ -76,6 +76,9 @@ pub enum CacheType {
     F16,
     /// Rounded to bfloat16.
     Bf16,
+    /// 8-bit integers, 32 elements of a head with one scale; heads have to be multiples of 32.
+    #[value(name = "q8_0")]
+    Q8,
 }
 
 impl CacheType {
@@ -85,6 +88,7 @@ impl CacheType {
             CacheType::F32 => DType::F32,
             CacheType::F16 => DType::F16,
             CacheType::Bf16 => DType::BF16,
+            CacheType::Q8 => DType::Q8_0,
         }
     }
 }

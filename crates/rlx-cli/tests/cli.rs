@@ -436,10 +436,13 @@ fn a_narrower_cache_halves_the_state_and_still_tells_a_story() {
     let whole = state("f32");
     assert!(whole > 0);
     assert_eq!([2 * state("f16"), 2 * state("bf16")], [whole; 2]);
-    for cache in ["f16", "bf16"] {
+    assert_eq!(state("q8_0") * 128, whole * 34);
+    for cache in ["f16", "bf16", "q8_0"] {
         let story = json(&["generate", "-n", "8", "--cache-type", cache, "--json"]);
         assert_eq!(story["token_ids"].as_array().map(Vec::len), Some(8), "{story}");
     }
+    let refused = run(&["plan", &model("llama"), "--cache-type", "q8_0"]);
+    assert!(refused.starts_with("status 1\n") && refused.contains("q8_0, and heads of 12"), "{refused}");
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn decode(isa: Isa, context: usize, dtype: CacheDtype) {
     let shape = Shape { batch: 1, rows: 1, heads: 9, kv_heads: 3, head_dim: 64, causal: true };
     let k_width = shape.kv_heads * shape.head_dim;
     let blocks = context.div_ceil(BLOCK);
-    let mut caches = [(); 2].map(|()| vec![0u8; blocks * BLOCK * k_width * dtype.bytes()]);
+    let mut caches = [(); 2].map(|()| vec![0u8; blocks * BLOCK * dtype.bytes(k_width)]);
     let table: Vec<i32> = (0..blocks as i32).collect();
     let (k, v) = (noise(context * k_width, 2), noise(context * k_width, 3));
     let [k_cache, v_cache] = &mut caches;
@@ -172,7 +172,7 @@ fn decode(isa: Isa, context: usize, dtype: CacheDtype) {
             merge(&args, 0);
         }
     });
-    let bytes = (2 * context * k_width * dtype.bytes()) as f64;
+    let bytes = (2 * context * dtype.bytes(k_width)) as f64;
     println!(
         "{isa} decode context {context} heads 9/3 x 64 {dtype:?}: {:.1} us median, {:.1} best, {:.1} GB/s of cache",
         median * 1e6,

@@ -47,7 +47,7 @@ pub struct OpenOptions {
     pub isa: Option<Isa>,
     /// Precision of matrix products. If not given: bf16 for a bf16 folder where the CPU has `vdpbf16ps`, else f32.
     pub precision: Option<Precision>,
-    /// Element type of KV caches: F32 if not given.
+    /// Element type of KV caches, F32, F16, BF16 or Q8_0 (8-bit integers, 32 elements of a head with one scale): F32 if not given.
     pub cache_dtype: Option<DType>,
     /// Element type that adapters are held in, F32 or BF16: F32 if not given, which keeps every stored value.
     pub adapter_dtype: Option<DType>,

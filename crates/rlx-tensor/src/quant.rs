@@ -3,6 +3,7 @@
 //! [`decode`] is the plain definition that faster code is checked against. It multiplies in f32 in the order in which GGUF's own
 //! Python package does, so that both give the same bits. The layouts are those of <https://github.com/ggml-org/ggml>.
 
+mod cache;
 mod encode;
 mod grid;
 mod small;
@@ -11,6 +12,7 @@ mod superblock;
 use crate::DType;
 use half::{bf16, f16};
 
+pub use cache::{CACHE_GROUP, CACHE_GROUP_BYTES, Q8Head, encode_cache_group};
 pub use encode::{encode, has_encoder};
 
 /// Elements of a superblock, which most types use.

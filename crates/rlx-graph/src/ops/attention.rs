@@ -20,6 +20,8 @@ use crate::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Dim, Shape, Tensor};
 use std::ops::Range;
 
+mod q8;
+
 /// Positions in one block of a cache.
 pub const BLOCK: usize = 64;
 
@@ -30,6 +32,9 @@ op_struct! {
     /// `[1 or batch, 1 or heads, max_q, max_k]` F32, indexed by row of the sequence and key position, added last; if `cache`,
     /// `past [batch]` I32, `block_table [batch, table]` I32, the states `k_cache [blocks, kv_heads, head_dim, 64]` and
     /// `v_cache [blocks, kv_heads, 64, head_dim]` of one dtype, F32, F16 or BF16. Result `[rows, heads * head_dim]` F32.
+    ///
+    /// Caches of U8 hold 8-bit integers, 32 elements of a head with one scale (see [`rlx_tensor::quant::Q8Head`]): both are `[blocks,
+    /// kv_heads, 64, head_dim / 32 * 34]`, and 32 has to divide `head_dim`.
     ///
     /// `block_table[b][i]` is the block of positions `64 i .. 64 i + 63` of sequence b; `past[b]` positions are there already. This
     /// run's keys and values are written at `past[b] ..`, rounded to the cache's dtype, then all are read from the cache. Query row
@@ -103,12 +108,26 @@ impl Attention {
             cx.require_equal("sequences", &inputs[operand].dims()[0], batch)?;
         }
         let found = inputs[k_cache].dtype();
-        if !matches!(found, DType::F32 | DType::F16 | DType::BF16) {
-            return Err(InferError::DType { operand: k_cache, expected: "f32, f16 or bf16".into(), found });
+        if !matches!(found, DType::F32 | DType::F16 | DType::BF16 | DType::U8) {
+            return Err(InferError::DType {
+                operand: k_cache,
+                expected: "f32, f16, bf16 or u8".into(),
+                found,
+            });
         }
         InferError::dtype(inputs, v_cache, found)?;
         InferError::rank(inputs, k_cache, 4)?;
         let blocks = inputs[k_cache].dims()[0].clone();
+        if found == DType::U8 {
+            let Some(extents) = q8::extents(self) else {
+                let reason = format!("{} is not a multiple of 32, as a cache of u8 needs", self.head_dim);
+                return Err(InferError::Attribute { name: "head_dim", reason });
+            };
+            let dims = [blocks].into_iter().chain(extents.map(Dim::Known)).collect::<Vec<_>>();
+            let what = "caches of u8 [blocks, kv_heads, 64, head_dim / 32 * 34]";
+            cx.require_same(what, k_cache, inputs[k_cache].dims(), &dims)?;
+            return cx.require_same(what, v_cache, inputs[v_cache].dims(), &dims);
+        }
         let [heads, dim, block] = [self.kv_heads, self.head_dim, BLOCK].map(Dim::Known);
         let k_dims = [blocks.clone(), heads.clone(), dim.clone(), block.clone()];
         cx.require_same(
@@ -143,6 +162,8 @@ struct Evaluation<'t> {
     k: Vec<f64>,
     v: Vec<f64>,
     mask: Option<(Vec<f64>, Vec<usize>)>,
+    /// What `k` and `v` were read from, where caches hold integers.
+    integers: Option<[q8::Bytes; 2]>,
 }
 
 impl Evaluation<'_> {
@@ -164,6 +185,31 @@ impl Evaluation<'_> {
             true => ((self.block(sequence, position) * heads + head) * BLOCK + position % BLOCK) * dim + i,
             false => ((first_row + position) * heads + head) * dim + i,
         }
+    }
+
+    /// Stores this run's keys and values in caches of integers, and reads these.
+    fn append_integers(
+        &mut self,
+        inputs: &[&Tensor],
+        ranges: &[Range<usize>],
+        at: usize,
+    ) -> Result<(), EvalError> {
+        let (heads, dim) = (self.op.kv_heads, self.op.head_dim);
+        let mut caches =
+            [(at + 2, true), (at + 3, false)].map(|(i, keys)| q8::Bytes::of(self.op, inputs[i], keys));
+        let rows = [to_f64(inputs[1])?, to_f64(inputs[2])?];
+        for (sequence, range) in ranges.iter().enumerate() {
+            for (row, head) in range.clone().flat_map(|row| (0..heads).map(move |head| (row, head))) {
+                let position = self.past[sequence] + row - range.start;
+                let index = self.block(sequence, position) * heads + head;
+                for (cache, rows) in caches.iter_mut().zip(&rows) {
+                    cache.store(index, position % BLOCK, &rows[(row * heads + head) * dim..][..dim]);
+                }
+            }
+        }
+        (self.k, self.v) = (caches[0].values(), caches[1].values());
+        self.integers = Some(caches);
+        Ok(())
     }
 
     fn mask(&self, sequence: usize, head: usize, row: usize, position: usize) -> f64 {
@@ -207,7 +253,8 @@ impl Attention {
         };
         let Some(at) = self.past_at() else {
             let (past, k, v) = (vec![0; ranges.len()], to_f64(inputs[1])?, to_f64(inputs[2])?);
-            return Ok(Evaluation { op: self, past, table: Vec::new(), table_width: 0, k, v, mask });
+            let (table, integers) = (Vec::new(), None);
+            return Ok(Evaluation { op: self, past, table, table_width: 0, k, v, mask, integers });
         };
         let (blocks, table_width) = (inputs[at + 2].dims()[0], inputs[at + 1].dims()[1]);
         let given = to_i64(inputs[at])?;
@@ -226,8 +273,12 @@ impl Attention {
         }
         let table = table.into_iter().map(|block| usize::try_from(block).unwrap_or(0)).collect();
         let (k, v) = (to_f64(inputs[at + 2])?, to_f64(inputs[at + 3])?);
-        let mut evaluation = Evaluation { op: self, past, table, table_width, k, v, mask };
+        let mut evaluation = Evaluation { op: self, past, table, table_width, k, v, mask, integers: None };
         let dtype = inputs[at + 2].dtype();
+        if dtype == DType::U8 {
+            evaluation.append_integers(inputs, ranges, at)?;
+            return Ok(evaluation);
+        }
         let rounded = |x: &Tensor| to_f64(&from_f64(x.dims(), dtype, &to_f64(x)?)?);
         let (new_k, new_v) = (rounded(inputs[1])?, rounded(inputs[2])?);
         for (sequence, range) in ranges.iter().enumerate() {
@@ -309,7 +360,10 @@ impl OpDef for Attention {
             }
         }
         let mut results = vec![from_f64(inputs[0].dims(), DType::F32, &result)?];
-        if let Some(at) = self.past_at() {
+        if let (Some(at), Some([k, v])) = (self.past_at(), evaluation.integers) {
+            results.push(k.into_tensor(inputs[at + 2].dims())?);
+            results.push(v.into_tensor(inputs[at + 3].dims())?);
+        } else if let Some(at) = self.past_at() {
             for (operand, values) in [(at + 2, &evaluation.k), (at + 3, &evaluation.v)] {
                 results.push(from_f64(inputs[operand].dims(), inputs[operand].dtype(), values)?);
             }
@@ -337,8 +391,11 @@ impl OpDef for Attention {
         let operands = inputs[..4].iter().chain(outputs).fold(Dim::Known(0), |sum, s| sum + shape_bytes(s));
         let bytes = match self.past_at() {
             Some(at) => {
-                let cached = inputs[at + 1].elements() * (2 * BLOCK) * self.kv_heads * self.head_dim;
-                operands + shape_bytes(&Shape::from_dims(vec![cached], inputs[at + 2].dtype()))
+                let dtype = inputs[at + 2].dtype();
+                let of_head =
+                    q8::extents(self).filter(|_| dtype == DType::U8).map_or(self.head_dim, |e| e[2]);
+                let cached = inputs[at + 1].elements() * (2 * BLOCK) * self.kv_heads * of_head;
+                operands + shape_bytes(&Shape::from_dims(vec![cached], dtype))
             }
             None => operands,
         };

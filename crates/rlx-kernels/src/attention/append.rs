@@ -1,6 +1,7 @@
 use super::{BLOCK, CHUNK, CacheDtype};
 use crate::isa::half::{f32_to_bf16, f32_to_f16};
 use crate::isa::{Kernel, Simd};
+use rlx_tensor::quant::{CACHE_GROUP, Q8Head, encode_cache_group};
 
 /// Arguments of the cache append: row `i` of sequence `b` is stored at position `past[b] + i`, rounded to the cache's
 /// type. Tile `r` is row `r`.
@@ -109,6 +110,7 @@ impl Kernel for AppendF32 {
                 CacheDtype::F32 => append_row::<f32>(args, tile, block, position % BLOCK),
                 CacheDtype::F16 => append_row::<F16>(args, tile, block, position % BLOCK),
                 CacheDtype::Bf16 => append_row::<Bf16>(args, tile, block, position % BLOCK),
+                CacheDtype::Q8 => append_q8(args, tile, block, position % BLOCK),
             }
         }
     }
@@ -130,6 +132,32 @@ unsafe fn append_row<T: Stored>(args: &AppendArgs, row: usize, block: usize, slo
             let target = v_cache.add((head * BLOCK + slot) * args.value_dim);
             for i in 0..args.value_dim {
                 target.add(i).write(T::store(*v.add(head * args.value_dim + i)));
+            }
+        }
+    }
+}
+
+#[inline(never)]
+unsafe fn append_q8(args: &AppendArgs, row: usize, block: usize, slot: usize) {
+    let (first, end) = args.stored_heads;
+    // SAFETY: the caller guarantees the row and the block.
+    unsafe {
+        let (k, v) = (args.k.add(row * args.k_stride), args.v.add(row * args.v_stride));
+        for head in first..end {
+            let of_block = block * args.kv_heads + head;
+            for (from, to, dim, keys) in
+                [(k, args.k_cache, args.head_dim, true), (v, args.v_cache, args.value_dim, false)]
+            {
+                let layout = Q8Head { dim, positions: BLOCK, keys };
+                let to = to.add(of_block * layout.bytes());
+                for i in (0..dim).step_by(CACHE_GROUP) {
+                    let values = from.add(head * dim + i).cast::<[f32; CACHE_GROUP]>();
+                    let (scale, integers) = encode_cache_group(&*values);
+                    to.add(layout.scale_at(slot, i)).cast::<u16>().write(scale);
+                    for (n, integer) in integers.into_iter().enumerate() {
+                        to.add(layout.integer_at(slot, i + n)).cast::<i8>().write(integer);
+                    }
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-use super::{AttentionArgs, BLOCK, CHUNK, CacheDtype, FEW_ROWS, Keys, few, many};
+use super::{AttentionArgs, BLOCK, CHUNK, CacheDtype, FEW_ROWS, Keys, few, many, q8};
 use crate::isa::{Kernel, LANES, Simd};
 use crate::math::exp2;
 
@@ -300,7 +300,7 @@ unsafe fn rows_block<S: Simd>(s: S, args: &AttentionArgs, place: &Place, index: 
     }
 }
 
-/// One block of the cache; widened where a tile has many rows.
+/// One block of the cache; widened where a tile has many rows, or where it is stored as integers.
 #[inline(always)]
 unsafe fn cache_block<S: Simd>(
     s: S,
@@ -318,8 +318,8 @@ unsafe fn cache_block<S: Simd>(
     unsafe {
         let at = |index: usize| {
             let number = *block_table.add(place.sequence * table_width + index) as usize;
-            let head = (number * args.kv_heads + place.kv_head) * BLOCK * dtype.bytes();
-            (k.add(head * head_dim), v.add(head * value_dim))
+            let head = (number * args.kv_heads + place.kv_head) * BLOCK;
+            (k.add(head * dtype.bytes(head_dim)), v.add(head * dtype.bytes(value_dim)))
         };
         let ((k, v), (next_k, next_v)) = (at(index), at(next));
         let mut block = Block {
@@ -332,9 +332,14 @@ unsafe fn cache_block<S: Simd>(
             next_k: next_k.cast(),
             next_v: next_v.cast(),
         };
-        if dtype != CacheDtype::F32 && place.has_many_rows(args) {
-            let (keys, values) = (args.scratch, args.scratch.add(BLOCK * head_dim));
-            let used = (place.total - start).min(BLOCK) * value_dim;
+        let (keys, values) = (args.scratch, args.scratch.add(BLOCK * head_dim));
+        let used = (place.total - start).min(BLOCK);
+        if dtype == CacheDtype::Q8 {
+            let widened = q8::WidenArgs { k, v, keys, values, head_dim, value_dim, next: [next_k, next_v] };
+            s.call::<q8::Widen>(&widened, used);
+            (block.k, block.v, block.next_k, block.next_v) = (keys, values, keys, values);
+        } else if dtype != CacheDtype::F32 && place.has_many_rows(args) {
+            let used = used * value_dim;
             if dtype == CacheDtype::F16 {
                 widen::<S, few::F16>(s, k.cast(), keys, BLOCK * head_dim);
                 widen::<S, few::F16>(s, v.cast(), values, used);

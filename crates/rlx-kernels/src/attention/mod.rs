@@ -18,9 +18,12 @@ mod append;
 mod few;
 mod generic;
 mod many;
+mod q8;
 mod table;
 #[cfg(test)]
 mod tests;
+
+use rlx_tensor::quant::{CACHE_GROUP, CACHE_GROUP_BYTES};
 
 pub use append::AppendArgs;
 pub use table::{APPEND, ATTENTION, MERGE, append_entry, attention_entry, merge_entry};
@@ -55,14 +58,17 @@ pub enum CacheDtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// 8-bit integers with an f16 scale for each 32 of a head, as [`rlx_tensor::quant::Q8Head`] places them.
+    Q8,
 }
 
 impl CacheDtype {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
+    /// Bytes of the elements of a head at one position; a multiple of 32 for [`CacheDtype::Q8`].
+    pub const fn bytes(self, dim: usize) -> usize {
         match self {
-            CacheDtype::F32 => 4,
-            CacheDtype::F16 | CacheDtype::Bf16 => 2,
+            CacheDtype::F32 => 4 * dim,
+            CacheDtype::F16 | CacheDtype::Bf16 => 2 * dim,
+            CacheDtype::Q8 => dim / CACHE_GROUP * CACHE_GROUP_BYTES,
         }
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::isa::Isa;
 use crate::isa::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use rlx_tensor::quant::encode_cache_group;
 
 #[derive(Clone)]
 struct Case {
@@ -91,6 +92,7 @@ fn round(x: f32, dtype: CacheDtype) -> f32 {
         CacheDtype::F32 => x,
         CacheDtype::F16 => f16_to_f32(f32_to_f16(x)),
         CacheDtype::Bf16 => bf16_to_f32(f32_to_bf16(x)),
+        CacheDtype::Q8 => unreachable!("rounds groups"),
     }
 }
 
@@ -174,7 +176,7 @@ impl Cache {
     fn new(case: &Case, dtype: CacheDtype) -> Cache {
         let table_width = case.longest().div_ceil(BLOCK) + 1;
         let blocks = table_width * case.lens.len();
-        let fill = |dim: usize| vec![0xffu8; blocks * case.kv_heads * BLOCK * dim * dtype.bytes()];
+        let fill = |dim: usize| vec![0xffu8; blocks * case.kv_heads * BLOCK * dtype.bytes(dim)];
         let table = (0..blocks).map(|i| ((i * 7 + 3) % blocks) as i32).collect::<Vec<_>>();
         let mut sorted = table.clone();
         sorted.sort_unstable();
@@ -353,6 +355,80 @@ fn a_cache_of_each_type_agrees_with_the_definition_on_rounded_keys() {
     }
 }
 
+/// The values that a cache of integers gives back, and half of each one's step.
+fn through_integers(rows: &[Vec<f32>]) -> (Vec<Vec<f32>>, Vec<Vec<f32>>) {
+    let of_row = |row: &Vec<f32>| {
+        let groups = row.as_chunks::<CACHE_GROUP>().0.iter().map(encode_cache_group);
+        let stored = groups.map(|(scale, integers)| (f16_to_f32(scale), integers));
+        let (mut values, mut errors) = (Vec::new(), Vec::new());
+        for (scale, integers) in stored {
+            values.extend(integers.map(|integer| scale * f32::from(integer)));
+            errors.extend([scale / 2.0; CACHE_GROUP]);
+        }
+        (values, errors)
+    };
+    rows.iter().map(of_row).unzip()
+}
+
+fn cases_of_whole_groups() -> Vec<Case> {
+    let ragged = [1, 70, 2, 0, 33, 129];
+    vec![
+        Case::new(&ragged, 4, 4, 32),
+        Case { left: left_of_window(9), value_dim: 64, ..Case::new(&ragged, 6, 2, 96) },
+        Case { softcap: 1.5, ..Case::new(&[65, 5], 7, 1, 64) },
+        Case { mask: true, right: usize::MAX, ..Case::new(&[40, 66], 2, 1, 32) },
+        Case { left: left_of_window(70), ..Case::new(&[1100], 9, 3, 32) },
+    ]
+}
+
+#[test]
+fn a_cache_of_integers_has_the_bits_of_an_f32_cache_of_its_values() {
+    let isa = Isa::detect();
+    for (n, case) in cases_of_whole_groups().iter().enumerate() {
+        let data = data(case);
+        let mut cache = Cache::new(case, CacheDtype::Q8);
+        cache.append(case, &data, isa);
+        let rounded = Data {
+            q: data.q.clone(),
+            k: through_integers(&data.k).0,
+            v: through_integers(&data.v).0,
+            mask: data.mask.clone(),
+            mask_width: data.mask_width,
+        };
+        let mut plain = Cache::new(case, CacheDtype::F32);
+        plain.append(case, &rounded, isa);
+        let want = attend(case, &rounded, Some(&plain), isa, false);
+        for isa in Isa::available() {
+            for split in [false, true] {
+                let got = attend(case, &data, Some(&cache), isa, split);
+                assert_bits(&got, &want, &format!("case {n} {isa} {split}"));
+            }
+        }
+    }
+}
+
+/// Scores move by at most `e = scale * sum |q| * step / 2`, so weights by a factor within `e^(2 e)` and outputs by at most `(e^(2 e) - 1)`
+/// of the largest value, and by half a step of the values.
+#[test]
+fn a_cache_of_integers_is_as_near_to_an_f32_cache_as_its_steps_allow() {
+    let isa = Isa::detect();
+    for (n, case) in cases_of_whole_groups().iter().enumerate() {
+        let data = data(case);
+        let mut caches = [CacheDtype::Q8, CacheDtype::F32].map(|dtype| Cache::new(case, dtype));
+        caches.iter_mut().for_each(|cache| cache.append(case, &data, isa));
+        let [found, expected] = caches.each_ref().map(|cache| attend(case, &data, Some(cache), isa, false));
+        let largest = |rows: &[Vec<f32>]| rows.iter().flatten().fold(0.0f32, |m, x| m.max(x.abs()));
+        let (key_error, value_error) =
+            (largest(&through_integers(&data.k).1), largest(&through_integers(&data.v).1));
+        let heads = data.q.iter().flat_map(|rows| rows.chunks(case.head_dim));
+        let query = heads.map(|q| q.iter().map(|x| x.abs()).sum::<f32>()).fold(0.0, f32::max);
+        let moved = scale_of(case) * query * key_error;
+        let bound = value_error + (2.0 * moved).exp_m1() * largest(&data.v);
+        let worst = found.iter().zip(&expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        assert!(worst > 0.0 && worst <= bound, "case {n}: {worst}, at most {bound}");
+    }
+}
+
 #[test]
 fn a_sequence_alone_has_the_bits_it_has_in_a_batch() {
     let isa = Isa::detect();
@@ -384,9 +460,11 @@ fn decoding_token_by_token_has_the_bits_of_prefilling() {
         Case::new(&[75, 20], 6, 2, 32),
         Case { left: left_of_window(11), softcap: 3.0, ..Case::new(&[70, 9], 4, 4, 20) },
         Case { left: left_of_window(600), ..Case::new(&[1027, 530], 3, 1, 16) },
+        Case { left: left_of_window(90), ..Case::new(&[140, 9], 7, 1, 64) },
     ];
-    for dtype in [CacheDtype::F32, CacheDtype::F16, CacheDtype::Bf16] {
-        for (n, case) in shapes.iter().enumerate() {
+    for dtype in [CacheDtype::F32, CacheDtype::F16, CacheDtype::Bf16, CacheDtype::Q8] {
+        let whole = |case: &&Case| dtype != CacheDtype::Q8 || case.head_dim.is_multiple_of(CACHE_GROUP);
+        for (n, case) in shapes.iter().filter(whole).enumerate() {
             let all = data(case);
             let mut cache = Cache::new(case, dtype);
             cache.append(case, &all, isa);

@@ -8,6 +8,7 @@ use crate::isa::{Entry, Isa};
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
 use rlx_tensor::DType;
+use rlx_tensor::quant::CACHE_GROUP;
 use std::any::Any;
 use std::ptr::{null, null_mut};
 
@@ -40,9 +41,9 @@ pub struct CacheOperands {
     pub past: Operand,
     /// `[batch, table]` block numbers.
     pub block_table: Operand,
-    /// `[blocks, kv_heads, head_dim, 64]`.
+    /// `[blocks, kv_heads, head_dim, 64]`; of U8, which holds groups of integers, `[blocks, kv_heads, 64, head_dim / 32 * 34]`.
     pub k_cache: Operand,
-    /// `[blocks, kv_heads, 64, head_dim]`.
+    /// `[blocks, kv_heads, 64, head_dim]`; of U8 as `k_cache`.
     pub v_cache: Operand,
 }
 
@@ -80,7 +81,9 @@ impl AttentionStep {
         let divides = form.kv_heads > 0 && form.heads.is_multiple_of(form.kv_heads);
         let ranks = mask.as_ref().is_none_or(|m| m.dims.len() == 4 && m.stride.is_none())
             && cache.as_ref().is_none_or(|c| c.block_table.dims.len() == 2 && c.k_cache.dims.len() == 4);
-        if !divides || !ranks {
+        let whole_groups = form.head_dim.is_multiple_of(CACHE_GROUP)
+            || cache.as_ref().is_none_or(|c| cache_dtype(c.k_cache.dtype) != CacheDtype::Q8);
+        if !divides || !ranks || !whole_groups {
             return None;
         }
         let (attend, merge, append) = (attention_entry(isa)?, merge_entry(isa)?, append_entry(isa)?);
@@ -98,7 +101,10 @@ impl AttentionStep {
         let batch = run.len(&self.seq_starts).saturating_sub(1);
         let cache = self.cache.as_ref().is_none_or(|c| {
             let blocks = run.extents(&c.k_cache).next().unwrap_or(0);
-            let per_block = kv_width * BLOCK;
+            let per_block = match cache_dtype(c.k_cache.dtype) {
+                dtype @ CacheDtype::Q8 => form.kv_heads * dtype.bytes(form.head_dim) * BLOCK,
+                _ => kv_width * BLOCK,
+            };
             run.len(&c.past) == batch
                 && run.rows(&c.block_table) == batch
                 && run.len(&c.k_cache) == blocks * per_block
@@ -289,6 +295,7 @@ fn cache_dtype(dtype: DType) -> CacheDtype {
     match dtype {
         DType::F16 => CacheDtype::F16,
         DType::BF16 => CacheDtype::Bf16,
+        DType::U8 => CacheDtype::Q8,
         _ => CacheDtype::F32,
     }
 }
@@ -310,6 +317,7 @@ impl Step for AttentionStep {
         let keys = self.cache.as_ref().map_or("rows", |c| match c.k_cache.dtype {
             DType::F16 => "cache_f16",
             DType::BF16 => "cache_bf16",
+            DType::U8 => "cache_q8_0",
             _ => "cache_f32",
         });
         format!("attention_{keys}_{}", self.isa)

@@ -58,7 +58,7 @@ pub enum Convention {
 /// Choices that a config leaves open.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BuildOptions {
-    /// Element type of KV caches: F32, F16 or BF16.
+    /// Element type of KV caches: F32, F16, BF16 or Q8_0.
     pub cache_dtype: DType,
     /// Encoders take `token_types [rows]` I32 as an input; else every token is of type 0.
     pub token_types: bool,
@@ -119,7 +119,7 @@ impl Built {
 /// Inputs, all I32: `input_ids [rows]`, `positions [rows]`, `seq_starts [batch + 1]`, `past [batch]`, `block_table [batch, table]`,
 /// `logit_rows [outs]`; also `angles [rows, rotary_dim]` F32 where [`DecoderInfo::rope`] is there. States: `layers.<i>.k_cache
 /// [blocks, kv_heads, head_dim, 64]` and `layers.<i>.v_cache [blocks, kv_heads, 64, head_dim]`. Output: `logits [outs, vocab]` F32 of
-/// the rows that `logit_rows` names.
+/// the rows that `logit_rows` names. Caches of Q8_0 are states of U8, `[blocks, kv_heads, 64, head_dim / 32 * 34]`.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// The graph.

@@ -3,7 +3,7 @@
 use crate::arch::{BuildCx, Built, Decoder, DecoderInfo};
 use crate::blocks::net::{Net, RmsNormSpec};
 use crate::blocks::rope::{Rope, RopeDefaults};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::kv::BLOCK_POSITIONS;
 use rlx::import::hf::ConfigReader;
 use rlx::import::json::Json;
@@ -14,6 +14,7 @@ use rlx_graph::ops::gather::Gather;
 use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::rope::{Rope as RopeOp, RopeStyle};
 use rlx_graph::ops::rope_angles::RopeAngles;
+use rlx_tensor::quant::{CACHE_GROUP, CACHE_GROUP_BYTES};
 use rlx_tensor::{DType, Dim, Shape, Tensor};
 
 /// Sizes of a decoder.
@@ -196,6 +197,19 @@ pub struct AttentionSpec {
     pub softcap: Option<f64>,
 }
 
+/// Element type of the states of a cache, and extents of a head of a block, of keys and of values.
+fn cache_form(dtype: DType, head_dim: usize) -> Result<(DType, [[usize; 2]; 2])> {
+    if dtype != DType::Q8_0 {
+        return Ok((dtype, [[head_dim, BLOCK_POSITIONS], [BLOCK_POSITIONS, head_dim]]));
+    }
+    if !head_dim.is_multiple_of(CACHE_GROUP) {
+        let expected = "f32, f16 or bf16, as this model's heads are not made of blocks of 32";
+        let found = format!("q8_0, and heads of {head_dim}");
+        return Err(ModelError::Setting { setting: "cache_dtype", expected, found });
+    }
+    Ok((DType::U8, [[BLOCK_POSITIONS, head_dim / CACHE_GROUP * CACHE_GROUP_BYTES]; 2]))
+}
+
 impl<'a> Frame<'a> {
     /// Declares the inputs and states of a decoder.
     pub fn begin(
@@ -216,16 +230,14 @@ impl<'a> Frame<'a> {
         let past = input("past", vec![symbol("batch")])?;
         let table = input("block_table", vec![symbol("batch"), symbol("table")])?;
         let logit_rows = input("logit_rows", vec![symbol("outs")])?;
+        let (dtype, [k_inner, v_inner]) = cache_form(cx.options.cache_dtype, sizes.head_dim)?;
         let mut caches = Vec::with_capacity(sizes.layers);
         for layer in 0..sizes.layers {
             let mut state = |name: &str, inner: [usize; 2]| {
                 let dims = vec![symbol("blocks"), sizes.kv_heads.into(), inner[0].into(), inner[1].into()];
-                net.graph
-                    .state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, cx.options.cache_dtype))
+                net.graph.state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, dtype))
             };
-            let k = state("k_cache", [sizes.head_dim, BLOCK_POSITIONS])?;
-            let v = state("v_cache", [BLOCK_POSITIONS, sizes.head_dim])?;
-            caches.push([k, v]);
+            caches.push([state("k_cache", k_inner)?, state("v_cache", v_inner)?]);
         }
         Ok(Self { net, ids, positions, rope: None, seq_starts, past, table, logit_rows, caches })
     }
