@@ -90,6 +90,16 @@ pub enum ModelError {
         /// The value.
         found: f32,
     },
+    /// A weight that the wanted type cannot hold.
+    #[error("tensor `{name}` holds {found}, which {dtype} cannot: its scales are f16; write it as F32 or BF16")]
+    WeightRange {
+        /// The tensor.
+        name: String,
+        /// The value.
+        found: f32,
+        /// The type.
+        dtype: DType,
+    },
     /// The checkpoint has a tensor that belongs to a layer in use, and the config does not ask for it.
     #[error(
         "tensor `{name}` is in the checkpoint, but the config does not use it; the result would differ from the trained model"

@@ -116,8 +116,8 @@ pub struct Exported {
 /// written. Memory is bounded by a piece of a tensor, whatever the model's size.
 ///
 /// # Errors
-/// Those of opening the folder; a config or a tokenizer that the format has no keys for; a weight that is not finite; of the file
-/// system.
+/// Those of opening the folder; a config or a tokenizer that the format has no keys for; a weight that is not finite, or that the
+/// wanted type cannot hold; of the file system.
 pub fn export(
     folder: &HfFolder,
     path: &Path,
@@ -255,12 +255,64 @@ impl Drop for Partial {
     }
 }
 
-/// Encodes values, which have to be finite.
+/// Beyond this, an f16 that stands for a value or scales a block may overflow.
+const LARGEST_SURE: f32 = 65_504.0;
+
+/// Encodes values, which have to be finite and have to stay so.
 fn encode(name: &str, dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result<()> {
     if let Some(found) = values.iter().find(|value| !value.is_finite()) {
         return Err(ModelError::WeightValue { name: name.to_owned(), found: *found });
     }
     let bytes = dtype.bytes_for(values.len()).unwrap_or(0);
     out.resize(bytes, 0);
-    quant::encode(dtype, values, out).map_err(ModelError::from)
+    quant::encode(dtype, values, out)?;
+    if values.iter().any(|value| value.abs() > LARGEST_SURE) {
+        let mut stored = vec![0.0; values.len()];
+        quant::decode(dtype, out, &mut stored)?;
+        if let Some(at) = stored.iter().position(|value| !value.is_finite()) {
+            // Of a block that is lost as a whole, the value that is to blame.
+            let block = at / dtype.block().0 * dtype.block().0;
+            let of_block = values[block..].iter().take(dtype.block().0);
+            let found = of_block.fold(0.0f32, |most, &value| if value.abs() > most.abs() { value } else { most });
+            return Err(ModelError::WeightRange { name: name.to_owned(), found, dtype });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A row of small values but for one.
+    fn with(value: f32) -> Vec<f32> {
+        (0..256).map(|i| if i == 137 { value } else { 0.01 * i as f32 }).collect()
+    }
+
+    #[test]
+    fn a_value_that_a_type_cannot_hold_is_refused_with_its_tensor_and_the_type() {
+        let refused = [
+            (DType::F16, 70_000.0),
+            (DType::Q8_0, 1e7),
+            (DType::Q4_0, -1e6),
+            (DType::Q6_K, 1e9),
+            (DType::Q4_K, 1e9),
+            (DType::Q5_1, 3e6),
+        ];
+        for (dtype, value) in refused {
+            let error = encode("layers.3.w", dtype, &with(value), &mut Vec::new()).unwrap_err();
+            assert!(
+                matches!(&error, ModelError::WeightRange { name, found, .. } if name == "layers.3.w" && *found == value),
+                "{dtype}: {error}"
+            );
+            assert!(error.to_string().contains(dtype.name()), "{error}");
+        }
+        for (dtype, value) in [(DType::F32, 1e30), (DType::BF16, -1e30), (DType::Q8_0, 1e6), (DType::Q4_0, 4e5)] {
+            encode("w", dtype, &with(value), &mut Vec::new()).unwrap();
+        }
+        for value in [f32::NAN, f32::INFINITY] {
+            let error = encode("w", DType::F32, &with(value), &mut Vec::new()).unwrap_err();
+            assert!(matches!(error, ModelError::WeightValue { .. }), "{error}");
+        }
+    }
 }
