@@ -446,6 +446,19 @@ fn a_narrower_cache_halves_the_state_and_still_tells_a_story() {
 }
 
 #[test]
+fn a_story_beyond_the_context_is_refused_unless_it_may_shift() {
+    let beyond = ["generate", "--ctx", "48", "-n", "120"];
+    let refused = run(&beyond);
+    assert!(refused.starts_with("status 1\n") && refused.contains("the limit is 48"), "{refused}");
+    let shifting = [&beyond[..], &["--context-shift", "--keep", "6"]].concat();
+    let told = run(&shifting);
+    assert!(told.starts_with("status 0\n"), "{told}");
+    assert!(told.contains("context shift: kept the first 6 tokens, forgot the "), "{told}");
+    let alone = run(&["generate", "--keep", "6"]);
+    assert!(alone.starts_with("status 2\n") && alone.contains("--context-shift"), "{alone}");
+}
+
+#[test]
 fn explain_shows_every_stage() {
     let llama = model("llama");
     for stage in ["hir", "mir", "lir"] {

@@ -40,10 +40,11 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn Error + Sen
         runner.set_adapter(slot, Some(adapter))?;
     }
     std::fs::remove_dir_all(&scratch)?;
-    let mut pool = BlockPool::new(runner.limits().blocks);
+    let mut pool = BlockPool::of(&runner.limits());
     let mut tables: Vec<BlockTable> = (0..TEXTS).map(|_| BlockTable::new()).collect();
     for table in &mut tables {
         pool.reserve(table, PAST + 1)?;
+        pool.advance(table, 0, PAST + 1)?;
     }
     let forms = [None, Some(0), Some(1), Some(4), Some(8)];
     let mut times = vec![Vec::new(); forms.len()];

@@ -36,10 +36,11 @@ fn print_ids(model: &Model) -> Result<(), Box<dyn Error + Send + Sync>> {
 fn all_logits(model: &Model, ids: &[u32]) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
     let Built::Decoder(decoder) = model.built() else { return Err("not a decoder".into()) };
     let mut runner = model.decoder_runner(ids.len())?;
-    let (mut pool, mut table) = (BlockPool::new(runner.limits().blocks), BlockTable::new());
+    let (mut pool, mut table) = (BlockPool::of(&runner.limits()), BlockTable::new());
     pool.reserve(&mut table, ids.len())?;
     let (mut inputs, mut all) = (StepInputs::default(), Vec::new());
     for (past, token) in ids.iter().enumerate() {
+        pool.advance(&mut table, past, past + 1)?;
         inputs.clear(table.blocks().len());
         let tokens = std::slice::from_ref(token);
         let step = SequenceStep { tokens, past, length: ids.len(), table: &table, wants_logits: true };

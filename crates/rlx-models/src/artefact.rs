@@ -146,6 +146,7 @@ fn write_decoder(out: &mut WireWriter, info: &DecoderInfo) {
     for size in [info.vocab, info.layers, info.kv_heads, info.head_dim, info.max_positions] {
         out.u64(size as u64);
     }
+    out.u64(info.full_layers as u64).u64(info.window.unwrap_or(0) as u64);
     out.text(&info.cache_dtype.to_string()).u8(u8::from(info.rope.is_some()));
     if let Some(rope) = &info.rope {
         rope.write(out);
@@ -155,9 +156,21 @@ fn write_decoder(out: &mut WireWriter, info: &DecoderInfo) {
 fn read_decoder(from: &mut WireReader<'_>) -> std::result::Result<DecoderInfo, WireError> {
     let model_type = from.text()?.to_owned();
     let [vocab, layers, kv_heads, head_dim, max_positions] = sizes(from)?;
+    let (full_layers, window) = (from.size()?, Some(from.size()?).filter(|&positions| positions > 0));
     let cache_dtype = from.text()?.parse::<DType>().map_err(|_| from.fault("an unknown dtype"))?;
     let rope = if from.u8()? != 0 { Some(Rope::read_back(from)?) } else { None };
-    Ok(DecoderInfo { model_type, vocab, layers, kv_heads, head_dim, max_positions, cache_dtype, rope })
+    Ok(DecoderInfo {
+        model_type,
+        vocab,
+        layers,
+        kv_heads,
+        head_dim,
+        max_positions,
+        cache_dtype,
+        full_layers,
+        window,
+        rope,
+    })
 }
 
 fn write_encoder(out: &mut WireWriter, info: &EncoderInfo) {

@@ -118,7 +118,7 @@ impl<'m> Batch<'m> {
         model.admit_batch(options.context.min(decoder.info.max_positions), batch)?;
         let runner =
             DecoderRunner::with_batch(decoder, model.executables().clone(), options.context, rows, batch)?;
-        let pool = BlockPool::new(runner.limits().blocks);
+        let pool = BlockPool::of(&runner.limits());
         Ok(Self {
             model,
             options,
@@ -238,11 +238,12 @@ impl<'m> Batch<'m> {
             let length = sequence.tokens.len();
             let beyond = info.rope.as_ref().and_then(|rope| rope.recompute_beyond());
             if beyond.is_some_and(|limit| sequence.past <= limit && length > limit) {
-                sequence.past = 0;
+                sequence.past = self.pool.resume(&mut sequence.table, 0);
             }
             behind -= 1;
             // Every text after this one gets a row at least.
             let end = length.min(sequence.past + (room - behind));
+            self.pool.advance(&mut sequence.table, sequence.past, end)?;
             let step = SequenceStep {
                 tokens: &sequence.tokens[sequence.past..end],
                 past: sequence.past,
@@ -269,6 +270,9 @@ impl<'m> Batch<'m> {
                     sequence.remembered += 1;
                 }
             }
+        }
+        for sequence in &mut self.running {
+            self.pool.give_back_unseen(&mut sequence.table, sequence.past);
         }
         Ok(ready)
     }
@@ -303,7 +307,7 @@ impl<'m> Batch<'m> {
                 Some(*key)
             })
             .collect();
-        let adopted = self.pool.adopt(&mut sequence.table, keys.iter().copied());
+        let adopted = self.pool.adopt(&mut sequence.table, &keys);
         if let Some(last) = adopted.checked_sub(1) {
             (sequence.key, sequence.remembered) = (keys[last], adopted);
             sequence.past = adopted * BLOCK_POSITIONS;

@@ -62,6 +62,7 @@ pub struct ModelDrafter<R> {
     info: DecoderInfo,
     /// Tokens whose keys and values are in the runtime's cache.
     held: Vec<u32>,
+    pool: BlockPool,
     table: BlockTable,
     inputs: StepInputs,
     logits: Vec<f32>,
@@ -83,13 +84,14 @@ impl<R: DecoderRuntime> ModelDrafter<R> {
             return wrong("one whose rotation does not depend on the text's length", info.model_type.clone());
         }
         let limits = runtime.limits();
-        let (mut pool, mut table) = (BlockPool::new(limits.blocks), BlockTable::new());
+        let (mut pool, mut table) = (BlockPool::of(&limits), BlockTable::new());
         pool.reserve(&mut table, limits.blocks.min(limits.table) * BLOCK_POSITIONS)?;
         let logits = vec![0.0; vocab];
         Ok(Self {
             runtime,
             info: info.clone(),
             held: Vec::new(),
+            pool,
             table,
             inputs: StepInputs::default(),
             logits,
@@ -101,6 +103,7 @@ impl<R: DecoderRuntime> ModelDrafter<R> {
         let (length, most) = (self.held.len(), self.runtime.limits().max_rows.max(1));
         while past < length {
             let end = length.min(past + most);
+            self.pool.advance(&mut self.table, past, end)?;
             self.inputs.clear(blocks_for(self.table.capacity()));
             let tokens = &self.held[past..end];
             let wants_logits = end == length;
@@ -123,7 +126,8 @@ impl<R: DecoderRuntime> ModelDrafter<R> {
 impl<R: DecoderRuntime + Send> Drafter for ModelDrafter<R> {
     fn propose(&mut self, tokens: &[u32], most: usize, draft: &mut Vec<u32>) -> Result<()> {
         let room = self.table.capacity().saturating_sub(tokens.len());
-        let mut past = shared_start(&self.held, tokens).min(tokens.len().saturating_sub(1));
+        let shared = shared_start(&self.held, tokens).min(tokens.len().saturating_sub(1));
+        let mut past = self.pool.resume(&mut self.table, shared);
         self.held.clear();
         self.held.extend_from_slice(tokens);
         for _ in 0..most.min(room) {

@@ -3,7 +3,7 @@
 use crate::arch::DecoderInfo;
 use crate::draft::{DraftStats, Drafter, shared_start};
 use crate::error::{ModelError, Result};
-use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, blocks_for};
+use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, WindowLimits, blocks_for};
 use crate::sampling::{Sampler, SamplingOptions};
 use rlx::SessionError;
 use rlx::backend::BackendError;
@@ -92,6 +92,8 @@ pub struct DecoderLimits {
     pub table: usize,
     /// Most rows of a step whose logits are given.
     pub outs: usize,
+    /// Blocks of the caches of layers with a window; `None` for models without.
+    pub window: Option<WindowLimits>,
 }
 
 /// The inputs of a decoder's graph for one step, row-major; reused from step to step.
@@ -105,8 +107,10 @@ pub struct StepInputs {
     pub seq_starts: Vec<i32>,
     /// `[batch]`
     pub past: Vec<i32>,
-    /// `[batch, table]`
+    /// `[batch, table]`; of layers without a window.
     pub block_table: Vec<i32>,
+    /// `[batch, table]`; of layers with a window, where [`DecoderInfo::window`] is there, else empty.
+    pub window_table: Vec<i32>,
     /// Columns of `block_table`.
     pub table: usize,
     /// `[outs]`
@@ -140,6 +144,7 @@ impl StepInputs {
         for list in [&mut self.input_ids, &mut self.positions, &mut self.past, &mut self.block_table] {
             list.clear();
         }
+        self.window_table.clear();
         self.slots.clear();
         self.logit_slots.clear();
         self.logit_rows.clear();
@@ -169,6 +174,9 @@ impl StepInputs {
         self.seq_starts.push(self.input_ids.len() as i32);
         self.past.push(sequence.past as i32);
         sequence.table.push_row(self.table, &mut self.block_table);
+        if info.window.is_some() {
+            sequence.table.push_window_row(self.table, &mut self.window_table);
+        }
         if sequence.wants_logits {
             self.logit_rows.push(self.input_ids.len() as i32 - 1);
             self.logit_slots.push(slot);
@@ -211,9 +219,38 @@ pub struct GenerateOptions {
     pub deadline: Option<Instant>,
     /// The slot of the runtime whose adapter the text runs with.
     pub adapter_slot: Option<usize>,
-    /// Tokens whose keys and values the runtime's blocks hold, from block 0 on: what the prompt shares with their start is not run
-    /// again. As [`Generation::into_held`] gives them.
-    pub held: Vec<u32>,
+    /// Tokens whose keys and values the runtime holds: what the prompt shares with their start is not run again, unless a layer with a
+    /// window has given back what the next token sees. As [`Generation::into_held`] gives them.
+    pub held: Option<Held>,
+    /// Where the text reaches the context: keep this many of its first tokens, forget half of those after them and go on, as a new
+    /// text of the tokens that are left would, bit for bit. A text that may reach it is refused if not given.
+    pub context_shift: Option<usize>,
+}
+
+/// Tokens whose keys and values a runtime holds, and where.
+#[derive(Debug, Clone)]
+pub struct Held {
+    tokens: Vec<u32>,
+    pool: BlockPool,
+    table: BlockTable,
+}
+
+impl Held {
+    /// The tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+/// What a text that reached the context has forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shift {
+    /// Tokens kept at the start.
+    pub kept: usize,
+    /// Tokens after them that were forgotten.
+    pub forgotten: usize,
+    /// Tokens that are run again at their new positions.
+    pub run_again: usize,
 }
 
 impl GenerateOptions {
@@ -227,7 +264,8 @@ impl GenerateOptions {
             cancel: CancelToken::new(),
             deadline: None,
             adapter_slot: None,
-            held: Vec::new(),
+            held: None,
+            context_shift: None,
         }
     }
 }
@@ -262,7 +300,12 @@ pub struct Generation<R> {
     table: BlockTable,
     /// The prompt, what was generated, and what was generated but not given out yet.
     tokens: Vec<u32>,
+    /// Of these, what the model sees: all but what was forgotten.
+    seen: Vec<u32>,
     prompt_tokens: usize,
+    /// Most positions.
+    limit: usize,
+    shift: Option<Shift>,
     given: usize,
     past: usize,
     reused: usize,
@@ -297,7 +340,7 @@ pub fn generate<R: DecoderRuntime>(
     mut runtime: R,
     info: &DecoderInfo,
     prompt: &[u32],
-    options: GenerateOptions,
+    mut options: GenerateOptions,
 ) -> Result<Generation<R>> {
     if prompt.is_empty() {
         return Err(ModelError::EmptyPrompt);
@@ -312,24 +355,39 @@ pub fn generate<R: DecoderRuntime>(
     let limit = context_limit(info, limits, options.context);
     let (prompt_tokens, new_tokens) = (prompt.len(), options.max_new_tokens);
     if prompt_tokens.saturating_add(new_tokens) > limit {
-        let advice = match prompt_tokens < limit {
-            true => "ask for fewer new tokens, or for a larger context if the model has one",
-            false => "shorten the prompt, or ask for a larger context if the model has one",
+        let advice = match (prompt_tokens < limit, options.context_shift) {
+            (true, Some(_)) => None,
+            (true, None) => Some("ask for fewer new tokens, for a larger context if the model has one, or for a context shift"),
+            (false, _) => Some("shorten the prompt, or ask for a larger context if the model has one"),
         };
-        return Err(ModelError::Context { prompt_tokens, new_tokens, limit, advice });
+        if let Some(advice) = advice {
+            return Err(ModelError::Context { prompt_tokens, new_tokens, limit, advice });
+        }
+    }
+    if let Some(kept) = options.context_shift.filter(|kept| kept.saturating_add(2) > limit) {
+        let (setting, expected) = ("context_shift", "to keep at least 2 tokens fewer than the context has");
+        let found = format!("{kept} tokens of {limit}");
+        return Err(ModelError::Setting { setting, expected, found });
     }
     let mut sampler = Sampler::new(options.sampling.clone())?;
     prompt.iter().for_each(|&token| sampler.observe(token));
-    let (mut pool, mut table) = (BlockPool::new(limits.blocks), BlockTable::new());
-    pool.reserve(&mut table, prompt_tokens + new_tokens)?;
+    let held = options.held.take().filter(|held| held.pool.total() == limits.blocks);
+    let (mut pool, mut table, held) = match held {
+        Some(Held { tokens, pool, table }) => (pool, table, tokens),
+        None => (BlockPool::of(&limits), BlockTable::new(), Vec::new()),
+    };
+    let room = prompt_tokens.saturating_add(new_tokens).min(limit);
+    pool.reserve(&mut table, room)?;
     runtime.interrupt(&options.cancel, options.deadline);
-    let mut tokens = Vec::with_capacity(prompt_tokens + new_tokens);
+    let (mut tokens, mut seen) = (Vec::with_capacity(room), Vec::with_capacity(room));
     tokens.extend_from_slice(prompt);
+    seen.extend_from_slice(prompt);
     // The last token of the prompt is run for its logits; keys rotated for another length are of no use.
     let past = match length_dependent(info) {
         true => 0,
-        false => shared_start(&options.held, prompt).min(prompt_tokens - 1),
+        false => shared_start(&held, prompt).min(prompt_tokens - 1),
     };
+    let past = pool.resume(&mut table, past);
     Ok(Generation {
         runtime,
         info: info.clone(),
@@ -338,7 +396,10 @@ pub fn generate<R: DecoderRuntime>(
         pool,
         table,
         tokens,
+        seen,
         prompt_tokens,
+        limit,
+        shift: None,
         given: prompt_tokens,
         past,
         reused: past,
@@ -373,6 +434,11 @@ impl<R: DecoderRuntime> Generation<R> {
     /// Tokens of the prompt that were not run, for an earlier text had left their keys and values.
     pub fn reused(&self) -> usize {
         self.reused
+    }
+
+    /// What the text has forgotten since this was last asked, where it reached the context.
+    pub fn take_shift(&mut self) -> Option<Shift> {
+        self.shift.take()
     }
 
     /// What became of guesses.
@@ -421,6 +487,7 @@ impl<R: DecoderRuntime> Generation<R> {
             }
             self.sampler.observe(token);
             self.tokens.push(token);
+            self.seen.push(token);
             if let Some(constraint) = &mut self.constraint {
                 constraint.accept(token)?;
                 if constraint.is_over() {
@@ -439,10 +506,13 @@ impl<R: DecoderRuntime> Generation<R> {
 
     /// Runs every token that is not in the cache yet, and guesses after it; their logits stand in `self.logits`.
     fn advance(&mut self) -> Result<()> {
-        let length = self.tokens.len();
+        if self.seen.len() > self.limit {
+            self.forget();
+        }
+        let length = self.seen.len();
         let beyond = self.info.rope.as_ref().and_then(|rope| rope.recompute_beyond());
         if beyond.is_some_and(|limit| self.past <= limit && length > limit) {
-            self.past = 0;
+            self.past = self.pool.resume(&mut self.table, 0);
         }
         let limits = self.runtime.limits();
         let columns = limits.table.min(blocks_for(self.table.capacity()));
@@ -452,11 +522,12 @@ impl<R: DecoderRuntime> Generation<R> {
             let end = length.min(self.past.saturating_add(limits.max_rows));
             let rows = end - self.past;
             self.run.clear();
-            self.run.extend_from_slice(&self.tokens[self.past..end]);
+            self.run.extend_from_slice(&self.seen[self.past..end]);
             if end == length {
                 self.propose(limits, rows)?;
                 self.run.extend_from_slice(&self.draft);
             }
+            self.pool.advance(&mut self.table, self.past, self.past + self.run.len())?;
             self.inputs.clear(columns);
             let (tokens, past, table) = (&self.run[..], self.past, &self.table);
             let sequence = SequenceStep { tokens, past, length, table, wants_logits: false };
@@ -471,13 +542,25 @@ impl<R: DecoderRuntime> Generation<R> {
         Ok(())
     }
 
+    /// Makes room where the text has reached the context.
+    fn forget(&mut self) {
+        let Some(kept) = self.options.context_shift else { return };
+        let forgotten = self.seen.len().saturating_sub(kept) / 2;
+        self.seen.drain(kept..kept + forgotten);
+        // What is kept has its old positions. The others are run at their new ones: they never saw what was forgotten.
+        let past = if length_dependent(&self.info) { 0 } else { kept.min(self.past) };
+        self.past = self.pool.resume(&mut self.table, past);
+        self.shift = Some(Shift { kept, forgotten, run_again: self.seen.len() - self.past });
+    }
+
     /// Asks for guesses that may follow all tokens, in a step with `rows` rows already.
     fn propose(&mut self, limits: DecoderLimits, rows: usize) -> Result<()> {
         let Some(drafter) = &mut self.drafter else { return Ok(()) };
         let left = self.options.max_new_tokens - (self.tokens.len() - self.prompt_tokens);
-        let most = limits.outs.min(left).saturating_sub(1).min(limits.max_rows - rows);
+        let room = self.limit.saturating_sub(self.seen.len()).min(limits.max_rows - rows);
+        let most = limits.outs.min(left).saturating_sub(1).min(room);
         if most > 0 {
-            drafter.propose(&self.tokens, most, &mut self.draft)?;
+            drafter.propose(&self.seen, most, &mut self.draft)?;
             let vocab = self.info.vocab;
             let known = self.draft.iter().take(most).take_while(|&&token| (token as usize) < vocab).count();
             self.draft.truncate(known);
@@ -512,10 +595,10 @@ impl<R: DecoderRuntime> Generation<R> {
     }
 
     /// The runtime, and the tokens whose keys and values it holds: for [`GenerateOptions::held`] of the next text.
-    pub fn into_held(self) -> (R, Vec<u32>) {
-        let Self { runtime, mut tokens, past, .. } = self;
+    pub fn into_held(self) -> (R, Held) {
+        let Self { runtime, seen: mut tokens, past, pool, table, .. } = self;
         tokens.truncate(past);
-        (runtime, tokens)
+        (runtime, Held { tokens, pool, table })
     }
 
     /// Cache blocks that are free for other sequences.

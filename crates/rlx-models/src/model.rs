@@ -5,7 +5,7 @@ use crate::draft::{DraftStats, Drafter, ModelDrafter, PromptLookup};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
 use crate::generate::{
-    CancelToken, DecoderRuntime as _, FinishReason, GenerateOptions, Generation, generate,
+    CancelToken, DecoderRuntime as _, FinishReason, GenerateOptions, Generation, Held, Shift, generate,
 };
 use crate::gguf::GgufModel;
 use crate::gguf::kept::{self, TableWriter};
@@ -74,7 +74,7 @@ pub struct Model {
     threads: usize,
     adapters: Adapters,
     experts: Option<Arc<ExpertPool>>,
-    #[expect(dead_code, reason = "dropping it, after all else, writes the tables")]
+    /// The last field: dropping it, after all else, writes the tables.
     tokenizer_writer: Option<TableWriter>,
 }
 
@@ -87,6 +87,9 @@ pub struct TextOptions {
     pub sampling: SamplingOptions,
     /// Most positions of prompt and text together; the model's own limit if not given.
     pub context: Option<usize>,
+    /// Where the text reaches the context: keep this many of its first tokens, forget half of those after them and go on. A text that may
+    /// reach it is refused if not given. See [`GenerateOptions::context_shift`].
+    pub context_shift: Option<usize>,
     /// The adapter to run with, by name; the plain model if none.
     pub adapter: Option<String>,
     /// Ends the generation from outside.
@@ -154,13 +157,13 @@ impl Draft {
 /// A text whose keys and values are still there: a text that begins alike goes on from them.
 pub struct HeldText {
     runner: DecoderRunner,
-    tokens: Vec<u32>,
+    held: Held,
     adapter: Option<Arc<Adapter>>,
 }
 
 impl std::fmt::Debug for HeldText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "HeldText({} tokens)", self.tokens.len())
+        write!(f, "HeldText({} tokens)", self.held.tokens().len())
     }
 }
 
@@ -185,6 +188,7 @@ impl Default for TextOptions {
             max_tokens: 128,
             sampling: SamplingOptions::greedy(),
             context: None,
+            context_shift: None,
             adapter: None,
             cancel: CancelToken::new(),
             deadline: None,
@@ -446,6 +450,13 @@ impl Model {
         Ok(self.compiled().program()?)
     }
 
+    /// Says that the model is going to run, not only to be looked at.
+    pub(crate) fn use_tokenizer_writer(&self) {
+        if let Some(writer) = &self.tokenizer_writer {
+            writer.use_model();
+        }
+    }
+
     /// Worker threads to count with.
     pub(crate) fn threads(&self) -> usize {
         self.threads
@@ -695,8 +706,8 @@ impl Model {
         let started = Instant::now();
         let held = held.filter(|held| held.serves(needed, outs, adapter.as_ref()));
         let (mut runner, held) = match held {
-            Some(held) => (held.runner, held.tokens),
-            None => (self.runner_with_outs(room, outs)?, Vec::new()),
+            Some(HeldText { runner, held, .. }) => (runner, Some(held)),
+            None => (self.runner_with_outs(room, outs)?, None),
         };
         let adapter_slot = adapter.is_some().then_some(0);
         if let Some(adapter) = &adapter {
@@ -712,6 +723,7 @@ impl Model {
             deadline: options.deadline,
             adapter_slot,
             held,
+            context_shift: options.context_shift,
         };
         let mut inner = generate(runner, &model.info, prompt, loop_options)?;
         if let Some(drafter) = options.draft.drafter(needed, model.info.vocab)? {
@@ -836,10 +848,15 @@ impl TextGeneration<'_> {
         self.inner.drafts()
     }
 
+    /// What the text has forgotten since this was last asked, where it reached the context.
+    pub fn take_shift(&mut self) -> Option<Shift> {
+        self.inner.take_shift()
+    }
+
     /// The text with its keys and values, for [`Model::generate_after`].
     pub fn into_held(self) -> HeldText {
-        let (runner, tokens) = self.inner.into_held();
-        HeldText { runner, tokens, adapter: self.adapter }
+        let (runner, held) = self.inner.into_held();
+        HeldText { runner, held, adapter: self.adapter }
     }
 
     /// Time to bind weights (packed at first use) and make the caches, in milliseconds.

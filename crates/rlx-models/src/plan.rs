@@ -3,9 +3,8 @@
 use crate::arch::{Built, DecoderInfo, EncoderInfo};
 use crate::artefact::{REST, TABLES};
 use crate::error::{ModelError, Result};
-use crate::kv::blocks_for;
 use crate::model::Model;
-use crate::runtime::{ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
+use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
 use rlx::config::Config;
 use rlx::import::hf::TOKENIZER_FILE;
 use rlx::memory::experts::{MoeOffloadEstimate, estimate_moe_offload};
@@ -90,6 +89,7 @@ impl Model {
 
     /// As [`Model::admit`], for several sequences at once.
     pub(crate) fn admit_batch(&self, context: usize, batch: usize) -> Result<()> {
+        self.use_tokenizer_writer();
         let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
         let threads = self.threads();
         let request = PlanRequest { context: Some(context), batch: Some(batch) };
@@ -168,9 +168,7 @@ fn encoder_binding(info: &EncoderInfo, context: usize, batch: usize) -> DimBindi
     EncoderRunner::binding(info, context.saturating_mul(batch).min(ENCODER_ROWS)).0
 }
 
+/// What [`DecoderRunner`] takes for these sequences.
 fn decoder_binding(info: &DecoderInfo, context: usize, batch: usize) -> DimBinding {
-    let table = blocks_for(context.min(info.max_positions));
-    let rows = context.min(PREFILL_ROWS).max(batch);
-    let binding = DimBinding::new().with("rows", rows).with("batch", batch).with("outs", batch);
-    binding.with("blocks", table.saturating_mul(batch)).with("table", table)
+    DecoderRunner::batch_binding(info, context, PREFILL_ROWS.max(batch), batch).0
 }

@@ -4,7 +4,7 @@ use crate::arch::{Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime, RunError, StepInputs};
-use crate::kv::blocks_for;
+use crate::kv::{WindowLimits, blocks_for};
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
 use rlx::aot::AotCache;
 use rlx::backend::Backend;
@@ -293,9 +293,16 @@ impl DecoderRunner {
         let table = blocks_for(context.min(info.max_positions).max(1));
         let blocks = table.saturating_mul(batch);
         let max_rows = max_rows.min(context.saturating_mul(batch)).max(batch);
-        let limits = DecoderLimits { max_rows, blocks, table, outs: batch };
-        let binding = DimBinding::new().with("rows", max_rows).with("batch", batch).with("outs", batch);
-        (binding.with("blocks", blocks).with("table", table), limits)
+        let window = info.window.map(|positions| WindowLimits::new(positions, batch, table, max_rows));
+        let limits = DecoderLimits { max_rows, blocks, table, outs: batch, window };
+        let mut binding = DimBinding::new().with("rows", max_rows).with("batch", batch).with("outs", batch);
+        if info.full_layers > 0 {
+            binding = binding.with("blocks", blocks);
+        }
+        if let Some(window) = window {
+            binding = binding.with("window_blocks", window.blocks);
+        }
+        (binding.with("table", table), limits)
     }
 
     /// A runner for one sequence of up to `context` positions.
@@ -438,9 +445,14 @@ impl DecoderRuntime for DecoderRunner {
             ("positions", TensorArg::typed(&rows, &inputs.positions)),
             ("seq_starts", TensorArg::typed(&starts, &inputs.seq_starts)),
             ("past", TensorArg::typed(&batch, &inputs.past)),
-            ("block_table", TensorArg::typed(&table, &inputs.block_table)),
             ("logit_rows", TensorArg::typed(&outs, &inputs.logit_rows)),
         ]);
+        if self.info.full_layers > 0 {
+            given.push(("block_table", TensorArg::typed(&table, &inputs.block_table)));
+        }
+        if self.info.window.is_some() {
+            given.push(("window_table", TensorArg::typed(&table, &inputs.window_table)));
+        }
         if self.info.rope.is_some() {
             given.push(("angles", TensorArg::typed(&angles, &inputs.angles)));
         }

@@ -2,7 +2,7 @@
 
 use super::constrained::Constrained;
 use super::drafting::Drafting;
-use super::generate::{Lora, Sampling, speed};
+use super::generate::{Lora, Sampling, speed, tell_shift};
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
@@ -173,7 +173,7 @@ impl Chat<'_> {
         let held = self.held.take();
         let started = self.sampling.continue_after(&self.engine.model, held, &prompt, &options);
         let outcome = started.and_then(|mut generation| {
-            let text = print_answer(&mut generation)?;
+            let text = print_answer(&mut generation, self.context)?;
             if self.stats {
                 self.context.note(speed(&generation));
             }
@@ -189,9 +189,10 @@ impl Chat<'_> {
 }
 
 /// Prints the pieces as they come. An answer that is stopped ends there.
-fn print_answer(generation: &mut TextGeneration<'_>) -> Result<String> {
+fn print_answer(generation: &mut TextGeneration<'_>, context: &Context) -> Result<String> {
     let mut text = String::new();
-    for piece in generation.by_ref() {
+    while let Some(piece) = generation.next() {
+        tell_shift(generation, context);
         match piece {
             Ok(piece) => {
                 output::print(&piece)?;

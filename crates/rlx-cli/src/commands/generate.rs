@@ -10,6 +10,7 @@ use crate::failure::{Failure, Result};
 use crate::output;
 use crate::source::Source;
 use rlx::memory::{MemoryProbe, SystemProbe};
+use rlx_models::generate::Shift;
 use rlx_models::sampling::SamplingOptions;
 use rlx_models::{HeldText, Model, ModelError, TextGeneration, TextOptions};
 use serde::Serialize;
@@ -100,9 +101,18 @@ pub struct Sampling {
     /// Most positions of prompt and text together [default: the model's limit]
     #[arg(short, long, value_name = "N")]
     ctx: Option<usize>,
+    /// Where the text reaches the context, forget half of it and go on; it is refused otherwise
+    #[arg(long)]
+    context_shift: bool,
+    /// Tokens at the start that a context shift keeps [default: 4]
+    #[arg(long, value_name = "N", requires = "context_shift")]
+    keep: Option<usize>,
     #[command(flatten)]
     further: Further,
 }
+
+/// Tokens at the start that a context shift keeps: attention leans on the first few (Xiao et al., 2023).
+const KEEP: usize = 4;
 
 impl Sampling {
     /// Continues a prompt of these tokens, under options that [`Sampling::options`] checked.
@@ -129,6 +139,7 @@ impl Sampling {
     fn for_prompt(&self, model: &Model, prompt: &[u32], options: &TextOptions) -> TextOptions {
         let limit = self.ctx.unwrap_or(usize::MAX).min(model.context_limit());
         let room = limit.saturating_sub(prompt.len()).max(1);
+        let room = if self.context_shift { usize::MAX } else { room };
         let max_tokens = self.max_tokens.unwrap_or(options.max_tokens.min(room));
         TextOptions { max_tokens, ..options.clone() }
     }
@@ -151,7 +162,8 @@ impl Sampling {
         let sampling = self.further.apply(sampling)?;
         let advice = "`rlx generate --help` says what each option takes";
         sampling.check().map_err(|error| Failure::usage(error, "the sampling options", advice))?;
-        Ok(TextOptions { sampling, context: self.ctx, ..TextOptions::default() })
+        let context_shift = self.context_shift.then(|| self.keep.unwrap_or(KEEP));
+        Ok(TextOptions { sampling, context: self.ctx, context_shift, ..TextOptions::default() })
     }
 }
 
@@ -202,7 +214,7 @@ impl Args {
         if self.show_prompt && !context.shared.json {
             context.note(format!("prompt: {prompt:?}\nprompt ids: {:?}", generation.prompt_ids()));
         }
-        let text = stream(&mut generation, context.shared.json)?;
+        let text = stream(&mut generation, context)?;
         self.tell_experts(&engine.model, context)?;
         if context.shared.json {
             return output::print_json(&Report {
@@ -245,11 +257,12 @@ impl Args {
     }
 }
 
-/// Takes all pieces; prints them as they come unless `quiet`. The text ends with a line break when printed.
-fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
-    let mut text = String::new();
-    for piece in generation.by_ref() {
+/// Takes all pieces; prints them as they come, unless one JSON object is asked for. The text ends with a line break when printed.
+fn stream(generation: &mut TextGeneration<'_>, context: &Context) -> Result<String> {
+    let (mut text, quiet) = (String::new(), context.shared.json);
+    while let Some(piece) = generation.next() {
         let piece = piece?;
+        tell_shift(generation, context);
         if !quiet {
             output::print(&piece)?;
         }
@@ -259,6 +272,15 @@ fn stream(generation: &mut TextGeneration<'_>, quiet: bool) -> Result<String> {
         output::print("\n")?;
     }
     Ok(text)
+}
+
+/// Says what a text that reached the context has forgotten.
+pub fn tell_shift(generation: &mut TextGeneration<'_>, context: &Context) {
+    if let Some(Shift { kept, forgotten, run_again }) = generation.take_shift() {
+        context.note(format!(
+            "context shift: kept the first {kept} tokens, forgot the {forgotten} after them, ran {run_again} again"
+        ));
+    }
 }
 
 /// Speed of prefill and decode, as a line.

@@ -19,7 +19,8 @@ struct Gpt2 {
 pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
     let model = read(cx)?;
     let sizes = &model.sizes;
-    let mut frame = Frame::begin(cx, &cx.model_type, sizes, &["transformer.", ""], EMBEDDING)?;
+    let windows = vec![None; sizes.layers];
+    let mut frame = Frame::begin(cx, &cx.model_type, (sizes, &windows), &["transformer.", ""], EMBEDDING)?;
     let words = frame.net.embedding(frame.ids, EMBEDDING, (sizes.vocab, sizes.width))?;
     let places = frame.net.embedding(frame.positions, "wpe.weight", (sizes.max_positions, sizes.width))?;
     let mut x = frame.net.add(words, places)?;
@@ -72,7 +73,7 @@ fn add_layer(frame: &mut Frame<'_>, model: &Gpt2, layer: usize, x: ValueId) -> R
     let v = frame.net.columns(qkv, 2 * width, 3 * width)?;
     let by_width = if model.scaled { 1.0 / (sizes.head_dim as f64).sqrt() } else { 1.0 };
     let by_layer = if model.scaled_by_layer { (layer + 1) as f64 } else { 1.0 };
-    let attention = AttentionSpec { scale: by_width / by_layer, window: None, softcap: None };
+    let attention = AttentionSpec { scale: by_width / by_layer, softcap: None };
     let attended = frame.attend(layer, [q, k, v], sizes, attention)?;
     let attended = frame.net.transposed_linear(attended, &at("attn.c_proj"), (width, width))?;
     let x = frame.net.add(x, attended)?;

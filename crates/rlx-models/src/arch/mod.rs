@@ -116,10 +116,11 @@ impl Built {
 
 /// A model that continues text.
 ///
-/// Inputs, all I32: `input_ids [rows]`, `positions [rows]`, `seq_starts [batch + 1]`, `past [batch]`, `block_table [batch, table]`,
-/// `logit_rows [outs]`; also `angles [rows, rotary_dim]` F32 where [`DecoderInfo::rope`] is there. States: `layers.<i>.k_cache
+/// Inputs, all I32: `input_ids [rows]`, `positions [rows]`, `seq_starts [batch + 1]`, `past [batch]`, `block_table [batch, table]` where
+/// some layer has no window, `window_table [batch, table]` where some layer has one, `logit_rows [outs]`; also `angles [rows, rotary_dim]` F32 where [`DecoderInfo::rope`] is there. States: `layers.<i>.k_cache
 /// [blocks, kv_heads, head_dim, 64]` and `layers.<i>.v_cache [blocks, kv_heads, 64, head_dim]`. Output: `logits [outs, vocab]` F32 of
-/// the rows that `logit_rows` names. Caches of Q8_0 are states of U8, `[blocks, kv_heads, 64, head_dim / 32 * 34]`.
+/// the rows that `logit_rows` names. Caches of Q8_0 are states of U8, `[blocks, kv_heads, 64, head_dim / 32 * 34]`. Those of
+/// layers with a window have `window_blocks` blocks.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// The graph.
@@ -147,6 +148,10 @@ pub struct DecoderInfo {
     pub max_positions: usize,
     /// Element type of the caches.
     pub cache_dtype: DType,
+    /// Layers that see all positions before their own.
+    pub full_layers: usize,
+    /// The widest window of the other layers; `None` if there are none.
+    pub window: Option<usize>,
     /// Rotary frequencies that depend on a sequence's length: the caller computes the input `angles` with them.
     pub rope: Option<Rope>,
 }

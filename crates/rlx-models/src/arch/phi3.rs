@@ -22,12 +22,13 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
     let aliases = &["su", "yarn"];
     let rope = Rope::read(cfg, RopeDefaults { longrope_aliases: aliases, ..sizes.rope_defaults() })?;
     let window = llama::window_or(cfg, None)?;
-    let mut frame = Frame::begin(cx, &cx.model_type, sizes, PREFIXES, EMBEDDING)?;
+    let windows = vec![window; sizes.layers];
+    let mut frame = Frame::begin(cx, &cx.model_type, (sizes, &windows), PREFIXES, EMBEDDING)?;
     let mut x = frame.net.embedding(frame.ids, EMBEDDING, (sizes.vocab, sizes.width))?;
     let angles = frame.angles(&rope)?;
     for layer in 0..sizes.layers {
         let normed = frame.net.rms_norm(x, &format!("layers.{layer}.input_layernorm"), sizes.norm())?;
-        let attended = attention(&mut frame, sizes, window, layer, normed, angles)?;
+        let attended = attention(&mut frame, sizes, layer, normed, angles)?;
         x = frame.net.add(x, attended)?;
         let normed =
             frame.net.rms_norm(x, &format!("layers.{layer}.post_attention_layernorm"), sizes.norm())?;
@@ -42,7 +43,6 @@ pub fn build(cx: &BuildCx<'_>) -> Result<Built> {
 fn attention(
     frame: &mut Frame<'_>,
     sizes: &DecoderSizes,
-    window: Option<usize>,
     layer: usize,
     x: ValueId,
     angles: ValueId,
@@ -57,7 +57,7 @@ fn attention(
     let q = frame.rotate(q, angles, sizes.heads, sizes)?;
     let k = frame.rotate(k, angles, sizes.kv_heads, sizes)?;
     let scale = 1.0 / (sizes.head_dim as f64).sqrt();
-    let attended = frame.attend(layer, [q, k, v], sizes, AttentionSpec { scale, window, softcap: None })?;
+    let attended = frame.attend(layer, [q, k, v], sizes, AttentionSpec { scale, softcap: None })?;
     frame.net.linear(attended, &format!("{at}.o_proj"), (sizes.width, q_width), false)
 }
 

@@ -181,9 +181,11 @@ pub struct Frame<'a> {
     rope: Option<Rope>,
     seq_starts: ValueId,
     past: ValueId,
-    table: ValueId,
+    /// Of layers without a window, and of those with one.
+    tables: [Option<ValueId>; 2],
     logit_rows: ValueId,
     caches: Vec<[ValueId; 2]>,
+    windows: Vec<Option<usize>>,
 }
 
 /// How a layer attends.
@@ -191,8 +193,6 @@ pub struct Frame<'a> {
 pub struct AttentionSpec {
     /// Factor of scores.
     pub scale: f64,
-    /// Keys further back than this are not seen.
-    pub window: Option<usize>,
     /// `cap * tanh(score / cap)` after scaling.
     pub softcap: Option<f64>,
 }
@@ -211,11 +211,11 @@ fn cache_form(dtype: DType, head_dim: usize) -> Result<(DType, [[usize; 2]; 2])>
 }
 
 impl<'a> Frame<'a> {
-    /// Declares the inputs and states of a decoder.
+    /// Declares the inputs and states of a decoder. Keys further back than a layer's window are not seen.
     pub fn begin(
         cx: &BuildCx<'a>,
         name: &str,
-        sizes: &DecoderSizes,
+        (sizes, windows): (&DecoderSizes, &[Option<usize>]),
         prefixes: &[&'static str],
         embedding: &str,
     ) -> Result<Self> {
@@ -228,18 +228,23 @@ impl<'a> Frame<'a> {
         let positions = input("positions", vec![symbol("rows")])?;
         let seq_starts = input("seq_starts", vec![symbol("batch") + Dim::Known(1)])?;
         let past = input("past", vec![symbol("batch")])?;
-        let table = input("block_table", vec![symbol("batch"), symbol("table")])?;
+        let mut table = |name: &str| input(name, vec![symbol("batch"), symbol("table")]);
+        let windowed = windows.iter().flatten().count();
+        let full_table = (windowed < sizes.layers).then(|| table("block_table")).transpose()?;
+        let window_table = (windowed > 0).then(|| table("window_table")).transpose()?;
         let logit_rows = input("logit_rows", vec![symbol("outs")])?;
         let (dtype, [k_inner, v_inner]) = cache_form(cx.options.cache_dtype, sizes.head_dim)?;
         let mut caches = Vec::with_capacity(sizes.layers);
-        for layer in 0..sizes.layers {
+        for (layer, window) in windows.iter().enumerate() {
+            let blocks = if window.is_some() { "window_blocks" } else { "blocks" };
             let mut state = |name: &str, inner: [usize; 2]| {
-                let dims = vec![symbol("blocks"), sizes.kv_heads.into(), inner[0].into(), inner[1].into()];
+                let dims = vec![symbol(blocks), sizes.kv_heads.into(), inner[0].into(), inner[1].into()];
                 net.graph.state(&format!("layers.{layer}.{name}"), Shape::from_dims(dims, dtype))
             };
             caches.push([state("k_cache", k_inner)?, state("v_cache", v_inner)?]);
         }
-        Ok(Self { net, ids, positions, rope: None, seq_starts, past, table, logit_rows, caches })
+        let (tables, windows) = ([full_table, window_table], windows.to_vec());
+        Ok(Self { net, ids, positions, rope: None, seq_starts, past, tables, logit_rows, caches, windows })
     }
 
     /// Cosines and sines of the rows' positions. Frequencies that depend on a sequence's length come in as the input
@@ -288,13 +293,15 @@ impl<'a> Frame<'a> {
             head_dim: sizes.head_dim,
             scale: spec.scale,
             causal: true,
-            window: spec.window,
+            window: self.windows[layer],
             softcap: spec.softcap,
             mask: false,
             cache: true,
         };
         let [k_cache, v_cache] = self.caches[layer];
-        let operands = [q, k, v, self.seq_starts, self.past, self.table, k_cache, v_cache];
+        let table = self.tables[usize::from(op.window.is_some())].into_iter();
+        let operands = [q, k, v, self.seq_starts, self.past].into_iter().chain(table);
+        let operands: Vec<ValueId> = operands.chain([k_cache, v_cache]).collect();
         Ok(self.net.graph.add_one(op, &operands)?)
     }
 
@@ -331,6 +338,8 @@ impl<'a> Frame<'a> {
             head_dim: sizes.head_dim,
             max_positions: stretched.unwrap_or(sizes.max_positions),
             cache_dtype: cx.options.cache_dtype,
+            full_layers: self.windows.iter().filter(|window| window.is_none()).count(),
+            window: self.windows.iter().flatten().copied().max(),
             rope: self.rope,
         };
         let (graph, unused) = self.net.finish()?;

@@ -45,7 +45,7 @@ pub fn read_feed(cfg: &ConfigReader, width: usize) -> Result<FeedForward> {
 pub fn build(cx: &BuildCx<'_>, spec: &GemmaSpec) -> Result<Built> {
     let sizes = &spec.sizes;
     let norm = RmsNormSpec { unit_offset: true, ..sizes.norm() };
-    let mut frame = Frame::begin(cx, &cx.model_type, sizes, PREFIXES, EMBEDDING)?;
+    let mut frame = Frame::begin(cx, &cx.model_type, (sizes, &spec.windows), PREFIXES, EMBEDDING)?;
     let x = frame.net.embedding(frame.ids, EMBEDDING, (sizes.vocab, sizes.width))?;
     let mut x = frame.net.scale(x, (sizes.width as f64).sqrt() as f32)?;
     let angles = all_angles(&mut frame, cx, spec)?;
@@ -97,11 +97,7 @@ fn attention(
     }
     let q = frame.rotate(q, angles, sizes.heads, sizes)?;
     let k = frame.rotate(k, angles, sizes.kv_heads, sizes)?;
-    let attention = AttentionSpec {
-        scale: 1.0 / spec.query_scalar.sqrt(),
-        window: spec.windows[layer],
-        softcap: spec.attention_cap,
-    };
+    let attention = AttentionSpec { scale: 1.0 / spec.query_scalar.sqrt(), softcap: spec.attention_cap };
     let attended = frame.attend(layer, [q, k, v], sizes, attention)?;
     let (n, k) = (sizes.width, sizes.heads * sizes.head_dim);
     frame.net.linear(attended, &format!("{at}.o_proj"), (n, k), spec.bias)

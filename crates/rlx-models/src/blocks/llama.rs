@@ -38,7 +38,7 @@ pub fn build(
     mut feed_forward: impl FnMut(&mut Net<'_>, usize, ValueId) -> Result<ValueId>,
 ) -> Result<Built> {
     let sizes = &spec.sizes;
-    let mut frame = Frame::begin(cx, &cx.model_type, sizes, PREFIXES, EMBEDDING)?;
+    let mut frame = Frame::begin(cx, &cx.model_type, (sizes, &spec.windows), PREFIXES, EMBEDDING)?;
     let mut x = frame.net.embedding(frame.ids, EMBEDDING, (sizes.vocab, sizes.width))?;
     let angles = frame.angles(&spec.rope)?;
     for layer in 0..sizes.layers {
@@ -73,7 +73,7 @@ fn attention(
     let q = frame.rotate(q, angles, sizes.heads, sizes)?;
     let k = frame.rotate(k, angles, sizes.kv_heads, sizes)?;
     let scale = 1.0 / (sizes.head_dim as f64).sqrt();
-    let attention = AttentionSpec { scale, window: spec.windows[layer], softcap: None };
+    let attention = AttentionSpec { scale, softcap: None };
     let attended = frame.attend(layer, [q, k, v], sizes, attention)?;
     let (n, k) = (sizes.width, sizes.heads * sizes.head_dim);
     frame.net.linear(attended, &format!("{at}.o_proj"), (n, k), spec.output_bias)

@@ -8,6 +8,7 @@ use rlx::aot::AotCache;
 use rlx::aot::container::Stamp;
 use rlx::aot::wire::WireWriter;
 use rlx::config::Config;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Vocabularies below this are built anew each time.
 const LEAST_TOKENS: usize = 20_000;
@@ -15,16 +16,23 @@ const LEAST_TOKENS: usize = 20_000;
 /// Changes whenever the same metadata gives another tokenizer.
 const RULES: u32 = 1;
 
-/// Writes a tokenizer's tables when it is dropped: after the model whose last part it is, whose memory the work would add to.
+/// Writes a tokenizer's tables when it is dropped, if the model was used: after the model whose last part it is, whose memory the work
+/// would add to. It takes as long as some runs, so what only looks at a model (`rlx plan`, say) does not pay for it.
 pub(crate) struct TableWriter {
     cache: AotCache,
     stamp: Stamp,
     key: Vec<u8>,
     model: GgufModel,
     vocab: usize,
+    used: AtomicBool,
 }
 
 impl TableWriter {
+    /// The model is going to run.
+    pub fn use_model(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
     fn write(&self) -> Result<()> {
         let stored = self.model.tokenizer(self.vocab)?.stored()?;
         if !stored.tables.is_empty() {
@@ -38,6 +46,9 @@ impl TableWriter {
 
 impl Drop for TableWriter {
     fn drop(&mut self) {
+        if !*self.used.get_mut() {
+            return;
+        }
         if let Err(error) = self.write() {
             tracing::warn!("cache: {error}; the tokenizer is not kept");
         }
@@ -85,7 +96,7 @@ fn tokenizer_in(
         }
     }
     let tokenizer = model.tokenizer(vocab)?;
-    Ok((tokenizer, Some(TableWriter { cache, stamp, key, model: model.clone(), vocab })))
+    Ok((tokenizer, Some(TableWriter { cache, stamp, key, model: model.clone(), vocab, used: AtomicBool::new(false) })))
 }
 
 #[cfg(test)]
@@ -106,6 +117,10 @@ mod tests {
         };
         let (built, writer) = open();
         assert!(writer.is_some() && built.to_json().unwrap().is_some());
+        drop(writer);
+        let (_, writer) = open();
+        let writer = writer.expect("a model that is not used leaves nothing");
+        writer.use_model();
         drop(writer);
         let (kept, writer) = open();
         assert!(writer.is_none() && kept.to_json().unwrap().is_none());

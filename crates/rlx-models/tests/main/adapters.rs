@@ -48,10 +48,11 @@ fn runner(model: &Model, adapters: &[&str], batch: usize) -> DecoderRunner {
 /// Logits of the last token of each prompt, all run in one step, each with its slot.
 fn last_logits(model: &Model, runner: &mut DecoderRunner, rows: &[(&[u32], Option<usize>)]) -> Vec<Vec<f32>> {
     let Built::Decoder(decoder) = model.built() else { panic!("a decoder") };
-    let (mut pool, mut inputs) = (BlockPool::new(runner.limits().blocks), StepInputs::default());
+    let (mut pool, mut inputs) = (BlockPool::of(&runner.limits()), StepInputs::default());
     let mut tables: Vec<BlockTable> = rows.iter().map(|_| BlockTable::new()).collect();
     for (table, (tokens, _)) in tables.iter_mut().zip(rows) {
         pool.reserve(table, tokens.len()).unwrap();
+        pool.advance(table, 0, tokens.len()).unwrap();
     }
     inputs.clear(tables.iter().map(|table| table.blocks().len()).max().unwrap());
     for (table, (tokens, slot)) in tables.iter().zip(rows) {
@@ -455,8 +456,9 @@ fn a_cancel_or_a_deadline_ends_a_step_between_two_ops_and_the_next_step_is_as_if
         let (token, never) = (CancelToken::new(), CancelToken::new());
         token.cancel();
         let mut inputs = StepInputs::default();
-        let (mut pool, mut table) = (BlockPool::new(stopped.limits().blocks), BlockTable::new());
+        let (mut pool, mut table) = (BlockPool::of(&stopped.limits()), BlockTable::new());
         pool.reserve(&mut table, prompt.len()).unwrap();
+        pool.advance(&mut table, 0, prompt.len()).unwrap();
         inputs.clear(table.blocks().len());
         let step =
             SequenceStep { tokens: prompt, past: 0, length: prompt.len(), table: &table, wants_logits: true };

@@ -168,7 +168,7 @@ fn started(
     generate(runtime, &model.info, prompt, options)
 }
 
-const ROOMY: DecoderLimits = DecoderLimits { max_rows: 16, blocks: 4, table: 4, outs: 8 };
+const ROOMY: DecoderLimits = DecoderLimits { max_rows: 16, blocks: 4, table: 4, outs: 8, window: None };
 
 #[test]
 fn requests_that_do_not_fit_are_refused_before_anything_runs() {

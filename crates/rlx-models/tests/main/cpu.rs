@@ -30,10 +30,11 @@ fn open(folder: &Path, backend: &Arc<dyn Backend>) -> Model {
 /// Logits of each row of a prompt that is run in steps of `chunk` rows; only the last row of a step gives logits.
 pub fn stepped(model: &Model, decoder: &Decoder, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let mut runner = model.decoder_runner(CONTEXT).unwrap();
-    let (mut pool, mut table) = (BlockPool::new(runner.limits().blocks), BlockTable::new());
+    let (mut pool, mut table) = (BlockPool::of(&runner.limits()), BlockTable::new());
     pool.reserve(&mut table, prompt.len()).unwrap();
     let (mut inputs, mut rows) = (StepInputs::default(), Vec::new());
     for (i, tokens) in prompt.chunks(chunk).enumerate() {
+        pool.advance(&mut table, i * chunk, i * chunk + tokens.len()).unwrap();
         inputs.clear(table.blocks().len());
         let length = prompt.len();
         inputs.push(

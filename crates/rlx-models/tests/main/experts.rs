@@ -22,11 +22,12 @@ fn open(folder: &Path, threads: usize, expert_budget: Option<usize>) -> Model {
 fn bits(model: &Model, prompt: &[u32]) -> Vec<u32> {
     let Built::Decoder(decoder) = model.built() else { panic!("a decoder") };
     let mut runner = model.decoder_runner(128).unwrap();
-    let (mut pool, mut table) = (BlockPool::new(runner.limits().blocks), BlockTable::new());
+    let (mut pool, mut table) = (BlockPool::of(&runner.limits()), BlockTable::new());
     pool.reserve(&mut table, prompt.len()).unwrap();
     let (mut inputs, mut found, mut past) = (StepInputs::default(), Vec::new(), 0);
     while past < prompt.len() {
         let end = if past == 0 { prompt.len().div_ceil(2) } else { past + 1 };
+        pool.advance(&mut table, past, end).unwrap();
         inputs.clear(table.blocks().len());
         let (tokens, length) = (&prompt[past..end], prompt.len());
         inputs.push(&decoder.info, SequenceStep { tokens, past, length, table: &table, wants_logits: true });

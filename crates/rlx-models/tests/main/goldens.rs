@@ -6,13 +6,15 @@ use rlx::import::safetensors::SafetensorsLoader;
 use rlx::weights::{BytesWeightLoader, WeightLoader};
 use rlx_models::embed::{EncoderInputs, EncoderLimits, embed_tokens};
 use rlx_models::generate::{DecoderLimits, GenerateOptions, SequenceStep, StepInputs, generate};
-use rlx_models::kv::{BlockPool, BlockTable, blocks_for};
+use rlx_models::kv::{BlockPool, BlockTable, WindowLimits, blocks_for};
 use rlx_models::{BuildOptions, Built, Decoder, Encoder, build_folder};
 use rlx_tensor::Tensor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-const LIMITS: DecoderLimits = DecoderLimits { max_rows: 128, blocks: 4, table: 4, outs: 8 };
+const WINDOW: WindowLimits = WindowLimits { positions: 8, blocks: 4 };
+const LIMITS: DecoderLimits =
+    DecoderLimits { max_rows: 128, blocks: 4, table: 4, outs: 8, window: Some(WINDOW) };
 
 /// Folders of golden checkpoints, by name.
 pub fn folders() -> Vec<PathBuf> {
@@ -89,8 +91,9 @@ pub fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
 /// The logits of every row of a prompt, run in one step.
 fn logits_of(runtime: &mut InterpretedDecoder, model: &Decoder, prompt: &[u32]) -> Vec<f32> {
     let (mut pool, mut table, mut inputs) =
-        (BlockPool::new(LIMITS.blocks), BlockTable::new(), StepInputs::default());
+        (BlockPool::of(&LIMITS), BlockTable::new(), StepInputs::default());
     pool.reserve(&mut table, prompt.len()).unwrap();
+    pool.advance(&mut table, 0, prompt.len()).unwrap();
     inputs.clear(blocks_for(prompt.len()));
     let length = prompt.len();
     let sequence = SequenceStep { tokens: prompt, past: 0, length, table: &table, wants_logits: false };

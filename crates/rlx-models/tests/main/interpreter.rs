@@ -5,7 +5,7 @@ use rlx_graph::Graph;
 use rlx_models::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
 use rlx_models::generate::{DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use rlx_models::{Decoder, DecoderInfo, Encoder};
-use rlx_tensor::Tensor;
+use rlx_tensor::{Dim, Shape, Tensor};
 use std::collections::BTreeMap;
 
 /// Runs a decoder's graph node by node.
@@ -37,14 +37,13 @@ pub fn load_params(graph: &Graph, weights: &dyn WeightLoader) -> BTreeMap<String
 impl InterpretedDecoder {
     pub fn new(model: &Decoder, weights: &dyn WeightLoader, limits: DecoderLimits) -> Self {
         let info = model.info.clone();
-        let zeros = |dims: [usize; 4]| Tensor::zeros(&dims, info.cache_dtype).unwrap();
-        let mut states = BTreeMap::new();
-        for layer in 0..info.layers {
-            let k = zeros([limits.blocks, info.kv_heads, info.head_dim, 64]);
-            let v = zeros([limits.blocks, info.kv_heads, 64, info.head_dim]);
-            states.insert(format!("layers.{layer}.k_cache"), k);
-            states.insert(format!("layers.{layer}.v_cache"), v);
-        }
+        let zeros = |shape: &Shape| {
+            let of_window = shape.dims()[0] == Dim::symbol("window_blocks");
+            let blocks = if of_window { limits.window.unwrap().blocks } else { limits.blocks };
+            let known = shape.dims()[1..].iter().map(|dim| dim.known().unwrap());
+            Tensor::zeros(&[blocks].into_iter().chain(known).collect::<Vec<_>>(), shape.dtype()).unwrap()
+        };
+        let states = model.graph.states().map(|(_, v)| (v.name.clone().unwrap(), zeros(&v.shape))).collect();
         let params = load_params(&model.graph, weights);
         Self { graph: model.graph.clone(), info, params, states, limits, last_logits: Vec::new() }
     }
@@ -52,15 +51,20 @@ impl InterpretedDecoder {
     /// Logits of the wanted rows.
     pub fn run(&mut self, inputs: &StepInputs) -> Result<Vec<f32>, RunError> {
         let list = |values: &[i32]| Tensor::from_slice(&[values.len()], values);
-        let table = Tensor::from_slice(&[inputs.past.len(), inputs.table], &inputs.block_table)?;
+        let table = |entries: &[i32]| Tensor::from_slice(&[inputs.past.len(), inputs.table], entries);
         let mut tensors = vec![
             ("input_ids", list(&inputs.input_ids)?),
             ("positions", list(&inputs.positions)?),
             ("seq_starts", list(&inputs.seq_starts)?),
             ("past", list(&inputs.past)?),
-            ("block_table", table),
             ("logit_rows", list(&inputs.logit_rows)?),
         ];
+        if self.info.full_layers > 0 {
+            tensors.push(("block_table", table(&inputs.block_table)?));
+        }
+        if self.info.window.is_some() {
+            tensors.push(("window_table", table(&inputs.window_table)?));
+        }
         if let Some(rope) = &self.info.rope {
             tensors.push(("angles", Tensor::from_slice(&[inputs.rows(), rope.rotary_dim], &inputs.angles)?));
         }

@@ -3,6 +3,7 @@
 mod adapters;
 mod artefacts;
 mod broken;
+mod caches;
 mod cpu;
 mod drafts;
 mod experts;

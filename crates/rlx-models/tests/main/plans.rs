@@ -14,7 +14,8 @@ const CAPACITIES: [[usize; 5]; 5] =
     [[1, 1, 1, 1, 1], [7, 2, 2, 4, 2], [128, 1, 1, 4, 4], [512, 16, 16, 64, 4], [1000, 32, 5, 8, 8]];
 
 fn binding(template: &Template, capacities: [usize; 5]) -> DimBinding {
-    let names = ["rows", "batch", "outs", "blocks", "table"];
+    let names = ["rows", "batch", "outs", "blocks", "table", "window_blocks"];
+    let capacities = [&capacities[..], &[capacities[3].div_ceil(2)]].concat();
     let mut binding = DimBinding::new();
     for symbol in template.sizes().symbols() {
         let at = names.iter().position(|&name| name == symbol.name());

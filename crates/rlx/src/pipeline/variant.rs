@@ -78,7 +78,7 @@ impl ModelVariant {
             "past" => Some(self.past),
             "rows" => self.batch.checked_mul(self.seq),
             "table" => Some(table),
-            "blocks" => self.batch.checked_mul(table),
+            "blocks" | "window_blocks" => self.batch.checked_mul(table),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! Forward passes to time.
 
 use crate::engine::Engine;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use rlx::session::StepTimes;
 use rlx_models::arch::DecoderInfo;
 use rlx_models::embed::{EncoderInputs, EncoderRuntime as _};
@@ -68,6 +68,7 @@ impl EmbedRun {
 pub struct DecodeRun {
     runner: DecoderRunner,
     info: DecoderInfo,
+    pool: BlockPool,
     table: BlockTable,
     inputs: StepInputs,
     logits: Vec<f32>,
@@ -80,11 +81,11 @@ impl DecodeRun {
         let Built::Decoder(model) = engine.model.built() else {
             return Err(ModelError::NotADecoder { path: engine.model.folder().root().to_path_buf() }.into());
         };
-        let (mut pool, mut table) = (BlockPool::new(runner.limits().blocks), BlockTable::new());
+        let (mut pool, mut table) = (BlockPool::of(&runner.limits()), BlockTable::new());
         pool.reserve(&mut table, positions)?;
         let (info, inputs) = (model.info.clone(), StepInputs::default());
         let logits = vec![0.0; info.vocab];
-        Ok(DecodeRun { runner, info, table, inputs, logits })
+        Ok(DecodeRun { runner, info, pool, table, inputs, logits })
     }
 
     /// Counters that every later run adds its steps' times to.
@@ -100,9 +101,17 @@ impl DecodeRun {
     /// Runs `tokens` after the first `past` positions of the cache, which later ones leave; gives the last one's logits.
     pub fn read(&mut self, past: usize, tokens: &[u32]) -> Result<&[f32]> {
         let (limits, length) = (self.runner.limits(), past + tokens.len());
-        let mut at = past;
+        let mut at = self.pool.resume(&mut self.table, past);
+        if at < past {
+            return Err(Failure::new(
+                "a layer's window has left what the next token sees",
+                "rlx bench",
+                "measure from the start of the text",
+            ));
+        }
         while at < length {
             let end = length.min(at + limits.max_rows);
+            self.pool.advance(&mut self.table, at, end)?;
             self.inputs.clear(limits.table);
             let tokens = &tokens[at - past..end - past];
             let (table, wants_logits) = (&self.table, end == length);
