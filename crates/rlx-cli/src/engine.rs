@@ -10,7 +10,7 @@ use rlx::devices::DeviceId;
 use rlx::import::hf::HfFolder;
 use rlx_kernels::isa::Isa;
 use rlx_models::gguf::GgufModel;
-use rlx_models::{Model, OpenOptions};
+use rlx_models::{Beside, Model, OpenOptions};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -30,6 +30,11 @@ pub struct Engine {
 impl Engine {
     /// Finds and opens MODEL; the built-in demo if none is given.
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
+        Self::open_beside(model, context, None)
+    }
+
+    /// As [`Engine::open`], with weights beside those of another model.
+    pub fn open_beside(model: Option<&str>, context: &Context, beside: Option<Beside>) -> Result<Engine> {
         let (device, isa) = (context.device()?, context.isa()?);
         let budgeted = context.shared.expert_budget.is_some();
         if budgeted && device != DeviceId::CPU {
@@ -42,6 +47,7 @@ impl Engine {
             cache_dtype: context.shared.cache_type.map(CacheType::dtype),
             precision: context.shared.precision.map(Into::into),
             expert_budget: context.shared.expert_budget.map(usize::from),
+            beside,
             ..OpenOptions::default()
         };
         let source = Source::find(model, context)?;

@@ -91,7 +91,9 @@ pub enum ModelError {
         found: f32,
     },
     /// A weight that the wanted type cannot hold.
-    #[error("tensor `{name}` holds {found}, which {dtype} cannot: its scales are f16; write it as F32 or BF16")]
+    #[error(
+        "tensor `{name}` holds {found}, which {dtype} cannot: its scales are f16; write it as F32 or BF16"
+    )]
     WeightRange {
         /// The tensor.
         name: String,

@@ -357,7 +357,9 @@ pub fn generate<R: DecoderRuntime>(
     if prompt_tokens.saturating_add(new_tokens) > limit {
         let advice = match (prompt_tokens < limit, options.context_shift) {
             (true, Some(_)) => None,
-            (true, None) => Some("ask for fewer new tokens, for a larger context if the model has one, or for a context shift"),
+            (true, None) => Some(
+                "ask for fewer new tokens, for a larger context if the model has one, or for a context shift",
+            ),
             (false, _) => Some("shorten the prompt, or ask for a larger context if the model has one"),
         };
         if let Some(advice) = advice {

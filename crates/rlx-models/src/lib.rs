@@ -28,3 +28,4 @@ pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};
 pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};
+pub use runtime::Beside;

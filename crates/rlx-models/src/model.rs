@@ -13,7 +13,7 @@ use crate::kv::BLOCK_POSITIONS;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
 use crate::plan::PlanRequest;
 use crate::runtime::{
-    DecoderRunner, ENCODER_ROWS, EncoderRunner, Executables, PREFILL_ROWS, of_registry, pipeline,
+    Beside, DecoderRunner, ENCODER_ROWS, EncoderRunner, Executables, PREFILL_ROWS, of_registry, pipeline,
     with_weights,
 };
 use crate::sampling::SamplingOptions;
@@ -54,6 +54,9 @@ pub struct OpenOptions {
     /// Experts of each layer that are in memory at once, the others being loaded as the router asks for them; all if not given.
     /// Heeded where the model makes its own backend.
     pub expert_budget: Option<usize>,
+    /// Weights are registered beside those of another model, such as the one that this one guesses tokens for. Compiled files have a
+    /// registry of their own in any case.
+    pub beside: Option<Beside>,
 }
 
 /// A model opened from a folder: its graph compiled, its weights mapped, packed at first use.
@@ -134,6 +137,30 @@ impl std::fmt::Debug for Draft {
 }
 
 impl Draft {
+    /// Guesses by a smaller model.
+    ///
+    /// # Errors
+    /// [`ModelError::Setting`] if its tokens are not those of the model it guesses for, naming the first that differs;
+    /// [`ModelError::NotADecoder`].
+    pub fn by(draft: Arc<Model>, model: &Model, tokens: usize) -> Result<Self> {
+        let (of_draft, vocab) = (draft.decoder()?.info.vocab, model.decoder()?.info.vocab);
+        let differs = |id: u32| {
+            let (there, here) = (draft.tokenizer.token(id), model.tokenizer.token(id));
+            (there != here).then(|| format!("token {id} is {there:?}, not {here:?}"))
+        };
+        let found = match of_draft == vocab {
+            true => (0..vocab as u32).find_map(differs),
+            false => Some(format!("{of_draft} tokens, not {vocab}")),
+        };
+        match found {
+            None => Ok(Draft::Model { model: draft, tokens }),
+            Some(found) => {
+                let (setting, expected) = ("the draft model", "one with the tokens of the model");
+                Err(ModelError::Setting { setting, expected, found })
+            }
+        }
+    }
+
     /// Most tokens guessed at a time.
     fn tokens(&self) -> usize {
         match self {
@@ -371,7 +398,8 @@ impl Model {
         built: Built,
         tokenizer: TextTokenizer,
     ) -> Result<Self> {
-        let pipeline = Arc::new(pipeline(built.graph(), weights.as_ref(), &backend, cache)?);
+        let beside = options.beside.as_ref().filter(|_| matches!(built, Built::Decoder(_)));
+        let pipeline = Arc::new(pipeline(built.graph(), weights.as_ref(), &backend, cache, beside)?);
         let binding = plan_at(&built, PREFILL_ROWS);
         let required = with_weights(PassOptions::default());
         let label = built.graph().name();
@@ -764,7 +792,8 @@ fn plan_at(built: &Built, tokens: usize) -> DimBinding {
 
 fn build_options(options: &OpenOptions, convention: Convention) -> BuildOptions {
     let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
-    BuildOptions { cache_dtype, convention, ..BuildOptions::default() }
+    let namespace = options.beside.as_ref().map_or(String::new(), |beside| beside.namespace().to_owned());
+    BuildOptions { cache_dtype, convention, namespace, ..BuildOptions::default() }
 }
 
 fn vocab_of(built: &Built) -> usize {

@@ -8,9 +8,10 @@ use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
 use rlx::config::Config;
 use rlx::import::hf::TOKENIZER_FILE;
 use rlx::memory::experts::{MoeOffloadEstimate, estimate_moe_offload};
-use rlx::memory::{MemoryEstimate, MemoryRefusal, MemoryView, SystemProbe, estimate_with};
+use rlx::memory::{MemoryEstimate, MemoryRefusal, MemoryView, SystemProbe, estimate_together, estimate_with};
 use rlx::plan::Lir;
 use rlx_tensor::DimBinding;
+use std::sync::Arc;
 
 /// Capacities to plan for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -57,6 +58,27 @@ impl Model {
         estimate.host_bytes =
             self.tokenizer_bytes().saturating_add(threads as u64 * WORKER_BYTES + SLACK_BYTES);
         Ok(ModelPlan { context, batch, lir, estimate })
+    }
+
+    /// The same with a model that guesses tokens for this one, run beside it: its own weights, caches and scratch. What both read as it is
+    /// stored counts once where they share a registry ([`crate::Beside`]).
+    ///
+    /// # Errors
+    /// As [`Model::plan`], of both.
+    pub fn plan_with_draft(&self, draft: &Model, request: PlanRequest, threads: usize) -> Result<ModelPlan> {
+        let plan = self.plan(request, threads)?;
+        let context = Some(plan.context.min(draft.context_limit()));
+        let other = draft.plan(PlanRequest { context, batch: None }, threads)?;
+        let (own, theirs) = (self.compiled().weights(), draft.compiled().weights());
+        let mut estimate = plan.estimate.plus(&other.estimate);
+        if Arc::ptr_eq(own, theirs) {
+            let plans = [(&plan.lir, self.backend().as_ref()), (&other.lir, draft.backend().as_ref())];
+            let together = estimate_together(&plans, own)?;
+            let (adapter_bytes, host_bytes) = (estimate.adapter_bytes, estimate.host_bytes);
+            estimate = MemoryEstimate { adapter_bytes, host_bytes, ..together };
+        }
+        estimate.host_bytes = estimate.host_bytes.saturating_sub(SLACK_BYTES);
+        Ok(ModelPlan { estimate, ..plan })
     }
 
     /// The longest context below `most` at which a peak fits in `budget_bytes`.

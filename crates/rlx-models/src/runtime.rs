@@ -6,12 +6,13 @@ use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use crate::kv::{WindowLimits, blocks_for};
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
+use crate::model::Model;
 use rlx::aot::AotCache;
 use rlx::backend::Backend;
 use rlx::pipeline::{LeasedContext, ModelCompilePipeline, PipelineError, Specialised, TemplateId};
 use rlx::plan::Lir;
 use rlx::session::{CompileOptions, StepTimes};
-use rlx::weights::{WeightKind, WeightLoader, WeightRegistry};
+use rlx::weights::{RegistryError, WeightHandle, WeightKind, WeightLoader, WeightRegistry};
 use rlx::{CompiledGraph, Session, State, TensorArg};
 use rlx_graph::Graph;
 use rlx_graph::adapters::{SCALES, factors_input, rank_symbol, slots_input};
@@ -21,8 +22,33 @@ use rlx_tensor::DimBinding;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A pipeline for a model's graphs: its checkpoint's weights are registered under their own names and read when needed. Plans are kept in
-/// the cache on disk where there is one.
+/// Another model's registry, for the weights of a model that runs beside it: a storage that both use is there once, and counted once.
+#[derive(Clone)]
+pub struct Beside {
+    registry: Arc<WeightRegistry>,
+    namespace: String,
+}
+
+impl Beside {
+    /// Beside this model, with names that begin with `namespace`. They stay registered as long as that model's registry lives.
+    pub fn of(model: &Model, namespace: &str) -> Self {
+        Beside { registry: Arc::clone(model.compiled().weights()), namespace: format!("{namespace}/") }
+    }
+
+    /// What stands before the names of weights.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
+
+impl std::fmt::Debug for Beside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Beside({})", self.namespace)
+    }
+}
+
+/// A pipeline for a model's graphs: its checkpoint's weights are registered under their own names, in a registry of their own or beside
+/// those of another model, and read when needed. Plans are kept in the cache on disk where there is one.
 ///
 /// # Errors
 /// [`ModelError::Session`] for weights that cannot be registered.
@@ -31,18 +57,32 @@ pub fn pipeline(
     weights: &dyn WeightLoader,
     backend: &Arc<dyn Backend>,
     cache: Option<AotCache>,
+    beside: Option<&Beside>,
 ) -> Result<ModelCompilePipeline> {
-    let registry = Arc::new(WeightRegistry::new());
-    for (_, param) in graph.params() {
-        if let Some(name) = &param.name {
-            registry.register_from(weights, name, WeightKind::Base).map_err(rlx::SessionError::from)?;
-        }
+    let registry = beside.map_or_else(|| Arc::new(WeightRegistry::new()), |b| Arc::clone(&b.registry));
+    let namespace = beside.map_or("", Beside::namespace);
+    for name in graph.params().filter_map(|(_, param)| param.name.as_ref()) {
+        let stored = name.strip_prefix(namespace).unwrap_or(name);
+        register(&registry, name, weights, stored).map_err(rlx::SessionError::from)?;
     }
     let pipeline = of_registry(backend, registry)?;
     Ok(match cache {
         Some(cache) => pipeline.with_aot(cache),
         None => pipeline,
     })
+}
+
+/// Registers the tensor that a checkpoint has as `stored`.
+fn register(
+    registry: &WeightRegistry,
+    name: &str,
+    weights: &dyn WeightLoader,
+    stored: &str,
+) -> std::result::Result<WeightHandle, RegistryError> {
+    match (weights.shape(stored)?, weights.storage(stored)?) {
+        (Some(shape), Some(bytes)) => registry.register(name, shape, bytes, WeightKind::Base),
+        _ => Err(RegistryError::Absent { name: stored.to_owned() }),
+    }
 }
 
 /// Executables that a model keeps: a context that nobody uses holds memory which no plan counts.

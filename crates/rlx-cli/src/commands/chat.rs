@@ -52,7 +52,7 @@ impl Args {
         options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
         options.adapter = self.lora.load(&engine.model, context)?;
-        options.draft = self.drafting.load(context)?;
+        options.draft = self.drafting.load(&engine.model, context)?;
         let template = ChatTemplate::open(engine.model.folder())?;
         engine.load(context)?;
         let terminal = std::io::stdin().is_terminal() && context.watched();

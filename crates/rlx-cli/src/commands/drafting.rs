@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
-use rlx_models::Draft;
+use rlx_models::{Beside, Draft, Model};
 use std::sync::Arc;
 
 /// Guesses of several tokens at a time, which are checked in one step. The text stays the same.
@@ -30,15 +30,20 @@ enum Source {
 /// As many rows with a guess as the kernels of quantised weights read in place.
 const TOKENS: u8 = 3;
 
+/// Opens a model that guesses tokens for another one, its weights in that one's registry.
+pub fn open_draft(name: &str, model: &Model, context: &Context) -> Result<Engine> {
+    Engine::open_beside(Some(name), context, Some(Beside::of(model, "draft")))
+}
+
 impl Drafting {
-    /// What the options ask for; the draft model is opened.
-    pub fn load(&self, context: &Context) -> Result<Draft> {
+    /// What the options ask for; the draft model is opened beside the model.
+    pub fn load(&self, model: &Model, context: &Context) -> Result<Draft> {
         let tokens = usize::from(self.draft_tokens.unwrap_or(TOKENS));
         match (&self.draft_model, self.draft) {
             (Some(name), _) => {
-                let mut engine = Engine::open(Some(name), context)?;
+                let mut engine = open_draft(name, model, context)?;
                 engine.load(context)?;
-                Ok(Draft::Model { model: Arc::new(engine.model), tokens })
+                Ok(Draft::by(Arc::new(engine.model), model, tokens)?)
             }
             (None, Some(Source::Lookup)) => Ok(Draft::Lookup { tokens }),
             (None, None) if self.draft_tokens.is_some() => {

@@ -201,7 +201,7 @@ impl Args {
         options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         options.adapter = self.lora.load(&engine.model, context)?;
-        options.draft = self.drafting.load(context)?;
+        options.draft = self.drafting.load(&engine.model, context)?;
         if self.prompt.is_none() {
             context.note(format!("prompt: {prompt}"));
         }

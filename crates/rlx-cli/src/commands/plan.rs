@@ -1,5 +1,6 @@
 //! `rlx plan`.
 
+use super::drafting::open_draft;
 use super::generate::named_path;
 use crate::context::Context;
 use crate::engine::{Engine, folder};
@@ -29,6 +30,9 @@ pub struct Args {
     /// Count an adapter, from its headers, as if it were loaded under a name
     #[arg(long = "lora", value_name = "NAME=PATH", value_parser = named_path)]
     adapters: Vec<(String, PathBuf)>,
+    /// Count a smaller model that guesses tokens, run beside this one
+    #[arg(long, value_name = "MODEL")]
+    draft_model: Option<String>,
 }
 
 /// Sizes to plan for.
@@ -65,7 +69,14 @@ struct Report {
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         let engine = Engine::open(self.model.as_deref(), context)?;
-        let mut plan = engine.model.plan(self.capacities.request(), context.threads())?;
+        let (request, threads) = (self.capacities.request(), context.threads());
+        let mut plan = match &self.draft_model {
+            None => engine.model.plan(request, threads)?,
+            Some(name) => {
+                let draft = open_draft(name, &engine.model, context)?.model;
+                engine.model.plan_with_draft(&draft, request, threads)?
+            }
+        };
         plan.estimate.adapter_bytes =
             plan.estimate.adapter_bytes.saturating_add(self.adapter_bytes(&engine.model)?);
         let view = MemoryView::new(&SystemProbe, &context.config);
@@ -88,7 +99,7 @@ impl Args {
         }
         let mut text = table(&plan);
         text.push_str(&expert_line(&engine.model, context));
-        text.push_str(&verdict(&engine, &plan, budget_bytes, context)?);
+        text.push_str(&verdict(&engine, &plan, budget_bytes, self.draft_model.is_none(), context)?);
         output::print(&text)
     }
 }
@@ -165,7 +176,13 @@ fn quantised_remedy(engine: &Engine, plan: &ModelPlan, budget: u64, context: &Co
     })
 }
 
-fn verdict(engine: &Engine, plan: &ModelPlan, budget: Option<u64>, context: &Context) -> Result<String> {
+fn verdict(
+    engine: &Engine,
+    plan: &ModelPlan,
+    budget: Option<u64>,
+    alone: bool,
+    context: &Context,
+) -> Result<String> {
     let model = &engine.model;
     let Some(budget) = budget else {
         return Ok(
@@ -176,11 +193,16 @@ fn verdict(engine: &Engine, plan: &ModelPlan, budget: Option<u64>, context: &Con
         return Ok(format!("fits in {}\n", ByteSize(budget)));
     };
     let mut remedies = Vec::new();
-    let tokens = model.largest_context(plan.context, plan.batch, budget, context.threads())?;
+    // Beside a draft model the search would have to plan both: that one is left out first.
+    let tokens = match alone {
+        true => model.largest_context(plan.context, plan.batch, budget, context.threads())?,
+        false => None,
+    };
+    remedies.extend((!alone).then(|| "without --draft-model it needs less".to_owned()));
     remedies.extend(tokens.map(|tokens| format!("--ctx {tokens} would fit")));
     let experts = expert_remedy(model, plan, budget, context);
     remedies.extend(experts.map(|count| format!("--expert-budget {count} would fit")));
-    remedies.extend(quantised_remedy(engine, plan, budget, context));
+    remedies.extend(quantised_remedy(engine, plan, budget, context).filter(|_| alone));
     let remedy = match remedies.is_empty() {
         true => "no context would fit: more memory or a smaller model is needed".to_owned(),
         false => remedies.join("; "),

@@ -64,11 +64,14 @@ pub struct BuildOptions {
     pub token_types: bool,
     /// Habits of the checkpoint.
     pub convention: Convention,
+    /// Stands before the names of params, so that several models fit one registry; empty for the checkpoint's own.
+    pub namespace: String,
 }
 
 impl Default for BuildOptions {
     fn default() -> Self {
-        Self { cache_dtype: DType::F32, token_types: false, convention: Convention::Hub }
+        let (cache_dtype, convention) = (DType::F32, Convention::Hub);
+        Self { cache_dtype, token_types: false, convention, namespace: String::new() }
     }
 }
 

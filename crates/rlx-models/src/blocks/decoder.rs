@@ -220,7 +220,7 @@ impl<'a> Frame<'a> {
         embedding: &str,
     ) -> Result<Self> {
         let net = Net::new(name, cx.weights, prefixes, embedding)?;
-        let mut net = net.with_convention(cx.options.convention);
+        let mut net = net.with_convention(cx.options.convention).in_namespace(&cx.options.namespace);
         let symbol = Dim::symbol;
         let mut input =
             |name: &str, dims: Vec<Dim>| net.graph.input(name, Shape::from_dims(dims, DType::I32));

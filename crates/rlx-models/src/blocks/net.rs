@@ -22,6 +22,7 @@ pub struct Net<'a> {
     weights: &'a dyn WeightLoader,
     prefix: &'static str,
     convention: Convention,
+    namespace: String,
     used: BTreeSet<String>,
 }
 
@@ -41,8 +42,14 @@ impl<'a> Net<'a> {
                 break;
             }
         }
-        let convention = Convention::Hub;
-        Ok(Self { graph: Graph::new(name), weights, prefix, convention, used: BTreeSet::new() })
+        let (convention, namespace) = (Convention::Hub, String::new());
+        Ok(Self { graph: Graph::new(name), weights, prefix, convention, namespace, used: BTreeSet::new() })
+    }
+
+    /// The same with names of params that begin with a namespace.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), ..self }
     }
 
     /// The same for a checkpoint of other habits.
@@ -70,11 +77,12 @@ impl<'a> Net<'a> {
         if !blocks && !matches!(shape.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             return Err(ModelError::TensorDType { name: name.to_owned(), found: shape.dtype() });
         }
-        if let Some(value) = self.graph.by_name(name) {
+        let param = format!("{}{name}", self.namespace);
+        if let Some(value) = self.graph.by_name(&param) {
             return Ok(value);
         }
         self.used.insert(name.to_owned());
-        Ok(self.graph.param(name, shape)?)
+        Ok(self.graph.param(&param, shape)?)
     }
 
     /// True if the checkpoint has this tensor (after the prefix).

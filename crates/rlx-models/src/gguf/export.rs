@@ -273,7 +273,8 @@ fn encode(name: &str, dtype: DType, values: &[f32], out: &mut Vec<u8>) -> Result
             // Of a block that is lost as a whole, the value that is to blame.
             let block = at / dtype.block().0 * dtype.block().0;
             let of_block = values[block..].iter().take(dtype.block().0);
-            let found = of_block.fold(0.0f32, |most, &value| if value.abs() > most.abs() { value } else { most });
+            let found =
+                of_block.fold(0.0f32, |most, &value| if value.abs() > most.abs() { value } else { most });
             return Err(ModelError::WeightRange { name: name.to_owned(), found, dtype });
         }
     }
@@ -307,7 +308,9 @@ mod tests {
             );
             assert!(error.to_string().contains(dtype.name()), "{error}");
         }
-        for (dtype, value) in [(DType::F32, 1e30), (DType::BF16, -1e30), (DType::Q8_0, 1e6), (DType::Q4_0, 4e5)] {
+        for (dtype, value) in
+            [(DType::F32, 1e30), (DType::BF16, -1e30), (DType::Q8_0, 1e6), (DType::Q4_0, 4e5)]
+        {
             encode("w", dtype, &with(value), &mut Vec::new()).unwrap();
         }
         for value in [f32::NAN, f32::INFINITY] {

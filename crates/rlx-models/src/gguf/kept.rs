@@ -96,7 +96,10 @@ fn tokenizer_in(
         }
     }
     let tokenizer = model.tokenizer(vocab)?;
-    Ok((tokenizer, Some(TableWriter { cache, stamp, key, model: model.clone(), vocab, used: AtomicBool::new(false) })))
+    Ok((
+        tokenizer,
+        Some(TableWriter { cache, stamp, key, model: model.clone(), vocab, used: AtomicBool::new(false) }),
+    ))
 }
 
 #[cfg(test)]

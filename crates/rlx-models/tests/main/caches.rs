@@ -116,7 +116,12 @@ const WINDOWED: [&str; 6] = ["gemma2", "gemma3", "mistral", "mixtral-window", "p
 const POSITIONS: usize = 1024;
 
 /// Logits of the last row of each step: of `chunk` rows up to `prefilled`, of one row after.
-fn rows_of(runner: &mut DecoderRunner, text: &[u32], chunk: usize, prefilled: usize) -> Vec<(usize, Vec<u32>)> {
+fn rows_of(
+    runner: &mut DecoderRunner,
+    text: &[u32],
+    chunk: usize,
+    prefilled: usize,
+) -> Vec<(usize, Vec<u32>)> {
     let (info, limits) = (runner.info().clone(), runner.limits());
     let (mut pool, mut table) = (BlockPool::of(&limits), BlockTable::new());
     pool.reserve(&mut table, text.len()).unwrap();
@@ -142,7 +147,8 @@ fn layers_with_a_window_keep_only_it_and_give_the_bits_of_a_full_cache() {
         let decoder = decoder(&model);
         let text = tokens(700, decoder.info.vocab);
         let window = decoder.info.window.unwrap();
-        let runner = |rows| DecoderRunner::new(decoder, model.executables().clone(), POSITIONS, rows).unwrap();
+        let runner =
+            |rows| DecoderRunner::new(decoder, model.executables().clone(), POSITIONS, rows).unwrap();
         let mut full = runner(POSITIONS);
         assert_eq!(full.limits().window, Some(WindowLimits { positions: window, blocks: 16 }));
         let wanted = rows_of(&mut full, &text, 32, 672);
@@ -236,10 +242,17 @@ fn texts_of_a_batch_share_a_beginning_as_far_as_its_window_is_known() {
 }
 
 /// Greedy tokens and shifts.
-fn shifted(model: &Model, prompt: &[u32], count: usize, context: usize, guess: bool) -> (Vec<u32>, Vec<Shift>) {
+fn shifted(
+    model: &Model,
+    prompt: &[u32],
+    count: usize,
+    context: usize,
+    guess: bool,
+) -> (Vec<u32>, Vec<Shift>) {
     let decoder = decoder(model);
     let executables = model.executables().clone();
-    let runner = DecoderRunner::with_outs(decoder, executables, context, 16, if guess { 4 } else { 1 }).unwrap();
+    let runner =
+        DecoderRunner::with_outs(decoder, executables, context, 16, if guess { 4 } else { 1 }).unwrap();
     let asked = GenerateOptions {
         context: Some(context),
         context_shift: Some(3),
@@ -265,11 +278,13 @@ fn a_text_that_shifts_goes_on_as_a_new_text_of_what_is_left_would() {
         let model = Model::open_with(golden(name), &options).unwrap();
         let decoder = decoder(&model);
         let (prompt, count) = (tokens(20, decoder.info.vocab), 90);
-        let (mut seen, mut wanted, mut forgotten) = (prompt.clone(), Vec::new(), Vec::new());
+        let (mut seen, mut forgotten) = (prompt.clone(), Vec::new());
+        let mut wanted: Vec<u32> = Vec::new();
         while wanted.len() < count {
             let new = (count - wanted.len()).min(CONTEXT + 1 - seen.len());
             let runner = model.decoder_runner(CONTEXT + 1).unwrap();
-            let text = generate(runner, &decoder.info, &seen, GenerateOptions::greedy(new, Vec::new())).unwrap();
+            let text =
+                generate(runner, &decoder.info, &seen, GenerateOptions::greedy(new, Vec::new())).unwrap();
             let new: Vec<u32> = text.map(|token| token.unwrap()).collect();
             wanted.extend(&new);
             seen.extend(&new);
@@ -301,5 +316,8 @@ fn a_text_beyond_the_context_is_refused_unless_it_may_shift() {
     let refused = model.generate_tokens(&prompt, &keeps_all).err().unwrap().to_string();
     assert!(refused.contains("context_shift") && refused.contains("31 tokens of 32"), "{refused}");
     let refused = model.generate_tokens(&tokens(32, 1000), &shifting).err().unwrap();
-    assert!(matches!(refused, ModelError::Context { prompt_tokens: 32, .. }), "a prompt that fills it: {refused}");
+    assert!(
+        matches!(refused, ModelError::Context { prompt_tokens: 32, .. }),
+        "a prompt that fills it: {refused}"
+    );
 }

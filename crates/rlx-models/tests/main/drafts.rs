@@ -4,7 +4,8 @@ use crate::goldens::{Golden, folders, name_of};
 use rlx::backend::cpu::Precision;
 use rlx_models::sampling::SamplingOptions;
 use rlx_models::{
-    Batch, BatchEvent, BatchOptions, BatchRequest, Built, Draft, Model, OpenOptions, TextOptions,
+    Batch, BatchEvent, BatchOptions, BatchRequest, Beside, Built, Draft, Model, OpenOptions, PlanRequest,
+    TextOptions,
 };
 use std::sync::Arc;
 
@@ -154,4 +155,39 @@ fn a_draft_model_with_other_tokens_is_refused() {
     let asked = options(&SamplingOptions::greedy(), draft);
     let error = model.generate_tokens(&prompts[0], &asked).err().unwrap().to_string();
     assert!(error.contains("the draft model"), "{error}");
+}
+
+#[test]
+fn a_draft_model_shares_the_registry_and_what_both_read_counts_once() {
+    let folder = folders().into_iter().find(|folder| name_of(folder) == "llama").unwrap();
+    let options_of = |beside| OpenOptions { beside, threads: Some(2), ..OpenOptions::default() };
+    let model = Model::open_with(&folder, &options_of(None)).unwrap();
+    let beside = Some(Beside::of(&model, "draft"));
+    let draft = Arc::new(Model::open_with(&folder, &options_of(beside.clone())).unwrap());
+    let registry = model.compiled().weights();
+    assert!(Arc::ptr_eq(registry, draft.compiled().weights()));
+    let of = |name: &str| registry.placement(registry.lookup(name).unwrap()).unwrap().storage;
+    assert_eq!(of("draft/model.norm.weight"), of("model.norm.weight"));
+
+    let request = PlanRequest { context: Some(64), batch: None };
+    let alone = model.plan(request, 2).unwrap().estimate;
+    let both = model.plan_with_draft(&draft, request, 2).unwrap().estimate;
+    assert_eq!((both.state_bytes, both.packed_bytes), (2 * alone.state_bytes, 2 * alone.packed_bytes));
+    assert!((alone.weight_bytes..2 * alone.weight_bytes).contains(&both.weight_bytes), "{both:?} {alone:?}");
+    let apart = Model::open_with(&folder, &options_of(None)).unwrap();
+    let twice = model.plan_with_draft(&apart, request, 2).unwrap().estimate;
+    assert_eq!(twice.weight_bytes, 2 * alone.weight_bytes);
+
+    let prompt = Golden::open(&folder).ids("prompts").remove(0);
+    let greedy = SamplingOptions::greedy();
+    let (plain, _) = said(&model, &prompt, &options(&greedy, Draft::Off));
+    let guesses = Draft::by(Arc::clone(&draft), &model, 3).unwrap();
+    let (guessed, right) = said(&model, &prompt, &options(&greedy, guesses));
+    assert_eq!(guessed, plain);
+    assert!(right > 0);
+
+    let other = folders().into_iter().find(|folder| name_of(folder) == "gpt2").unwrap();
+    let other = Arc::new(Model::open_with(&other, &options_of(beside)).unwrap());
+    let refused = Draft::by(other, &model, 3).unwrap_err().to_string();
+    assert!(refused.contains("the draft model") && refused.contains("token"), "{refused}");
 }

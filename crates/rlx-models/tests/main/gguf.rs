@@ -18,6 +18,7 @@ const OPTIONS: OpenOptions = OpenOptions {
     isa: None,
     precision: Some(Precision::F32),
     cache_dtype: None,
+    beside: None,
     adapter_dtype: None,
     expert_budget: None,
 };

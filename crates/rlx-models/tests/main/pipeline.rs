@@ -83,7 +83,7 @@ fn the_plan_of_every_checkpoint_is_found_again_by_the_next_process() {
         };
         let plan = |found: u64| {
             let cache = Some(AotCache::new(cache.path(), 1 << 30));
-            let pipeline = runtime::pipeline(graph, model.weights(), &backend, cache).unwrap();
+            let pipeline = runtime::pipeline(graph, model.weights(), &backend, cache, None).unwrap();
             let executable = pipeline.get_or_specialize_aot("x", graph, &options, &binding).unwrap();
             assert_eq!(pipeline.plans_found(), found, "{}", name_of(&folder));
             executable.lir().to_string()

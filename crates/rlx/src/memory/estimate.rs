@@ -99,6 +99,7 @@ impl MemoryEstimate {
         lir: &Lir,
         backend: &dyn Backend,
         weights: &WeightRegistry,
+        counted: &mut HashSet<u64>,
     ) -> Result<Self, SessionError> {
         let mut estimate = Self::of_plan(lir);
         estimate.weight_bytes = 0;
@@ -107,7 +108,6 @@ impl MemoryEstimate {
                 estimate.weight_bytes = estimate.weight_bytes.saturating_add(tensor.bytes().len() as u64);
             }
         }
-        let mut counted = HashSet::new();
         let raw = backend.raw_params(lir.template());
         for param in lir.template().params() {
             let Some(handle) = weights.lookup(&param.name) else {
@@ -141,6 +141,24 @@ impl MemoryEstimate {
         let saved: u64 = saved.map(|buffer| lir.buffer_bytes(buffer) as u64).sum();
         estimate.workspace_bytes = (backend.workspace_bytes(lir)? as u64).saturating_add(saved);
         Ok(estimate)
+    }
+
+    /// The parts of both, saturating.
+    #[must_use]
+    pub fn plus(&self, other: &MemoryEstimate) -> MemoryEstimate {
+        let sum = |part: fn(&MemoryEstimate) -> u64| part(self).saturating_add(part(other));
+        MemoryEstimate {
+            activation_bytes: sum(|e| e.activation_bytes),
+            weight_bytes: sum(|e| e.weight_bytes),
+            packed_bytes: sum(|e| e.packed_bytes),
+            input_bytes: sum(|e| e.input_bytes),
+            output_bytes: sum(|e| e.output_bytes),
+            state_bytes: sum(|e| e.state_bytes),
+            workspace_bytes: sum(|e| e.workspace_bytes),
+            adapter_bytes: sum(|e| e.adapter_bytes),
+            host_bytes: sum(|e| e.host_bytes),
+            mapped_bytes: sum(|e| e.mapped_bytes),
+        }
     }
 
     /// Every part with its bytes, in the order of reports.
@@ -187,7 +205,22 @@ pub fn estimate_with(
     backend: &dyn Backend,
     weights: &WeightRegistry,
 ) -> Result<MemoryEstimate, SessionError> {
-    MemoryEstimate::with_backend(lir, backend, weights)
+    MemoryEstimate::with_backend(lir, backend, weights, &mut HashSet::new())
+}
+
+/// The same for plans that run beside each other on one registry: a storage that several read as it is stored counts once.
+///
+/// # Errors
+/// As [`estimate_with`].
+pub fn estimate_together(
+    plans: &[(&Lir, &dyn Backend)],
+    weights: &WeightRegistry,
+) -> Result<MemoryEstimate, SessionError> {
+    let (mut counted, mut sum) = (HashSet::new(), MemoryEstimate::default());
+    for (lir, backend) in plans {
+        sum = sum.plus(&MemoryEstimate::with_backend(lir, *backend, weights, &mut counted)?);
+    }
+    Ok(sum)
 }
 
 /// A peak that does not fit.
