@@ -10,6 +10,7 @@ mod onnx_suite;
 mod process;
 mod soak;
 mod tidy;
+mod vulkan;
 
 use std::process::ExitCode;
 

@@ -47,6 +47,7 @@ fn start_error(command: &Command, error: &std::io::Error) -> String {
 pub fn install_hint(program: &str) -> &'static str {
     match program {
         "cargo" => "install Rust with rustup",
+        "apt-get" => "install a Vulkan driver (Mesa's will do) with the system's package manager",
         "git" => "install git with the system's package manager",
         "python3" => "install Python 3.9 or newer with its `venv` module (Debian: python3 and python3-venv)",
         _ => "install it with the system's package manager",

@@ -15,7 +15,7 @@ mod verify;
 
 pub use lir::Lir;
 pub use manifest::{BindingManifest, ManifestEntry};
-pub use memory::{ArenaPlan, live_bytes_bound, plan_arena};
+pub use memory::{ArenaPlan, Lifetime, live_bytes_bound, plan_arena};
 pub use places::{Buffer, BufferId, BufferKind, Place};
 pub use template::{InterfaceEntry, PlanError, PlanTarget, StepSpec, Template};
 pub use text::{parse_lir, parse_lir_with};

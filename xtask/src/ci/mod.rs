@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::minilm;
+use crate::{minilm, vulkan};
 use budget::Budgets;
 use stages::STAGES;
 
@@ -48,6 +48,7 @@ pub fn run_installing(config: &Config, args: &[String]) -> Result<(), String> {
         Some(folder) => folder.clone(),
         None => minilm::install(&config.root)?,
     };
+    vulkan::install(&config.root)?;
     run_stages(&Run { config, quick: false, minilm_dir: Some(minilm_dir) })
 }
 

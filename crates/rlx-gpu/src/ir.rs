@@ -1,0 +1,400 @@
+//! The kernel description that every printer and the interpreter read.
+//!
+//! A kernel is run by a grid of programs. A program has a fixed number of lanes and computes on tiles of one element a lane, or on
+//! uniform values, which all lanes share. Statements are in SSA form. There is no branch: loads and stores are masked, and a loop runs
+//! equally often in every lane, so every fold and every staged tile is reached by all lanes together.
+//!
+//! Memory is reached through views: a base, extents and strides over one binding, all of them arguments that the host fills in for each
+//! run. Every element of a binding is one 32-bit word, but for weights of 16 bits, which stand in pairs. A coordinate of a load or store
+//! must be provably below its extent, or masked so that it is; [`verify`](verify::verify) sees to it. The host checks that a view's
+//! extents stay inside its binding.
+
+#![forbid(unsafe_code)]
+
+pub mod build;
+pub mod interpret;
+pub mod text;
+pub mod verify;
+
+/// The result of a statement, an index of a loop or a value it carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub u32);
+
+/// An argument: an integer that the host gives for a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Arg(pub u32);
+
+/// A view of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ViewId(pub u32);
+
+/// What an element of a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// A truth value.
+    Bool,
+    /// A signed integer of 32 bits; arithmetic wraps.
+    I32,
+    /// A binary32.
+    F32,
+}
+
+/// Element and extent of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Type {
+    /// The element.
+    pub element: Element,
+    /// The same in all lanes.
+    pub uniform: bool,
+    /// Shared by the lanes: what a stage gives, read by a peek.
+    pub staged: bool,
+}
+
+/// How elements lie in a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// A word each: a binary32, an integer, or 0 and 1.
+    Word(Element),
+    /// Two binary16 a word, read only.
+    HalfPair,
+    /// Two bfloat16 a word, read only.
+    BrainPair,
+}
+
+impl Storage {
+    /// What a load gives.
+    pub fn element(self) -> Element {
+        match self {
+            Storage::Word(element) => element,
+            Storage::HalfPair | Storage::BrainPair => Element::F32,
+        }
+    }
+}
+
+/// Where a view's words stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Binding {
+    /// The arena of a run; read and written.
+    Arena,
+    /// A weight of this position; read only.
+    Weight(u32),
+}
+
+/// What a kernel may do with a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Loads.
+    Read,
+    /// Stores.
+    Write,
+    /// Both, each element by one lane.
+    Update,
+}
+
+/// Elements of a binding seen through a base, extents and strides.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct View {
+    /// Where it stands.
+    pub binding: Binding,
+    /// How its elements lie.
+    pub storage: Storage,
+    /// What may be done with it.
+    pub access: Access,
+    /// The first element.
+    pub base: Arg,
+    /// Extents, outermost first.
+    pub extents: Vec<Arg>,
+    /// Elements from one coordinate to the next, an axis each.
+    pub strides: Vec<Arg>,
+}
+
+/// Where an argument's value comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ArgDef {
+    /// The host's size of this position.
+    Size(u32),
+    /// A number.
+    Known(i32),
+    /// Other arguments multiplied.
+    Product(Vec<Arg>),
+    /// The base of a view.
+    Base(ViewId),
+    /// The stride of a view's axis.
+    Stride(ViewId, u32),
+}
+
+/// A function of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UnaryFn {
+    /// `-x` of numbers.
+    Neg,
+    /// `|x|` of numbers.
+    Abs,
+    /// `e^x`
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// Square root.
+    Sqrt,
+    /// Sine.
+    Sin,
+    /// Cosine.
+    Cos,
+    /// Largest integer not above.
+    Floor,
+    /// Smallest integer not below.
+    Ceil,
+    /// Nearest integer, ties to even.
+    RoundEven,
+    /// Integer part.
+    Trunc,
+    /// Logical negation.
+    Not,
+    /// Whether a float is NaN, told by its bits.
+    IsNan,
+    /// An integer as float.
+    ToFloat,
+    /// A float as integer: truncates, saturates, NaN gives 0.
+    ToInt,
+    /// A float's bits.
+    Bits,
+    /// The float of these bits.
+    FromBits,
+}
+
+/// A function of two values of one element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BinaryFn {
+    /// `a + b`
+    Add,
+    /// `a - b`
+    Sub,
+    /// `a * b`
+    Mul,
+    /// `a / b`; integers truncate toward zero, and division by zero gives zero.
+    Div,
+    /// Remainder of integers with the sign of the dividend; by zero it is zero.
+    Rem,
+    /// `a ^ b` of floats for a > 0.
+    Pow,
+    /// The smaller; NaN if either is.
+    Min,
+    /// The larger; NaN if either is.
+    Max,
+    /// And, of truths or bits.
+    And,
+    /// Or, of truths or bits.
+    Or,
+    /// Exclusive or, of truths or bits.
+    Xor,
+    /// Logical shift of bits to the right.
+    ShiftRight,
+    /// `a == b`
+    Equal,
+    /// `a < b`
+    Less,
+    /// `a <= b`
+    LessEqual,
+}
+
+impl BinaryFn {
+    /// Whether the result is a truth value whatever the operands are.
+    pub fn compares(self) -> bool {
+        matches!(self, BinaryFn::Equal | BinaryFn::Less | BinaryFn::LessEqual)
+    }
+}
+
+/// A constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Literal {
+    /// A truth value.
+    Bool(bool),
+    /// An integer.
+    I32(i32),
+    /// The bits of a float.
+    F32(u32),
+}
+
+/// A value that a loop hands from one turn to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Carried {
+    /// Before the first turn.
+    pub first: Value,
+    /// Within a turn.
+    pub param: Value,
+    /// After a turn.
+    pub next: Value,
+}
+
+/// A loop: `index` runs from `from` below `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Loop {
+    /// First index.
+    pub from: Value,
+    /// First index that is too large.
+    pub to: Value,
+    /// Distance of indices.
+    pub step: u32,
+    /// The index within a turn.
+    pub index: Value,
+    /// What turns hand on.
+    pub carried: Vec<Carried>,
+    /// A turn.
+    pub body: Vec<Stmt>,
+}
+
+/// A statement and its results: one, but none for stores and checks, and one for each value that a loop carries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Stmt {
+    /// The results.
+    pub results: Vec<Value>,
+    /// What is done.
+    pub inst: Inst,
+}
+
+/// What a statement does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Inst {
+    /// A constant.
+    Const(Literal),
+    /// An argument.
+    Arg(Arg),
+    /// The number of the program, from 0.
+    Program,
+    /// The number of the lane, from 0.
+    Lane,
+    /// A function of one value.
+    Unary(UnaryFn, Value),
+    /// A function of two.
+    Binary(BinaryFn, Value, Value),
+    /// `condition ? a : b`
+    Select(Value, Value, Value),
+    /// The coordinate at `axis` of a linear index into `extents`, which for the first axis may lie beyond its extent.
+    Digit {
+        /// The linear index.
+        linear: Value,
+        /// The extents, outermost first.
+        extents: Vec<Arg>,
+        /// The axis.
+        axis: u32,
+    },
+    /// The element at coordinates; zero where the mask is false.
+    Load {
+        /// The view.
+        view: ViewId,
+        /// A coordinate for each axis.
+        at: Vec<Value>,
+        /// Where to load; everywhere if none is given.
+        mask: Option<Value>,
+    },
+    /// Writes the element at coordinates.
+    Store {
+        /// The view.
+        view: ViewId,
+        /// A coordinate for each axis.
+        at: Vec<Value>,
+        /// What is written.
+        value: Value,
+        /// Where to store; everywhere if none is given.
+        mask: Option<Value>,
+    },
+    /// A value combined over all lanes, in the order of a tree.
+    Fold(BinaryFn, Value),
+    /// A value that all lanes can see.
+    Stage(Value),
+    /// The element of a staged value that another lane gave: `at` is a lane.
+    Peek {
+        /// The staged value.
+        tile: Value,
+        /// The lane.
+        at: Value,
+    },
+    /// Where `holds` is false and the mask true, word `slot` of the arena becomes 1.
+    Check {
+        /// What must hold.
+        holds: Value,
+        /// Where it must.
+        mask: Value,
+        /// The word.
+        slot: Arg,
+    },
+    /// A loop.
+    Loop(Box<Loop>),
+}
+
+/// A kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Its name in reports.
+    pub name: String,
+    /// Lanes of a program: a power of two.
+    pub lanes: u32,
+    /// Where each argument comes from.
+    pub args: Vec<ArgDef>,
+    /// Its views.
+    pub views: Vec<View>,
+    /// The type of each value.
+    pub types: Vec<Type>,
+    /// What a program does.
+    pub body: Vec<Stmt>,
+}
+
+impl Kernel {
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> Type {
+        self.types[value.0 as usize]
+    }
+
+    /// Number of weights that it binds.
+    pub fn weights(&self) -> u32 {
+        let weight = |view: &View| match view.binding {
+            Binding::Weight(at) => at + 1,
+            Binding::Arena => 0,
+        };
+        self.views.iter().map(weight).max().unwrap_or(0)
+    }
+
+    /// A digest of everything it does: the same on every machine and in every build that prints the same text.
+    pub fn hash(&self) -> String {
+        let digest = blake3::hash(self.to_string().as_bytes());
+        digest.to_hex().as_str()[..32].to_owned()
+    }
+
+    /// The arguments, from the host's sizes and each view's base and strides; `None` for a value beyond 31 bits.
+    pub fn arguments(&self, sizes: &[usize], views: &[Placement]) -> Option<Vec<i32>> {
+        let mut values: Vec<i32> = Vec::with_capacity(self.args.len());
+        for def in &self.args {
+            let number = |n: usize| i32::try_from(n).ok();
+            values.push(match def {
+                ArgDef::Size(at) => number(sizes[*at as usize])?,
+                ArgDef::Known(value) => *value,
+                ArgDef::Product(parts) => {
+                    let product = |a: i32, b: &Arg| a.checked_mul(values[b.0 as usize]);
+                    parts.iter().try_fold(1, product)?
+                }
+                ArgDef::Base(view) => number(views[view.0 as usize].base)?,
+                ArgDef::Stride(view, axis) => number(views[view.0 as usize].strides[*axis as usize])?,
+            });
+        }
+        Some(values)
+    }
+
+    /// Elements from a binding's start to a view's end, under these arguments; 0 for a view without elements.
+    pub fn reach(&self, view: &View, arguments: &[i32]) -> u64 {
+        let at = |arg: &Arg| u64::from(arguments[arg.0 as usize].max(0) as u32);
+        if view.extents.iter().any(|e| at(e) == 0) {
+            return 0;
+        }
+        let spans = view.extents.iter().zip(&view.strides).map(|(e, s)| (at(e) - 1).saturating_mul(at(s)));
+        spans.fold(at(&view.base).saturating_add(1), u64::saturating_add)
+    }
+}
+
+/// Where a view stands in a run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Placement {
+    /// The first element.
+    pub base: usize,
+    /// A stride for each axis.
+    pub strides: Vec<usize>,
+}

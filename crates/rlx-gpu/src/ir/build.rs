@@ -1,0 +1,260 @@
+//! Writing kernels.
+
+use super::{
+    Access, Arg, ArgDef, BinaryFn, Binding, Carried, Element, Inst, Kernel, Literal, Loop, Stmt, Storage,
+    Type, UnaryFn, Value, View, ViewId,
+};
+
+/// A kernel being written. Statements go to the innermost open loop.
+#[derive(Debug)]
+pub struct Builder {
+    kernel: Kernel,
+    open: Vec<Vec<Stmt>>,
+}
+
+impl Builder {
+    /// An empty kernel.
+    pub fn new(name: impl Into<String>, lanes: u32) -> Self {
+        let (args, views, types, body) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { kernel: Kernel { name: name.into(), lanes, args, views, types, body }, open: vec![Vec::new()] }
+    }
+
+    /// The finished kernel.
+    pub fn finish(mut self) -> Kernel {
+        self.kernel.body = self.open.pop().unwrap_or_default();
+        self.kernel
+    }
+
+    /// Lanes of a program.
+    pub fn lanes(&self) -> u32 {
+        self.kernel.lanes
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> Type {
+        self.kernel.ty(value)
+    }
+
+    fn def(&mut self, def: ArgDef) -> Arg {
+        let at = self.kernel.args.iter().position(|known| *known == def);
+        let at = at.unwrap_or_else(|| {
+            self.kernel.args.push(def);
+            self.kernel.args.len() - 1
+        });
+        Arg(at as u32)
+    }
+
+    /// The host's size of a position.
+    pub fn size(&mut self, position: u32) -> Arg {
+        self.def(ArgDef::Size(position))
+    }
+
+    /// A number as argument.
+    pub fn known(&mut self, value: i32) -> Arg {
+        self.def(ArgDef::Known(value))
+    }
+
+    /// Arguments multiplied.
+    pub fn product(&mut self, parts: &[Arg]) -> Arg {
+        match parts {
+            [one] => *one,
+            several => self.def(ArgDef::Product(several.to_vec())),
+        }
+    }
+
+    /// A view whose base and strides are arguments of their own.
+    pub fn view(&mut self, binding: Binding, storage: Storage, access: Access, extents: &[Arg]) -> ViewId {
+        let id = ViewId(self.kernel.views.len() as u32);
+        let base = self.def(ArgDef::Base(id));
+        let strides = (0..extents.len()).map(|axis| self.def(ArgDef::Stride(id, axis as u32))).collect();
+        self.kernel.views.push(View { binding, storage, access, base, extents: extents.to_vec(), strides });
+        id
+    }
+
+    /// A view's element.
+    pub fn view_element(&self, view: ViewId) -> Element {
+        self.kernel.views[view.0 as usize].storage.element()
+    }
+
+    fn value(&mut self, element: Element, uniform: bool, staged: bool) -> Value {
+        self.kernel.types.push(Type { element, uniform, staged });
+        Value(self.kernel.types.len() as u32 - 1)
+    }
+
+    fn push(&mut self, results: Vec<Value>, inst: Inst) {
+        if let Some(block) = self.open.last_mut() {
+            block.push(Stmt { results, inst });
+        }
+    }
+
+    fn emit(&mut self, element: Element, uniform: bool, inst: Inst) -> Value {
+        let value = self.value(element, uniform, false);
+        self.push(vec![value], inst);
+        value
+    }
+
+    /// A float.
+    pub fn float(&mut self, value: f64) -> Value {
+        self.emit(Element::F32, true, Inst::Const(Literal::F32((value as f32).to_bits())))
+    }
+
+    /// An integer.
+    pub fn int(&mut self, value: i32) -> Value {
+        self.emit(Element::I32, true, Inst::Const(Literal::I32(value)))
+    }
+
+    /// A truth value.
+    pub fn truth(&mut self, value: bool) -> Value {
+        self.emit(Element::Bool, true, Inst::Const(Literal::Bool(value)))
+    }
+
+    /// The value of an argument.
+    pub fn arg(&mut self, arg: Arg) -> Value {
+        self.emit(Element::I32, true, Inst::Arg(arg))
+    }
+
+    /// The number of the program.
+    pub fn program(&mut self) -> Value {
+        self.emit(Element::I32, true, Inst::Program)
+    }
+
+    /// The number of the lane.
+    pub fn lane(&mut self) -> Value {
+        self.emit(Element::I32, false, Inst::Lane)
+    }
+
+    /// A function of one value.
+    pub fn unary(&mut self, function: UnaryFn, x: Value) -> Value {
+        let ty = self.ty(x);
+        let element = match function {
+            UnaryFn::IsNan | UnaryFn::Not => Element::Bool,
+            UnaryFn::ToFloat | UnaryFn::FromBits => Element::F32,
+            UnaryFn::ToInt | UnaryFn::Bits => Element::I32,
+            _ => ty.element,
+        };
+        self.emit(element, ty.uniform, Inst::Unary(function, x))
+    }
+
+    /// A function of two values.
+    pub fn binary(&mut self, function: BinaryFn, a: Value, b: Value) -> Value {
+        let (x, y) = (self.ty(a), self.ty(b));
+        let element = if function.compares() { Element::Bool } else { x.element };
+        self.emit(element, x.uniform && y.uniform, Inst::Binary(function, a, b))
+    }
+
+    /// `a + b`
+    pub fn add(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::Add, a, b)
+    }
+
+    /// `a - b`
+    pub fn sub(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::Sub, a, b)
+    }
+
+    /// `a * b`
+    pub fn mul(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::Mul, a, b)
+    }
+
+    /// `a / b`
+    pub fn div(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::Div, a, b)
+    }
+
+    /// `a && b`
+    pub fn and(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::And, a, b)
+    }
+
+    /// `a < b`
+    pub fn less(&mut self, a: Value, b: Value) -> Value {
+        self.binary(BinaryFn::Less, a, b)
+    }
+
+    /// `0 <= a && a < extent`
+    pub fn within(&mut self, a: Value, extent: Arg) -> Value {
+        let (zero, extent) = (self.int(0), self.arg(extent));
+        let above = self.binary(BinaryFn::LessEqual, zero, a);
+        let below = self.less(a, extent);
+        self.and(above, below)
+    }
+
+    /// `condition ? a : b`
+    pub fn select(&mut self, condition: Value, a: Value, b: Value) -> Value {
+        let types = [condition, a, b].map(|v| self.ty(v).uniform);
+        let element = self.ty(a).element;
+        self.emit(element, types == [true; 3], Inst::Select(condition, a, b))
+    }
+
+    /// The coordinates of a linear index.
+    pub fn digits(&mut self, linear: Value, extents: &[Arg]) -> Vec<Value> {
+        let uniform = self.ty(linear).uniform;
+        let digit = |axis| Inst::Digit { linear, extents: extents.to_vec(), axis };
+        (0..extents.len() as u32).map(|axis| self.emit(Element::I32, uniform, digit(axis))).collect()
+    }
+
+    /// The element at coordinates.
+    pub fn load(&mut self, view: ViewId, at: &[Value], mask: Option<Value>) -> Value {
+        let element = self.view_element(view);
+        self.emit(element, false, Inst::Load { view, at: at.to_vec(), mask })
+    }
+
+    /// Writes the element at coordinates.
+    pub fn store(&mut self, view: ViewId, at: &[Value], value: Value, mask: Option<Value>) {
+        self.push(Vec::new(), Inst::Store { view, at: at.to_vec(), value, mask });
+    }
+
+    /// A value combined over all lanes.
+    pub fn fold(&mut self, function: BinaryFn, x: Value) -> Value {
+        let element = self.ty(x).element;
+        self.emit(element, true, Inst::Fold(function, x))
+    }
+
+    /// A value that all lanes can see.
+    pub fn stage(&mut self, x: Value) -> Value {
+        let element = self.ty(x).element;
+        let value = self.value(element, false, true);
+        self.push(vec![value], Inst::Stage(x));
+        value
+    }
+
+    /// What a lane gave to a stage.
+    pub fn peek(&mut self, tile: Value, at: Value) -> Value {
+        let element = self.ty(tile).element;
+        self.emit(element, false, Inst::Peek { tile, at })
+    }
+
+    /// Sets the word `slot` where `holds` is false and `mask` true.
+    pub fn check(&mut self, holds: Value, mask: Value, slot: Arg) {
+        self.push(Vec::new(), Inst::Check { holds, mask, slot });
+    }
+
+    /// Begins a loop that carries values of lanes: its index, and what it carries within a turn.
+    pub fn open_loop(&mut self, firsts: &[Value]) -> (Value, Vec<Value>) {
+        let index = self.value(Element::I32, true, false);
+        let params = firsts.iter().map(|&v| self.value(self.ty(v).element, false, false)).collect();
+        self.open.push(Vec::new());
+        (index, params)
+    }
+
+    /// Ends the loop begun last, which runs from the first bound below the second; what it carries after the last turn.
+    pub fn close_loop(
+        &mut self,
+        [from, to]: [Value; 2],
+        step: u32,
+        index: Value,
+        firsts: &[Value],
+        params: &[Value],
+        next: &[Value],
+    ) -> Vec<Value> {
+        let body = self.open.pop().unwrap_or_default();
+        let results: Vec<Value> =
+            firsts.iter().map(|&v| self.value(self.ty(v).element, false, false)).collect();
+        let carried = firsts.iter().zip(params).zip(next);
+        let carried = carried.map(|((&first, &param), &next)| Carried { first, param, next }).collect();
+        let turn = Loop { from, to, step, index, carried, body };
+        self.push(results.clone(), Inst::Loop(Box::new(turn)));
+        results
+    }
+}

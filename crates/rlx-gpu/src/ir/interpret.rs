@@ -1,0 +1,375 @@
+//! Kernels run one statement at a time, all lanes together: the oracle of every printer. It finds accesses outside a binding, reads of
+//! words that nothing has written, and words that two lanes touch of which one writes.
+
+use super::{
+    Arg, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, View,
+};
+
+/// What a kernel did that it must not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("kernel {kernel}, view{view}, word {word}: {what}")]
+pub struct Violation {
+    /// The kernel.
+    pub kernel: String,
+    /// The view.
+    pub view: u32,
+    /// The word of the binding.
+    pub word: u64,
+    /// What was done.
+    pub what: &'static str,
+}
+
+/// Many lanes.
+const MANY: u32 = u32::MAX;
+
+/// The memory of a device.
+#[derive(Debug, Default)]
+pub struct Machine {
+    arena: Vec<u32>,
+    written_ever: Vec<bool>,
+    /// For each word, the launch and the lane that wrote it last.
+    writer: Vec<(u32, u32)>,
+    reader: Vec<(u32, u32)>,
+    launch: u32,
+}
+
+impl Machine {
+    /// An arena in which nothing has been written.
+    pub fn new(words: usize) -> Self {
+        Self {
+            arena: vec![0x7fc0_dead; words],
+            written_ever: vec![false; words],
+            writer: vec![(0, 0); words],
+            reader: vec![(0, 0); words],
+            launch: 0,
+        }
+    }
+
+    /// Words of the arena.
+    pub fn words(&self, at: usize, count: usize) -> &[u32] {
+        &self.arena[at..at + count]
+    }
+
+    /// Whether all of these words have been written.
+    pub fn is_written(&self, at: usize, count: usize) -> bool {
+        self.written_ever[at..at + count].iter().all(|&w| w)
+    }
+
+    /// Writes words of the arena.
+    pub fn write(&mut self, at: usize, words: &[u32]) {
+        self.arena[at..at + words.len()].copy_from_slice(words);
+        self.written_ever[at..at + words.len()].fill(true);
+    }
+
+    /// Forgets what the arena holds: nothing has been written.
+    pub fn forget(&mut self) {
+        self.written_ever.fill(false);
+        self.arena.fill(0x7fc0_dead);
+    }
+
+    /// Runs a kernel as `programs` programs.
+    ///
+    /// # Errors
+    /// What it did that it must not.
+    pub fn run(
+        &mut self,
+        kernel: &Kernel,
+        arguments: &[i32],
+        weights: &[&[u32]],
+        programs: usize,
+    ) -> Result<(), Violation> {
+        self.launch += 1;
+        let lanes = kernel.lanes as usize;
+        for program in 0..programs {
+            let values = vec![0; kernel.types.len() * lanes];
+            let mut run = Run { machine: self, kernel, arguments, weights, program, lanes, values };
+            run.block(&kernel.body)?;
+        }
+        Ok(())
+    }
+}
+
+struct Run<'m> {
+    machine: &'m mut Machine,
+    kernel: &'m Kernel,
+    arguments: &'m [i32],
+    weights: &'m [&'m [u32]],
+    program: usize,
+    lanes: usize,
+    values: Vec<u32>,
+}
+
+fn f(bits: u32) -> f32 {
+    f32::from_bits(bits)
+}
+
+impl Run<'_> {
+    fn at(&self, value: Value, lane: usize) -> u32 {
+        self.values[value.0 as usize * self.lanes + lane]
+    }
+
+    fn set(&mut self, value: Value, of: impl Fn(&Self, usize) -> u32) {
+        for lane in 0..self.lanes {
+            let bits = of(self, lane);
+            self.values[value.0 as usize * self.lanes + lane] = bits;
+        }
+    }
+
+    fn argument(&self, arg: Arg) -> i32 {
+        self.arguments[arg.0 as usize]
+    }
+
+    fn block(&mut self, body: &[Stmt]) -> Result<(), Violation> {
+        body.iter().try_for_each(|stmt| self.stmt(stmt))
+    }
+
+    fn stmt(&mut self, stmt: &Stmt) -> Result<(), Violation> {
+        let result = stmt.results.first().copied().unwrap_or(Value(0));
+        match &stmt.inst {
+            Inst::Const(literal) => {
+                let bits = match *literal {
+                    Literal::Bool(value) => u32::from(value),
+                    Literal::I32(value) => value as u32,
+                    Literal::F32(bits) => bits,
+                };
+                self.set(result, |_, _| bits);
+            }
+            Inst::Arg(arg) => self.set(result, |run, _| run.argument(*arg) as u32),
+            Inst::Program => self.set(result, |run, _| run.program as u32),
+            Inst::Lane => self.set(result, |_, lane| lane as u32),
+            Inst::Unary(function, x) => {
+                let element = self.kernel.ty(*x).element;
+                self.set(result, |run, lane| unary(*function, element, run.at(*x, lane)));
+            }
+            Inst::Binary(function, a, b) => {
+                let element = self.kernel.ty(*a).element;
+                self.set(result, |run, lane| binary(*function, element, run.at(*a, lane), run.at(*b, lane)));
+            }
+            Inst::Select(condition, a, b) => self.set(result, |run, lane| {
+                if run.at(*condition, lane) != 0 { run.at(*a, lane) } else { run.at(*b, lane) }
+            }),
+            Inst::Digit { linear, extents, axis } => self.set(result, |run, lane| {
+                let after = &extents[*axis as usize + 1..];
+                let after: i64 = after.iter().map(|e| i64::from(run.argument(*e))).product();
+                let rest = i64::from(run.at(*linear, lane) as i32).checked_div(after).unwrap_or(0);
+                let extent = i64::from(run.argument(extents[*axis as usize]));
+                (if *axis == 0 { rest } else { rest.checked_rem(extent).unwrap_or(0) }) as u32
+            }),
+            Inst::Load { view, at, mask } => {
+                for lane in 0..self.lanes {
+                    let on = mask.is_none_or(|m| self.at(m, lane) != 0);
+                    let bits = if on { self.load(view.0, at, lane)? } else { 0 };
+                    self.values[result.0 as usize * self.lanes + lane] = bits;
+                }
+            }
+            Inst::Store { view, at, value, mask } => {
+                for lane in 0..self.lanes {
+                    if mask.is_none_or(|m| self.at(m, lane) != 0) {
+                        self.store(view.0, at, self.at(*value, lane), lane)?;
+                    }
+                }
+            }
+            Inst::Fold(function, x) => {
+                let (element, mut half) = (self.kernel.ty(*x).element, self.lanes / 2);
+                let mut folded: Vec<u32> = (0..self.lanes).map(|lane| self.at(*x, lane)).collect();
+                while half > 0 {
+                    for lane in 0..half {
+                        folded[lane] = binary(*function, element, folded[lane], folded[lane + half]);
+                    }
+                    half /= 2;
+                }
+                self.set(result, |_, _| folded[0]);
+            }
+            Inst::Stage(x) => self.set(result, |run, lane| run.at(*x, lane)),
+            Inst::Peek { tile, at } => {
+                self.set(result, |run, lane| run.at(*tile, run.at(*at, lane) as usize))
+            }
+            Inst::Check { holds, mask, slot } => {
+                let slot = self.argument(*slot) as usize;
+                if (0..self.lanes).any(|l| self.at(*mask, l) != 0 && self.at(*holds, l) == 0) {
+                    self.machine.arena[slot] = 1;
+                }
+            }
+            Inst::Loop(turn) => self.repeat(&stmt.results, turn)?,
+        }
+        Ok(())
+    }
+
+    fn repeat(&mut self, results: &[Value], turn: &Loop) -> Result<(), Violation> {
+        for carried in &turn.carried {
+            self.set(carried.param, |run, lane| run.at(carried.first, lane));
+        }
+        let (mut index, to) = (self.at(turn.from, 0) as i32, self.at(turn.to, 0) as i32);
+        while index < to {
+            self.set(turn.index, |_, _| index as u32);
+            self.block(&turn.body)?;
+            let next: Vec<u32> = turn
+                .carried
+                .iter()
+                .flat_map(|c| (0..self.lanes).map(|lane| self.at(c.next, lane)).collect::<Vec<_>>())
+                .collect();
+            for (at, carried) in turn.carried.iter().enumerate() {
+                self.set(carried.param, |run, lane| next[at * run.lanes + lane]);
+            }
+            index = index.saturating_add(turn.step as i32);
+        }
+        for (&result, carried) in results.iter().zip(&turn.carried) {
+            self.set(result, |run, lane| run.at(carried.param, lane));
+        }
+        Ok(())
+    }
+
+    fn violation(&self, view: u32, word: i64, what: &'static str) -> Violation {
+        Violation { kernel: self.kernel.name.clone(), view, word: word as u64, what }
+    }
+
+    /// The element that coordinates name, each of which must be below its extent.
+    fn element(&self, id: u32, view: &View, at: &[Value], lane: usize) -> Result<i64, Violation> {
+        let mut element = i64::from(self.argument(view.base));
+        for ((&at, &extent), &stride) in at.iter().zip(&view.extents).zip(&view.strides) {
+            let coordinate = i64::from(self.at(at, lane) as i32);
+            if !(0..i64::from(self.argument(extent))).contains(&coordinate) {
+                return Err(self.violation(id, coordinate, "a coordinate beyond its extent"));
+            }
+            element += coordinate * i64::from(self.argument(stride));
+        }
+        Ok(element)
+    }
+
+    fn load(&mut self, id: u32, at: &[Value], lane: usize) -> Result<u32, Violation> {
+        let view = &self.kernel.views[id as usize];
+        let element = self.element(id, view, at, lane)?;
+        let word = if view.storage == Storage::HalfPair || view.storage == Storage::BrainPair {
+            element / 2
+        } else {
+            element
+        };
+        let outside = || self.violation(id, word, "outside the binding");
+        let at = usize::try_from(word).map_err(|_| outside())?;
+        let bits = match view.binding {
+            Binding::Weight(weight) => *self.weights[weight as usize].get(at).ok_or_else(outside)?,
+            Binding::Arena => {
+                let bits = *self.machine.arena.get(at).ok_or_else(outside)?;
+                let who = (self.program * self.lanes + lane) as u32;
+                let (launch, writer) = self.machine.writer[at];
+                if !self.machine.written_ever[at] {
+                    return Err(self.violation(id, word, "read before anything was written"));
+                }
+                if launch == self.machine.launch && writer != who {
+                    return Err(self.violation(id, word, "read while another lane writes it"));
+                }
+                let (launch, reader) = self.machine.reader[at];
+                let again = launch == self.machine.launch && reader != who;
+                self.machine.reader[at] = (self.machine.launch, if again { MANY } else { who });
+                bits
+            }
+        };
+        Ok(match view.storage {
+            Storage::Word(_) => bits,
+            Storage::HalfPair => {
+                let half = (bits >> (16 * (element & 1))) as u16;
+                half::f16::from_bits(half).to_f32().to_bits()
+            }
+            Storage::BrainPair => (bits >> (16 * (element & 1))) << 16,
+        })
+    }
+
+    fn store(&mut self, id: u32, at: &[Value], bits: u32, lane: usize) -> Result<(), Violation> {
+        let view = &self.kernel.views[id as usize];
+        let word = self.element(id, view, at, lane)?;
+        let at = usize::try_from(word).ok().filter(|&at| at < self.machine.arena.len());
+        let Some(at) = at else { return Err(self.violation(id, word, "outside the binding")) };
+        let who = (self.program * self.lanes + lane) as u32;
+        for (launch, other) in [self.machine.writer[at], self.machine.reader[at]] {
+            if launch == self.machine.launch && other != who {
+                return Err(self.violation(id, word, "written while another lane uses it"));
+            }
+        }
+        self.machine.writer[at] = (self.machine.launch, who);
+        self.machine.written_ever[at] = true;
+        self.machine.arena[at] = bits;
+        Ok(())
+    }
+}
+
+fn unary(function: UnaryFn, element: Element, x: u32) -> u32 {
+    let float = |y: f32| y.to_bits();
+    match (function, element) {
+        (UnaryFn::Neg, Element::I32) => (x as i32).wrapping_neg() as u32,
+        (UnaryFn::Abs, Element::I32) => (x as i32).wrapping_abs() as u32,
+        (UnaryFn::Not, _) => u32::from(x == 0),
+        (UnaryFn::IsNan, _) => u32::from(f(x).is_nan()),
+        (UnaryFn::ToFloat, _) => float(x as i32 as f32),
+        (UnaryFn::ToInt, _) => f(x) as i32 as u32,
+        (UnaryFn::Bits | UnaryFn::FromBits, _) => x,
+        (function, _) => float(unary_float(function, f(x))),
+    }
+}
+
+fn unary_float(function: UnaryFn, x: f32) -> f32 {
+    match function {
+        UnaryFn::Neg => -x,
+        UnaryFn::Abs => x.abs(),
+        UnaryFn::Exp => x.exp(),
+        UnaryFn::Log => x.ln(),
+        UnaryFn::Sqrt => x.sqrt(),
+        UnaryFn::Sin => x.sin(),
+        UnaryFn::Cos => x.cos(),
+        UnaryFn::Floor => x.floor(),
+        UnaryFn::Ceil => x.ceil(),
+        UnaryFn::RoundEven => x.round_ties_even(),
+        _ => x.trunc(),
+    }
+}
+
+fn binary(function: BinaryFn, element: Element, a: u32, b: u32) -> u32 {
+    match element {
+        Element::F32 => binary_float(function, f(a), f(b)),
+        Element::I32 => binary_int(function, a as i32, b as i32) as u32,
+        Element::Bool => match function {
+            BinaryFn::And => a & b,
+            BinaryFn::Or => a | b,
+            BinaryFn::Xor => a ^ b,
+            _ => u32::from(a == b),
+        },
+    }
+}
+
+fn binary_float(function: BinaryFn, a: f32, b: f32) -> u32 {
+    let truth = u32::from;
+    let pick = |y: f32| if a.is_nan() || b.is_nan() { f32::NAN } else { y };
+    match function {
+        BinaryFn::Add => (a + b).to_bits(),
+        BinaryFn::Sub => (a - b).to_bits(),
+        BinaryFn::Mul => (a * b).to_bits(),
+        BinaryFn::Div => (a / b).to_bits(),
+        BinaryFn::Pow => a.powf(b).to_bits(),
+        BinaryFn::Min => pick(a.min(b)).to_bits(),
+        BinaryFn::Max => pick(a.max(b)).to_bits(),
+        BinaryFn::Less => truth(a < b),
+        BinaryFn::LessEqual => truth(a <= b),
+        _ => truth(a == b),
+    }
+}
+
+fn binary_int(function: BinaryFn, a: i32, b: i32) -> i32 {
+    let truth = i32::from;
+    match function {
+        BinaryFn::Add => a.wrapping_add(b),
+        BinaryFn::Sub => a.wrapping_sub(b),
+        BinaryFn::Mul => a.wrapping_mul(b),
+        BinaryFn::Div if b == 0 => 0,
+        BinaryFn::Div => a.wrapping_div(b),
+        BinaryFn::Rem if b == 0 => 0,
+        BinaryFn::Rem => a.wrapping_rem(b),
+        BinaryFn::Min => a.min(b),
+        BinaryFn::Max => a.max(b),
+        BinaryFn::And => a & b,
+        BinaryFn::Or => a | b,
+        BinaryFn::Xor => a ^ b,
+        BinaryFn::ShiftRight => ((a as u32) >> (b as u32 & 31)) as i32,
+        BinaryFn::Less => truth(a < b),
+        BinaryFn::LessEqual => truth(a <= b),
+        BinaryFn::Equal | BinaryFn::Pow => truth(a == b),
+    }
+}

@@ -1,0 +1,369 @@
+//! What must hold of a kernel before it is printed: one definition before each use, fitting types, loops that run equally often in every
+//! lane, and coordinates that are below their extents.
+
+use super::{
+    Access, Arg, ArgDef, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, Type,
+    UnaryFn, Value, ViewId,
+};
+use std::collections::HashMap;
+
+/// What is wrong with a kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("kernel {kernel}: {reason}")]
+pub struct KernelFault {
+    /// The kernel.
+    pub kernel: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// How a value came to be.
+#[derive(Clone, Copy)]
+enum Origin<'k> {
+    Stmt(&'k Inst),
+    Index(&'k Loop),
+    Carried,
+}
+
+struct Verifier<'k> {
+    kernel: &'k Kernel,
+    known: HashMap<Value, Origin<'k>>,
+}
+
+/// Checks a kernel.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn verify(kernel: &Kernel) -> Result<(), KernelFault> {
+    let fault = |reason: String| KernelFault { kernel: kernel.name.clone(), reason };
+    if !kernel.lanes.is_power_of_two() || kernel.lanes > 256 {
+        return Err(fault(format!("{} lanes are no power of two up to 256", kernel.lanes)));
+    }
+    for view in &kernel.views {
+        let narrow = !matches!(view.storage, Storage::Word(_));
+        if (narrow || matches!(view.binding, Binding::Weight(_))) && view.access != Access::Read {
+            return Err(fault("a weight is written".to_owned()));
+        }
+        if view.extents.len() != view.strides.len() {
+            return Err(fault("a view has extents and strides of two ranks".to_owned()));
+        }
+    }
+    let mut verifier = Verifier { kernel, known: HashMap::new() };
+    verifier.block(&kernel.body).map(drop).map_err(fault)
+}
+
+impl<'k> Verifier<'k> {
+    /// Checks statements; what they define stays known.
+    fn block(&mut self, body: &'k [Stmt]) -> Result<Vec<Value>, String> {
+        let mut own = Vec::new();
+        for stmt in body {
+            self.stmt(stmt)?;
+            for &result in &stmt.results {
+                if self.known.insert(result, Origin::Stmt(&stmt.inst)).is_some() {
+                    return Err(format!("%{} is defined twice", result.0));
+                }
+                own.push(result);
+            }
+        }
+        Ok(own)
+    }
+
+    fn ty(&self, value: Value) -> Result<Type, String> {
+        match self.known.contains_key(&value) {
+            true => Ok(self.kernel.ty(value)),
+            false => Err(format!("%{} is used where it is not defined", value.0)),
+        }
+    }
+
+    /// A value that is no staged tile.
+    fn plain(&self, value: Value) -> Result<Type, String> {
+        let ty = self.ty(value)?;
+        if ty.staged { Err(format!("%{} is staged", value.0)) } else { Ok(ty) }
+    }
+
+    fn wants(&self, value: Value, element: Element) -> Result<Type, String> {
+        let ty = self.plain(value)?;
+        match ty.element == element {
+            true => Ok(ty),
+            false => Err(format!("%{} is {:?}, expected {element:?}", value.0, ty.element)),
+        }
+    }
+
+    fn gives(&self, stmt: &Stmt, element: Element, uniform: bool) -> Result<(), String> {
+        let [result] = stmt.results.as_slice() else { return Err("a statement has no result".to_owned()) };
+        let ty = self.kernel.ty(*result);
+        let staged = matches!(stmt.inst, Inst::Stage(_));
+        match ty.element == element && (uniform || !ty.uniform) && ty.staged == staged {
+            true => Ok(()),
+            false => Err(format!("%{} is typed {ty:?}, computed as {element:?}", result.0)),
+        }
+    }
+
+    fn stmt(&mut self, stmt: &'k Stmt) -> Result<(), String> {
+        match &stmt.inst {
+            Inst::Const(literal) => {
+                let element = match literal {
+                    Literal::Bool(_) => Element::Bool,
+                    Literal::I32(_) => Element::I32,
+                    Literal::F32(_) => Element::F32,
+                };
+                self.gives(stmt, element, true)
+            }
+            Inst::Arg(arg) if arg.0 as usize >= self.kernel.args.len() => Err("no such argument".to_owned()),
+            Inst::Arg(_) | Inst::Program => self.gives(stmt, Element::I32, true),
+            Inst::Lane => self.gives(stmt, Element::I32, false),
+            Inst::Unary(function, x) => self.unary(stmt, *function, *x),
+            Inst::Binary(function, a, b) => self.binary(stmt, *function, *a, *b),
+            Inst::Select(condition, a, b) => {
+                let (c, a) = (self.wants(*condition, Element::Bool)?, self.plain(*a)?);
+                let b = self.wants(*b, a.element)?;
+                self.gives(stmt, a.element, c.uniform && a.uniform && b.uniform)
+            }
+            Inst::Digit { linear, extents, axis } => {
+                let ty = self.wants(*linear, Element::I32)?;
+                if *axis as usize >= extents.len() || !self.nonnegative(*linear) {
+                    return Err(format!("%{} is no linear index", linear.0));
+                }
+                self.gives(stmt, Element::I32, ty.uniform)
+            }
+            Inst::Load { view, at, mask } => {
+                self.access(*view, at, *mask, Access::Write)?;
+                self.gives(stmt, self.kernel.views[view.0 as usize].storage.element(), false)
+            }
+            Inst::Store { view, at, value, mask } => {
+                self.access(*view, at, *mask, Access::Read)?;
+                let element = self.kernel.views[view.0 as usize].storage.element();
+                self.wants(*value, element).map(drop)
+            }
+            Inst::Fold(function, x) => {
+                let ty = self.plain(*x)?;
+                let folds = matches!(function, BinaryFn::Add | BinaryFn::Mul | BinaryFn::Min | BinaryFn::Max);
+                if !folds || ty.element == Element::Bool {
+                    return Err(format!("{function:?} does not fold"));
+                }
+                self.gives(stmt, ty.element, true)
+            }
+            Inst::Stage(x) => {
+                let ty = self.plain(*x)?;
+                if ty.element == Element::Bool {
+                    return Err("truths are not staged".to_owned());
+                }
+                self.gives(stmt, ty.element, false)
+            }
+            Inst::Peek { tile, at } => {
+                let ty = self.ty(*tile)?;
+                if !ty.staged || !self.is_lane(*at) {
+                    return Err(format!("%{} is not known to be a lane of %{}", at.0, tile.0));
+                }
+                self.gives(stmt, ty.element, false)
+            }
+            Inst::Check { holds, mask, slot } => {
+                self.wants(*holds, Element::Bool)?;
+                self.wants(*mask, Element::Bool)?;
+                match self.kernel.args.get(slot.0 as usize) {
+                    Some(ArgDef::Size(_)) => Ok(()),
+                    _ => Err("a check names no slot of the host's".to_owned()),
+                }
+            }
+            Inst::Loop(turn) => self.repeat(stmt, turn),
+        }
+    }
+
+    fn unary(&self, stmt: &Stmt, function: UnaryFn, x: Value) -> Result<(), String> {
+        let ty = self.plain(x)?;
+        use Element::{Bool, F32, I32};
+        let (takes, result) = match function {
+            UnaryFn::Neg | UnaryFn::Abs if ty.element != Bool => (ty.element, ty.element),
+            UnaryFn::Not => (Bool, Bool),
+            UnaryFn::ToFloat | UnaryFn::FromBits => (I32, F32),
+            UnaryFn::ToInt | UnaryFn::Bits => (F32, I32),
+            UnaryFn::IsNan => (F32, Bool),
+            _ => (F32, F32),
+        };
+        self.wants(x, takes)?;
+        self.gives(stmt, result, ty.uniform)
+    }
+
+    fn binary(&self, stmt: &Stmt, function: BinaryFn, a: Value, b: Value) -> Result<(), String> {
+        let x = self.plain(a)?;
+        let y = self.wants(b, x.element)?;
+        let fits = match function {
+            BinaryFn::Pow => x.element == Element::F32,
+            BinaryFn::Rem | BinaryFn::ShiftRight => x.element == Element::I32,
+            BinaryFn::And | BinaryFn::Or | BinaryFn::Xor => x.element != Element::F32,
+            BinaryFn::Equal => true,
+            _ => x.element != Element::Bool,
+        };
+        if !fits {
+            return Err(format!("{function:?} is not defined for {:?}", x.element));
+        }
+        let element = if function.compares() { Element::Bool } else { x.element };
+        self.gives(stmt, element, x.uniform && y.uniform)
+    }
+
+    fn repeat(&mut self, stmt: &Stmt, turn: &'k Loop) -> Result<(), String> {
+        for bound in [turn.from, turn.to] {
+            if !self.wants(bound, Element::I32)?.uniform {
+                return Err(format!("the loop over %{} may run differently in each lane", turn.index.0));
+            }
+        }
+        if turn.step == 0 || stmt.results.len() != turn.carried.len() {
+            return Err(format!("the loop over %{} is malformed", turn.index.0));
+        }
+        for carried in &turn.carried {
+            let (first, param) = (self.plain(carried.first)?, self.kernel.ty(carried.param));
+            if first.element != param.element || (param.uniform && !first.uniform) {
+                return Err(format!("%{} does not take %{}", carried.param.0, carried.first.0));
+            }
+            self.known.insert(carried.param, Origin::Carried);
+        }
+        self.known.insert(turn.index, Origin::Index(turn));
+        let own = self.block(&turn.body)?;
+        for (carried, &result) in turn.carried.iter().zip(&stmt.results) {
+            let (next, param) = (self.plain(carried.next)?, self.kernel.ty(carried.param));
+            if next.element != param.element || (param.uniform && !next.uniform) {
+                return Err(format!("%{} does not take %{}", carried.param.0, carried.next.0));
+            }
+            if self.kernel.ty(result) != param {
+                return Err(format!("%{} is not typed as what the loop carries", result.0));
+            }
+            self.known.remove(&carried.param);
+        }
+        self.known.remove(&turn.index);
+        for value in &own {
+            self.known.remove(value);
+        }
+        Ok(())
+    }
+
+    fn access(&self, id: ViewId, at: &[Value], mask: Option<Value>, not: Access) -> Result<(), String> {
+        let view = self.kernel.views.get(id.0 as usize).ok_or("no such view")?;
+        if view.access == not || at.len() != view.extents.len() {
+            return Err(format!("view{} is not accessed as it is declared", id.0));
+        }
+        let mut conjuncts = Vec::new();
+        if let Some(mask) = mask {
+            self.wants(mask, Element::Bool)?;
+            self.split(mask, &mut conjuncts);
+        }
+        for (&coordinate, &extent) in at.iter().zip(&view.extents) {
+            self.wants(coordinate, Element::I32)?;
+            if !self.below(coordinate, extent, &conjuncts) {
+                let (view, v, e) = (id.0, coordinate.0, extent.0);
+                return Err(format!("view{view}: %{v} is not known to be below arg {e}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn inst(&self, value: Value) -> Option<&'k Inst> {
+        match self.known.get(&value) {
+            Some(Origin::Stmt(inst)) => Some(inst),
+            _ => None,
+        }
+    }
+
+    /// What must be true for a mask to be.
+    fn split(&self, mask: Value, conjuncts: &mut Vec<Value>) {
+        match self.inst(mask) {
+            Some(Inst::Binary(BinaryFn::And, a, b)) => {
+                self.split(*a, conjuncts);
+                self.split(*b, conjuncts);
+            }
+            _ => conjuncts.push(mask),
+        }
+    }
+
+    fn is_arg(&self, value: Value, arg: Arg) -> bool {
+        matches!(self.inst(value), Some(Inst::Arg(found)) if *found == arg)
+    }
+
+    fn literal(&self, value: Value) -> Option<i32> {
+        match self.inst(value)? {
+            Inst::Const(Literal::I32(value)) => Some(*value),
+            Inst::Arg(arg) => match self.kernel.args[arg.0 as usize] {
+                ArgDef::Known(value) => Some(value),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn below(&self, value: Value, extent: Arg, conjuncts: &[Value]) -> bool {
+        let known_extent = match self.kernel.args[extent.0 as usize] {
+            ArgDef::Known(extent) => Some(extent),
+            _ => None,
+        };
+        if let (Some(value), Some(extent)) = (self.literal(value), known_extent) {
+            return (0..extent).contains(&value);
+        }
+        let reaches = |limit: Value| {
+            let fits = self.literal(limit).zip(known_extent).is_some_and(|(limit, extent)| limit <= extent);
+            self.is_arg(limit, extent) || fits
+        };
+        if let Some(Origin::Index(turn)) = self.known.get(&value)
+            && self.nonnegative(turn.from)
+            && reaches(turn.to)
+        {
+            return true;
+        }
+        if let Some(Inst::Digit { linear, extents, axis }) = self.inst(value)
+            && extents[*axis as usize] == extent
+        {
+            let product =
+                if extents.len() == 1 { ArgDef::Known(-1) } else { ArgDef::Product(extents.clone()) };
+            let whole = |limit: Value| match self.inst(limit) {
+                Some(Inst::Arg(arg)) => match extents.as_slice() {
+                    [one] => arg == one,
+                    _ => self.kernel.args[arg.0 as usize] == product,
+                },
+                _ => false,
+            };
+            return *axis > 0 || conjuncts.iter().any(|&c| self.is_less(c, *linear).is_some_and(whole));
+        }
+        if let Some(Inst::Binary(BinaryFn::And, _, bits)) = self.inst(value)
+            && let Some((bits, extent)) = self.literal(*bits).zip(known_extent)
+        {
+            return bits >= 0 && bits < extent;
+        }
+        let masked = conjuncts.iter().any(|&c| self.is_less(c, value).is_some_and(reaches));
+        let zero = |c: &Value| matches!(self.inst(*c), Some(Inst::Binary(BinaryFn::LessEqual, z, v)) if *v == value && self.literal(*z).is_some_and(|z| z >= 0));
+        masked && (self.nonnegative(value) || conjuncts.iter().any(zero))
+    }
+
+    /// The limit, if a condition says that `value` is less than one.
+    fn is_less(&self, condition: Value, value: Value) -> Option<Value> {
+        match self.inst(condition) {
+            Some(Inst::Binary(BinaryFn::Less, v, limit)) if *v == value => Some(*limit),
+            _ => None,
+        }
+    }
+
+    fn nonnegative(&self, value: Value) -> bool {
+        match self.known.get(&value) {
+            Some(Origin::Index(turn)) => self.nonnegative(turn.from),
+            Some(Origin::Stmt(inst)) => match inst {
+                Inst::Const(Literal::I32(value)) => *value >= 0,
+                Inst::Arg(_) => self.literal(value).is_none_or(|v| v >= 0),
+                Inst::Program | Inst::Lane | Inst::Digit { .. } => true,
+                Inst::Select(_, a, b) => self.nonnegative(*a) && self.nonnegative(*b),
+                Inst::Binary(BinaryFn::Add | BinaryFn::Mul | BinaryFn::Div | BinaryFn::Rem, a, b) => {
+                    self.nonnegative(*a) && self.nonnegative(*b)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    fn is_lane(&self, value: Value) -> bool {
+        let lanes = self.kernel.lanes as i32;
+        match self.known.get(&value) {
+            Some(Origin::Index(turn)) => {
+                self.nonnegative(turn.from) && self.literal(turn.to).is_some_and(|to| to <= lanes)
+            }
+            Some(Origin::Stmt(Inst::Lane)) => true,
+            _ => self.literal(value).is_some_and(|v| (0..lanes).contains(&v)),
+        }
+    }
+}

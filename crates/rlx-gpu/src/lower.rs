@@ -1,0 +1,542 @@
+//! From a template's steps to launches of kernels.
+//!
+//! Sizes are not part of a kernel unless they are known when the graph is compiled: they are arguments, evaluated for each run, as are
+//! the places of views. So one kernel serves every capacity and every extent.
+
+#![forbid(unsafe_code)]
+
+mod attention;
+mod elementwise;
+mod linear;
+mod moves;
+mod rope;
+mod rows;
+mod windows;
+
+use crate::ir::build::Builder;
+use crate::ir::verify::verify;
+use crate::ir::{Access, Arg, BinaryFn, Binding, Element, Kernel, Storage, Value, ViewId};
+use rlx::backend::BackendError;
+use rlx::plan::{BufferId, BufferKind, Place, StepSpec, Template};
+use rlx_graph::OpDef;
+use rlx_tensor::{DType, Dim, Shape, SizeId, Symbol};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Lanes of a program.
+pub(crate) const LANES: u32 = 64;
+/// Constants up to this many words stand in the arena; larger ones are bound as weights are.
+pub(crate) const SMALL_CONSTANT: usize = 1024;
+/// Weights that one kernel binds at most: what every device binds, less arguments and arena.
+pub(crate) const MAX_WEIGHTS: usize = 6;
+
+/// A size of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Amount {
+    Known(usize),
+    Size(SizeId),
+    Dim(Dim),
+    Product(Vec<Amount>),
+    Sum(Vec<Amount>),
+    CeilDiv(Box<Amount>, usize),
+}
+
+/// What sizes are evaluated against.
+pub(crate) struct Extents<'r> {
+    pub sizes: &'r [usize],
+    pub symbol: &'r dyn Fn(&Symbol) -> Option<usize>,
+}
+
+impl Amount {
+    pub fn eval(&self, run: &Extents<'_>) -> Option<usize> {
+        match self {
+            Amount::Known(value) => Some(*value),
+            Amount::Size(id) => run.sizes.get(id.index()).copied(),
+            Amount::Dim(dim) => dim.eval_with(run.symbol).ok(),
+            Amount::Product(parts) => parts.iter().try_fold(1usize, |a, b| a.checked_mul(b.eval(run)?)),
+            Amount::Sum(parts) => parts.iter().try_fold(0usize, |a, b| a.checked_add(b.eval(run)?)),
+            Amount::CeilDiv(a, b) => Some(a.eval(run)?.div_ceil(*b)),
+        }
+    }
+
+    pub fn of_dim(dim: &Dim) -> Amount {
+        dim.known().map_or_else(|| Amount::Dim(dim.clone()), Amount::Known)
+    }
+
+    /// The factors multiplied; known ones into one, in front.
+    pub fn product<'a>(parts: impl IntoIterator<Item = &'a Amount>) -> Amount {
+        let (mut known, mut rest) = (1usize, Vec::new());
+        for part in parts {
+            match part {
+                Amount::Known(value) => known = known.saturating_mul(*value),
+                Amount::Product(inner) => inner.iter().for_each(|p| match p {
+                    Amount::Known(value) => known = known.saturating_mul(*value),
+                    other => rest.push(other.clone()),
+                }),
+                other => rest.push(other.clone()),
+            }
+        }
+        if known != 1 || rest.is_empty() {
+            rest.insert(0, Amount::Known(known));
+        }
+        match rest.as_slice() {
+            [one] => one.clone(),
+            _ => Amount::Product(rest),
+        }
+    }
+
+    pub fn sum(a: &Amount, b: &Amount) -> Amount {
+        match (a, b) {
+            (Amount::Known(a), Amount::Known(b)) => Amount::Known(a.saturating_add(*b)),
+            (Amount::Known(0), other) | (other, Amount::Known(0)) => other.clone(),
+            _ => Amount::Sum(vec![a.clone(), b.clone()]),
+        }
+    }
+
+    pub fn ceil_div(&self, by: usize) -> Amount {
+        match self {
+            Amount::Known(value) => Amount::Known(value.div_ceil(by)),
+            other => Amount::CeilDiv(Box::new(other.clone()), by),
+        }
+    }
+
+    pub fn is_one(&self) -> bool {
+        *self == Amount::Known(1)
+    }
+}
+
+/// Strides of elements in row-major order.
+pub(crate) fn contiguous(dims: &[Amount]) -> Vec<Amount> {
+    (0..dims.len()).map(|axis| Amount::product(&dims[axis + 1..])).collect()
+}
+
+/// Where a view of a kernel stands.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub buffer: BufferId,
+    pub base: Amount,
+    pub strides: Vec<Amount>,
+}
+
+/// A kernel with everything that a run must know to launch it.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub step: usize,
+    pub kernel: Arc<Kernel>,
+    pub sizes: Vec<Amount>,
+    pub views: Vec<Source>,
+    pub weights: Vec<BufferId>,
+    pub programs: Amount,
+}
+
+/// What a check of a launch guards: the step, and what is wrong if it fails.
+#[derive(Debug, Clone)]
+pub(crate) struct Guard {
+    pub step: usize,
+    pub reason: &'static str,
+}
+
+/// An operand: a place with its strides spelled out.
+#[derive(Debug, Clone)]
+pub(crate) struct Operand {
+    pub buffer: BufferId,
+    pub dtype: DType,
+    pub base: Amount,
+    pub dims: Vec<Amount>,
+    pub strides: Vec<Amount>,
+}
+
+impl Operand {
+    /// Rows of the last dim, all other axes taken together.
+    pub fn rows(&self) -> Operand {
+        let mut flat = self.clone();
+        let Some((last, lead)) = self.dims.split_last() else { return flat };
+        flat.dims = vec![Amount::product(lead), last.clone()];
+        let row = self.strides.iter().rev().nth(1).cloned().unwrap_or_else(|| last.clone());
+        flat.strides = vec![row, Amount::Known(1)];
+        flat
+    }
+
+    /// The strides under which the operand broadcasts to `dims`.
+    pub fn broadcast(&self, dims: &[Amount]) -> Operand {
+        let lead = dims.len().saturating_sub(self.dims.len());
+        let stride = |axis: usize| match axis.checked_sub(lead) {
+            Some(own) if !self.dims[own].is_one() || dims[axis].is_one() => self.strides[own].clone(),
+            _ => Amount::Known(0),
+        };
+        let strides = (0..dims.len()).map(stride).collect();
+        Operand { dims: dims.to_vec(), strides, ..self.clone() }
+    }
+
+    /// Axes in another order, or some of them.
+    pub fn axes(&self, order: &[usize]) -> Operand {
+        let pick = |list: &[Amount]| order.iter().map(|&a| list[a].clone()).collect();
+        Operand { dims: pick(&self.dims), strides: pick(&self.strides), ..self.clone() }
+    }
+
+    /// The last axis as two: `outer` of `inner`.
+    pub fn split_last(&self, outer: usize, inner: Amount) -> Operand {
+        let mut split = self.clone();
+        split.dims.pop();
+        let stride = split.strides.pop().unwrap_or(Amount::Known(1));
+        split.dims.extend([Amount::Known(outer), inner.clone()]);
+        split.strides.extend([Amount::product(&[stride.clone(), inner]), stride]);
+        split
+    }
+
+    /// What starts so many elements further on.
+    pub fn shifted(&self, by: &Amount) -> Operand {
+        Operand { base: Amount::sum(&self.base, by), ..self.clone() }
+    }
+}
+
+/// How elements of a dtype are computed with; `None` for a dtype that devices do not hold.
+pub(crate) fn element(dtype: DType) -> Option<Element> {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => Some(Element::F32),
+        DType::I32 | DType::I64 => Some(Element::I32),
+        DType::Bool => Some(Element::Bool),
+        _ => None,
+    }
+}
+
+/// Lowers a template's steps.
+pub(crate) struct LowerCx<'t> {
+    template: &'t Template,
+    step: usize,
+    kernels: HashMap<String, Arc<Kernel>>,
+    pub launches: Vec<Launch>,
+    pub guards: Vec<Guard>,
+}
+
+impl<'t> LowerCx<'t> {
+    pub fn new(template: &'t Template) -> Self {
+        Self { template, step: 0, kernels: HashMap::new(), launches: Vec::new(), guards: Vec::new() }
+    }
+
+    /// Lowers a step.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] for a form that has no kernel.
+    pub fn lower(&mut self, at: usize, step: &StepSpec) -> Result<(), BackendError> {
+        self.step = at;
+        let name = step.op.def().name();
+        let op = find(name).ok_or_else(|| self.unsupported(format!("{name} has no kernel")))?;
+        op.lower(self, step)
+    }
+
+    /// The kernels of the launches so far, each once.
+    pub fn kernels(&self) -> Vec<Arc<Kernel>> {
+        let mut seen: Vec<Arc<Kernel>> = Vec::new();
+        for launch in &self.launches {
+            if !seen.iter().any(|known| Arc::ptr_eq(known, &launch.kernel)) {
+                seen.push(Arc::clone(&launch.kernel));
+            }
+        }
+        seen
+    }
+
+    pub fn unsupported(&self, reason: impl Into<String>) -> BackendError {
+        let step = &self.template.steps()[self.step];
+        BackendError::Unsupported {
+            op: step.op.def().name().to_owned(),
+            location: step.location.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    /// The step being lowered is of another op than its lowering.
+    pub fn mismatched(&self) -> BackendError {
+        self.unsupported("its attributes are those of another op")
+    }
+
+    pub fn amount(&self, id: SizeId) -> Amount {
+        self.template.sizes().known(id).map_or(Amount::Size(id), Amount::Known)
+    }
+
+    pub fn operand(&self, place: &Place) -> Operand {
+        let dims: Vec<Amount> = place.dims.iter().map(|&id| self.amount(id)).collect();
+        let mut strides = contiguous(&dims);
+        if let Some(row) = place.stride {
+            let count = dims.len();
+            for (axis, stride) in strides.iter_mut().enumerate().take(count.saturating_sub(1)) {
+                *stride =
+                    Amount::product([&Amount::product(&dims[axis + 1..count - 1]), &Amount::Known(row)]);
+            }
+        }
+        let base = Amount::Known(place.offset);
+        Operand { buffer: place.buffer, dtype: place.dtype, base, dims, strides }
+    }
+
+    pub fn inputs(&self, step: &StepSpec) -> Vec<Operand> {
+        step.inputs.iter().map(|p| self.operand(p)).collect()
+    }
+
+    pub fn outputs(&self, step: &StepSpec) -> Vec<Operand> {
+        step.outputs.iter().map(|p| self.operand(p)).collect()
+    }
+
+    pub fn draft(&self, name: impl Into<String>) -> Draft<'t> {
+        let b = Builder::new(name, LANES);
+        Draft { b, template: self.template, sizes: Vec::new(), views: Vec::new(), weights: Vec::new() }
+    }
+
+    /// A word that a check of the launch being drafted sets.
+    pub fn guard(&mut self, draft: &mut Draft<'_>, reason: &'static str) -> Arg {
+        let slot = self.guards.len();
+        self.guards.push(Guard { step: self.step, reason });
+        draft.free(Amount::Known(slot))
+    }
+
+    /// Adds a launch of a drafted kernel.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] for a kernel that the verifier refuses or that binds too much.
+    pub fn launch(&mut self, draft: Draft<'_>, programs: Amount) -> Result<(), BackendError> {
+        let Draft { b, sizes, views, weights, .. } = draft;
+        let kernel = b.finish();
+        verify(&kernel).map_err(|fault| self.unsupported(fault.to_string()))?;
+        if weights.len() > MAX_WEIGHTS {
+            let reason = format!("its kernel binds {} weights, of at most {MAX_WEIGHTS}", weights.len());
+            return Err(self.unsupported(reason));
+        }
+        let kernel = self.kernels.entry(kernel.to_string()).or_insert_with(|| Arc::new(kernel));
+        let kernel = Arc::clone(kernel);
+        self.launches.push(Launch { step: self.step, kernel, sizes, views, weights, programs });
+        Ok(())
+    }
+}
+
+/// A kernel being written, with where its arguments come from.
+pub(crate) struct Draft<'t> {
+    pub b: Builder,
+    template: &'t Template,
+    sizes: Vec<Amount>,
+    views: Vec<Source>,
+    weights: Vec<BufferId>,
+}
+
+/// Whether a buffer is bound as a weight.
+pub(crate) fn is_weight(template: &Template, buffer: BufferId) -> bool {
+    match &template.buffers()[buffer.index()].kind {
+        BufferKind::Param(_) => true,
+        BufferKind::Const(tensor) => tensor.len() > SMALL_CONSTANT,
+        _ => false,
+    }
+}
+
+impl Draft<'_> {
+    /// A size as argument; a known one is part of the kernel.
+    pub fn size(&mut self, amount: &Amount) -> Arg {
+        match amount {
+            Amount::Known(value) => match i32::try_from(*value) {
+                Ok(value) => self.b.known(value),
+                Err(_) => self.free(amount.clone()),
+            },
+            other => self.free(other.clone()),
+        }
+    }
+
+    /// A size as argument even if it is known.
+    pub fn free(&mut self, amount: Amount) -> Arg {
+        let at = self.sizes.iter().position(|known| *known == amount).unwrap_or_else(|| {
+            self.sizes.push(amount);
+            self.sizes.len() - 1
+        });
+        self.b.size(at as u32)
+    }
+
+    pub fn sizes(&mut self, amounts: &[Amount]) -> Vec<Arg> {
+        amounts.iter().map(|a| self.size(a)).collect()
+    }
+
+    pub fn view(&mut self, operand: &Operand, access: Access) -> ViewId {
+        let extents = self.sizes(&operand.dims);
+        let element = element(operand.dtype).unwrap_or(Element::I32);
+        let (binding, storage) = match is_weight(self.template, operand.buffer) {
+            true => {
+                let at = self.weights.iter().position(|&w| w == operand.buffer).unwrap_or_else(|| {
+                    self.weights.push(operand.buffer);
+                    self.weights.len() - 1
+                });
+                let storage = match operand.dtype {
+                    DType::F16 => Storage::HalfPair,
+                    DType::BF16 => Storage::BrainPair,
+                    _ => Storage::Word(element),
+                };
+                (Binding::Weight(at as u32), storage)
+            }
+            false => (Binding::Arena, Storage::Word(element)),
+        };
+        let (base, strides) = (operand.base.clone(), operand.strides.clone());
+        self.views.push(Source { buffer: operand.buffer, base, strides });
+        self.b.view(binding, storage, access, &extents)
+    }
+
+    pub fn read(&mut self, operand: &Operand) -> ViewId {
+        self.view(operand, Access::Read)
+    }
+
+    pub fn write(&mut self, operand: &Operand) -> ViewId {
+        self.view(operand, Access::Write)
+    }
+
+    /// The linear index of the lane among all lanes of all programs.
+    pub fn linear(&mut self) -> Value {
+        let (program, lane) = (self.b.program(), self.b.lane());
+        let lanes = self.b.int(LANES as i32);
+        let first = self.b.mul(program, lanes);
+        self.b.add(first, lane)
+    }
+
+    /// Coordinates of a linear index, and whether it is inside.
+    pub fn coordinates(&mut self, linear: Value, extents: &[Amount]) -> (Vec<Value>, Value) {
+        let extents = self.sizes(extents);
+        if extents.is_empty() {
+            let one = self.b.int(1);
+            return (Vec::new(), self.b.less(linear, one));
+        }
+        let total = self.b.product(&extents);
+        let total = self.b.arg(total);
+        let inside = self.b.less(linear, total);
+        (self.b.digits(linear, &extents), inside)
+    }
+
+    /// Goes over `total` indices, a lane each; `body` gets an index and whether it is inside.
+    pub fn stride_over(
+        &mut self,
+        total: &Amount,
+        firsts: &[Value],
+        body: impl FnOnce(&mut Self, Value, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let total = self.size(total);
+        let (zero, lane, end) = (self.b.int(0), self.b.lane(), self.b.arg(total));
+        let total = self.b.arg(total);
+        self.repeat([zero, end], LANES, firsts, |d, index, carried| {
+            let index = d.b.add(index, lane);
+            let inside = d.b.less(index, total);
+            body(d, index, inside, carried)
+        })
+    }
+
+    /// [`Builder::repeat`] with values of lanes, over the draft.
+    pub fn repeat(
+        &mut self,
+        bounds: [Value; 2],
+        step: u32,
+        firsts: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let (index, params) = self.b.open_loop(firsts);
+        let next = body(self, index, &params);
+        self.b.close_loop(bounds, step, index, firsts, &params, &next)
+    }
+
+    /// The value as the dtype holds it.
+    pub fn rounded(&mut self, dtype: DType, value: Value) -> Value {
+        match dtype {
+            DType::BF16 => self.round_bits(value, 16),
+            DType::F16 => self.round_half(value),
+            _ => value,
+        }
+    }
+
+    /// Drops the lowest bits of a float, to nearest even; NaN stays.
+    fn round_bits(&mut self, x: Value, dropped: i32) -> Value {
+        let b = &mut self.b;
+        let bits = b.unary(crate::ir::UnaryFn::Bits, x);
+        let (by, one) = (b.int(dropped), b.int(1));
+        let shifted = b.binary(BinaryFn::ShiftRight, bits, by);
+        let odd = b.binary(BinaryFn::And, shifted, one);
+        let half = b.int((1 << (dropped - 1)) - 1);
+        let up = b.add(bits, half);
+        let up = b.add(up, odd);
+        let keep = b.int(-1 << dropped);
+        let kept = b.binary(BinaryFn::And, up, keep);
+        let y = b.unary(crate::ir::UnaryFn::FromBits, kept);
+        let nan = b.unary(crate::ir::UnaryFn::IsNan, x);
+        b.select(nan, x, y)
+    }
+
+    /// The nearest binary16: 11 bits where it is normal, multiples of 2^-24 below, infinity above.
+    fn round_half(&mut self, x: Value) -> Value {
+        let normal = self.round_bits(x, 13);
+        let b = &mut self.b;
+        let size = b.unary(crate::ir::UnaryFn::Abs, x);
+        let (grid, zero) = (b.float(0.5), b.float(0.0));
+        let small = b.add(size, grid);
+        let small = b.sub(small, grid);
+        let negative = b.less(x, zero);
+        let minus = b.unary(crate::ir::UnaryFn::Neg, small);
+        let small = b.select(negative, minus, small);
+        let least = b.float(2f64.powi(-14));
+        let tiny = b.less(size, least);
+        let y = b.select(tiny, small, normal);
+        let (most, infinity) = (b.float(65520.0), b.float(f64::INFINITY));
+        let huge = b.binary(BinaryFn::LessEqual, most, size);
+        let minus = b.unary(crate::ir::UnaryFn::Neg, infinity);
+        let limit = b.select(negative, minus, infinity);
+        b.select(huge, limit, y)
+    }
+}
+
+/// How an op becomes launches.
+pub(crate) trait GpuOp: Sync {
+    /// The op.
+    fn name(&self) -> &'static str;
+
+    /// Whether there are kernels for these shapes.
+    fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
+        let _ = op;
+        inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some())
+    }
+
+    /// Adds the step's launches.
+    fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError>;
+}
+
+/// Whether every operand and result is of a dtype whose arithmetic devices do.
+pub(crate) fn computes(inputs: &[&Shape], outputs: &[&Shape]) -> bool {
+    inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some() && s.dtype() != DType::I64)
+}
+
+/// The list.
+pub(crate) const OPS: &[&dyn GpuOp] = &[
+    &elementwise::GpuUnary,
+    &elementwise::GpuBinary,
+    &elementwise::GpuActivation,
+    &elementwise::GpuGated,
+    &elementwise::GpuFusedElementwise,
+    &elementwise::GpuSelect,
+    &elementwise::GpuCast,
+    &moves::GpuBroadcast,
+    &moves::GpuReshape,
+    &moves::GpuSlice,
+    &moves::GpuTranspose,
+    &moves::GpuConcat,
+    &moves::GpuPad,
+    &moves::GpuIota,
+    &moves::GpuGather,
+    &moves::GpuEmbedding,
+    &rows::GpuReduce,
+    &rows::GpuSoftmax,
+    &rows::GpuLayerNorm,
+    &rows::GpuRmsNorm,
+    &rows::GpuL2Normalize,
+    &rows::GpuCumSum,
+    &rows::GpuTopK,
+    &rows::GpuPool,
+    &linear::GpuMatMul,
+    &linear::GpuLinear,
+    &windows::GpuConv,
+    &windows::GpuConvTranspose,
+    &windows::GpuPoolWindow,
+    &rope::GpuRope,
+    &rope::GpuRopeAngles,
+    &attention::GpuAttention,
+];
+
+/// The entry of an op.
+pub(crate) fn find(name: &str) -> Option<&'static dyn GpuOp> {
+    OPS.iter().copied().find(|op| op.name() == name)
+}

@@ -1,0 +1,5 @@
+//! Kernels as the text of a language that a driver compiles.
+
+#![forbid(unsafe_code)]
+
+pub mod wgsl;

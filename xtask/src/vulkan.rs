@@ -1,0 +1,42 @@
+//! A Vulkan driver for the tests of `rlx-gpu`: Mesa's, which computes on the processor where there is no card.
+
+use std::path::Path;
+
+use crate::process;
+
+/// Where Vulkan's loader looks for drivers.
+const DRIVERS: &str = "/usr/share/vulkan/icd.d";
+
+/// Installs Debian's package unless some driver is there.
+pub fn install(root: &Path) -> Result<(), String> {
+    if is_installed(Path::new(DRIVERS)) {
+        return Ok(());
+    }
+    let apt = |args: &[&str]| {
+        let mut command = process::command("apt-get", args, root);
+        process::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    apt(&["update", "--quiet"])?;
+    apt(&["install", "--quiet", "--yes", "--no-install-recommends", "mesa-vulkan-drivers"])
+}
+
+fn is_installed(folder: &Path) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().ends_with(".json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_is_a_manifest_in_the_folder() {
+        let folder = std::env::temp_dir().join(format!("rlx-xtask-vulkan-{}", std::process::id()));
+        assert!(!is_installed(&folder));
+        std::fs::create_dir_all(&folder).unwrap();
+        assert!(!is_installed(&folder));
+        std::fs::write(folder.join("lvp_icd.x86_64.json"), "{}").unwrap();
+        assert!(is_installed(&folder));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
