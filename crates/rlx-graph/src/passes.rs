@@ -21,6 +21,7 @@ pub mod fuse_linear;
 pub mod fuse_norm;
 pub mod fuse_norm_residual;
 pub mod fuse_shared_input;
+pub mod hoist_slices;
 mod legalise;
 mod pipeline;
 

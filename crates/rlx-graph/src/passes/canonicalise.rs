@@ -151,12 +151,37 @@ fn chains() -> Vec<Rule> {
             },
         ),
         Rule::new(
+            "reshape_of_columns",
+            "columns of rows stay columns, however the rows are counted",
+            op::<Reshape>()
+                .with([op::<Slice>().attr(|s: &Slice| s.step == 1).with([bind("x")]).named("part")]),
+            reshape_of_columns,
+        ),
+        Rule::new(
             "whole_slice",
             "all elements of x = x",
             op::<Slice>().attr(|s: &Slice| s.start == 0 && s.step == 1).with([bind("x")]),
             keep("x"),
         ),
     ]
+}
+
+/// Slices of the last axis are views where their rows are: the rows are counted anew first.
+fn reshape_of_columns(draft: &Draft, m: &Match) -> Option<Patch> {
+    let (slice, _) = draft.made_by::<Slice>(m.value("part")?)?;
+    let (x, result) = (m.value("x")?, m.result(draft)?);
+    let (from, to) = (draft.shape(x), draft.shape(result));
+    let last_axis = slice.axis.is_none_or(|axis| axis + 1 == from.rank());
+    if !last_axis || to.last() != Some(&slice.len) || from.rank() < 2 || to.rank() < 2 {
+        return None;
+    }
+    let mut patch = Patch::new();
+    let dims = [&to.dims()[..to.rank() - 1], from.dims().last_chunk::<1>()?].concat();
+    let rows = patch.add(Reshape { dims }, &[x.into()]);
+    let window = Slice::range(to.rank() - 1, to.rank(), slice.start.clone(), slice.len.clone());
+    let part = patch.add(window, &[rows]);
+    patch.replace(result, part);
+    Some(patch)
 }
 
 /// True if every value of `inner` is one of `outer`.
@@ -253,6 +278,27 @@ mod tests {
           %1 : f32[4, rows, 6] = transpose(@x) {perm=[2, 0, 1]}
           %2 : f32[24*rows] = reshape(%1) {dims=dims[24*rows]}
           return "y": %2
+        }
+        "#);
+    }
+
+    #[test]
+    fn columns_of_rows_counted_anew() {
+        let before = r#"graph "g" {
+  input @x : f32[batch, seq, 6]
+  %1 : f32[batch, seq, 2] = slice(@x) {axis=none, start=dims[2], len=dims[2], step=1}
+  %2 : f32[batch*seq, 2] = reshape(%1) {dims=dims[batch*seq, 2]}
+  %3 : f32[2*batch*seq] = reshape(%1) {dims=dims[2*batch*seq]}
+  return "y": %2, "z": %3
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise", "dce"], before), @r#"
+        graph "g" {
+          input @x : f32[batch, seq, 6]
+          %1 : f32[batch, seq, 2] = slice(@x) {axis=none, start=dims[2], len=dims[2], step=1}
+          %2 : f32[batch*seq, 6] = reshape(@x) {dims=dims[batch*seq, 6]}
+          %3 : f32[batch*seq, 2] = slice(%2) {axis=none, start=dims[2], len=dims[2], step=1}
+          %4 : f32[2*batch*seq] = reshape(%1) {dims=dims[2*batch*seq]}
+          return "y": %3, "z": %4
         }
         "#);
     }

@@ -6,6 +6,7 @@
 
 use crate::graph::Source;
 use crate::ids::{NodeId, ValueId};
+use crate::ops::Op;
 use crate::ops::attention::Attention;
 use crate::ops::binary::{Binary, BinaryOp};
 use crate::ops::broadcast::Broadcast;
@@ -56,8 +57,8 @@ fn pattern() -> Pattern {
 
 /// Written-out attention that the op can take over.
 struct Found {
-    q: ValueId,
-    k: ValueId,
+    q: Unscaled,
+    k: Unscaled,
     v: ValueId,
     mask: Option<ValueId>,
     keys_transposed: bool,
@@ -77,16 +78,16 @@ impl Found {
             scale /= divisor?;
         }
         let (product, _) = draft.made_by::<MatMul>(m.value("product")?)?;
-        let (q, by_q) = unscaled(draft, m.value("q")?);
-        let (k, by_k) = unscaled(draft, m.value("k")?);
-        let v = m.value("v")?;
-        let [batch, heads, seq, head_dim] = draft.shape(q).dims() else { return None };
+        let (q_at, k_at, v) = (m.value("q")?, m.value("k")?, m.value("v")?);
+        let (q, k) = (Unscaled::of(draft, q_at), Unscaled::of(draft, k_at));
+        let [batch, heads, seq, head_dim] = draft.shape(q_at).dims() else { return None };
         let keys = match product.transpose_b {
             true => [batch, heads, seq, head_dim],
             false => [batch, heads, head_dim, seq],
         };
-        let agree = draft.shape(k).dims().iter().eq(keys) && draft.shape(v).dims() == draft.shape(q).dims();
-        let float = [q, k, v].into_iter().all(|value| is_f32(draft, value));
+        let agree =
+            draft.shape(k_at).dims().iter().eq(keys) && draft.shape(v).dims() == draft.shape(q_at).dims();
+        let float = [q_at, k_at, v].into_iter().all(|value| is_f32(draft, value));
         let mask = m.value("mask");
         let masks = mask.is_none_or(|mask| mask_fits(draft, mask, [batch, heads, seq]));
         if !(agree && float && masks) {
@@ -97,7 +98,7 @@ impl Found {
             heads,
             kv_heads: heads,
             head_dim,
-            scale: scale * by_q * by_k,
+            scale: scale * q.factor * k.factor,
             causal: false,
             window: None,
             softcap: None,
@@ -136,13 +137,14 @@ impl Found {
     fn patch(&self, draft: &Draft, id: NodeId) -> Patch {
         let mut patch = Patch::new();
         let rows = vec![self.rows(), self.width()];
-        let mut flat = |value: ValueId, perm: [usize; 4]| {
-            let turned = patch.add(Transpose { perm: perm.to_vec() }, &[value.into()]);
+        let (q, k) = (self.q.rebuilt(&mut patch), self.k.rebuilt(&mut patch));
+        let mut flat = |value: Operand, perm: [usize; 4]| {
+            let turned = patch.add(Transpose { perm: perm.to_vec() }, &[value]);
             patch.add(Reshape { dims: rows.clone() }, &[turned])
         };
-        let q = flat(self.q, [0, 2, 1, 3]);
-        let k = flat(self.k, if self.keys_transposed { [0, 2, 1, 3] } else { [0, 3, 1, 2] });
-        let v = flat(self.v, [0, 2, 1, 3]);
+        let q = flat(q, [0, 2, 1, 3]);
+        let k = flat(k, if self.keys_transposed { [0, 2, 1, 3] } else { [0, 3, 1, 2] });
+        let v = flat(self.v.into(), [0, 2, 1, 3]);
         let starts = self.starts(&mut patch);
         let mut operands = vec![q, k, v, starts];
         if let Some(mask) = self.mask {
@@ -170,15 +172,48 @@ impl Found {
     }
 }
 
-/// A value without the number it was multiplied with.
-fn unscaled(draft: &Draft, value: ValueId) -> (ValueId, f64) {
-    let plain = (value, 1.0);
-    let Some((op, node)) = draft.made_by::<Binary>(value) else { return plain };
-    let &[x, factor] = node.inputs() else { return plain };
-    match (op.kind, draft.as_scalar(factor)) {
-        (BinaryOp::Mul, Some(factor)) if draft.same_shape(x, value) => (x, factor),
-        (BinaryOp::Div, Some(factor)) if draft.same_shape(x, value) => (x, 1.0 / factor),
-        _ => plain,
+/// A value before it was multiplied with a number, and the views that were taken of the product.
+struct Unscaled {
+    value: ValueId,
+    views: Vec<Op>,
+    factor: f64,
+}
+
+impl Unscaled {
+    fn of(draft: &Draft, whole: ValueId) -> Self {
+        let (mut value, mut views) = (whole, Vec::new());
+        while let Some(id) = draft.producer(value) {
+            let node = draft.node(id);
+            if let Some((x, factor)) = scaled(draft, value) {
+                views.reverse();
+                return Self { value: x, views, factor };
+            }
+            let op = node.op();
+            let view = op.downcast::<Reshape>().is_some() || op.downcast::<Transpose>().is_some();
+            if !view || draft.use_count(value) > 1 {
+                break;
+            }
+            views.push(op.clone());
+            value = node.inputs()[0];
+        }
+        Self { value: whole, views: Vec::new(), factor: 1.0 }
+    }
+
+    /// The views of the value itself.
+    fn rebuilt(&self, patch: &mut Patch) -> Operand {
+        self.views.iter().fold(self.value.into(), |value, view| patch.add(view.clone(), &[value]))
+    }
+}
+
+/// What a value is a number times of, with the number.
+fn scaled(draft: &Draft, value: ValueId) -> Option<(ValueId, f64)> {
+    let (op, node) = draft.made_by::<Binary>(value)?;
+    let &[x, factor] = node.inputs() else { return None };
+    let factor = draft.as_scalar(factor).filter(|_| draft.same_shape(x, value))?;
+    match op.kind {
+        BinaryOp::Mul => Some((x, factor)),
+        BinaryOp::Div => Some((x, 1.0 / factor)),
+        _ => None,
     }
 }
 
@@ -239,6 +274,24 @@ mod tests {
           return "y": %11
         }
         "#);
+    }
+
+    #[test]
+    fn queries_scaled_before_their_heads_are_split() {
+        let before = r#"graph "g" {
+  input @q : f32[1, 3, 8]
+  input @k : f32[1, 2, 3, 4]
+  const %2 : f32[] = [0.5]
+  %3 : f32[1, 3, 8] = binary(@q, %2) {kind=mul}
+  %4 : f32[1, 3, 2, 4] = reshape(%3) {dims=dims[1, 3, 2, 4]}
+  %5 : f32[1, 2, 3, 4] = transpose(%4) {perm=[0, 2, 1, 3]}
+  %6 : f32[1, 2, 3, 3] = matmul(%5, @k) {transpose_a=false, transpose_b=true}
+  %7 : f32[1, 2, 3, 3] = softmax(%6) {axis=3}
+  %8 : f32[1, 2, 3, 4] = matmul(%7, @k) {transpose_a=false, transpose_b=false}
+  return "y": %8
+}"#;
+        let text = after(&["fuse_attention", "canonicalise", "dce"], before);
+        assert!(text.contains("scale=0.5") && !text.contains("kind=mul"), "{text}");
     }
 
     #[test]

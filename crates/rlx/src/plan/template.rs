@@ -263,10 +263,10 @@ fn place_outputs(
     Ok(outputs)
 }
 
-/// Turns each buffer's last using node into its last using step.
+/// Turns each buffer's last using node into its last using step; a view behind the last step uses nothing after it.
 fn close_lifetimes(placer: &mut Placer<'_>, step_of_node: &[usize], steps: usize) {
     for (buffer, &last) in placer.buffers.iter_mut().zip(&placer.buffer_last) {
         let last = step_of_node.get(last).copied().unwrap_or(steps.saturating_sub(1));
-        buffer.last = last.max(buffer.first);
+        buffer.last = last.min(steps.saturating_sub(1)).max(buffer.first);
     }
 }

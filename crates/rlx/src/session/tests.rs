@@ -3,7 +3,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::reference::ReferenceBackend;
 use crate::backend::{BackendError, Context, Io, KernelChoice, Program};
 use crate::plan::{Lir, PlanTarget};
-use rlx_graph::passes::Target;
+use rlx_graph::passes::{PASSES, Target};
 use rlx_kernels::isa::Isa;
 use rlx_tensor::DimBinding;
 
@@ -226,4 +226,24 @@ fn a_device_without_a_backend_is_an_error_that_names_it() {
         .unwrap_err();
     assert_eq!(error.to_string(), "this build has no backend for cuda:1; it has: cpu");
     assert!(Session::new(crate::devices::DeviceId { kind: crate::devices::Device::Cpu, index: 3 }).is_err());
+}
+
+/// Without `dce` a view that nothing reads may stand behind the last step.
+#[test]
+fn a_dead_view_behind_the_last_step_lives_within_the_plan() {
+    let text = r#"graph "g" {
+  input @x : f32[2, 3]
+  %1 : f32[2, 3] = unary(@x) {kind=exp}
+  %2 : f32[2, 3] = unary(%1) {kind=neg}
+  %3 : f32[6] = reshape(%1) {dims=dims[6]}
+  return "y": %2
+}"#;
+    let skip = PASSES.iter().map(|pass| pass.name).filter(|name| *name != "legalise");
+    let passes = PassOptions { skip: skip.map(str::to_owned).collect(), ..PassOptions::default() };
+    let options = CompileOptions { passes, ..CompileOptions::default() };
+    let session = Session::with_backend(Arc::new(CpuBackend::new(Isa::Scalar, 1)));
+    let graph = rlx_graph::text::parse(text).unwrap();
+    let compiled = session.compile_with(&graph, &options).unwrap();
+    let lir = compiled.specialize(&DimBinding::new()).unwrap();
+    assert_eq!(lir.verify(), Ok(()));
 }
