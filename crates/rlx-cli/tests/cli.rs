@@ -771,10 +771,13 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(bytes.len()).expect("a short field")], bytes].concat()
 }
 
-/// `y = Relu(x)` as an ONNX file.
-fn relu_model() -> Vec<u8> {
+/// `y = Relu(x)` as an ONNX file; of `[n, 4]` if that is said.
+fn relu_model(shaped: bool) -> Vec<u8> {
     let number = |tag: u8, value: u8| vec![tag << 3, value];
-    let info = |name: &str| [field(1, name.as_bytes()), field(2, &field(1, &number(1, 1)))].concat();
+    let dims = field(2, &[field(1, &field(2, b"n")), field(1, &number(1, 4))].concat());
+    let dims = if shaped { dims } else { Vec::new() };
+    let kind = field(1, &[number(1, 1), dims].concat());
+    let info = |name: &str| [field(1, name.as_bytes()), field(2, &kind)].concat();
     let node = [field(1, b"x"), field(2, b"y"), field(4, b"Relu")].concat();
     let graph = [field(1, &node), field(2, b"g"), field(11, &info("x")), field(12, &info("y"))].concat();
     [number(1, 8), field(7, &graph), field(8, &number(2, 13))].concat()
@@ -784,7 +787,7 @@ fn relu_model() -> Vec<u8> {
 fn an_onnx_model_runs_on_named_arrays() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).display().to_string();
-    std::fs::write(path("relu.onnx"), relu_model()).expect("written");
+    std::fs::write(path("relu.onnx"), relu_model(false)).expect("written");
     let mut header = "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }".to_owned();
     header.push_str(&" ".repeat(117 - header.len()));
     header.push('\n');
@@ -805,4 +808,30 @@ fn an_onnx_model_runs_on_named_arrays() {
     assert!(missing.contains("input \"x\": is missing") && missing.contains("--input NAME"), "{missing}");
     let wrong = failure(&["run", &model, "--input", "x", "--out", &out]);
     assert!(wrong.contains("is not NAME=FILE"), "{wrong}");
+}
+
+#[test]
+fn an_onnx_model_is_planned_explained_and_timed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("relu.onnx").display().to_string();
+    std::fs::write(&model, relu_model(true)).expect("written");
+    let plan = json(&["plan", &model, "--dim", "n=6", "--budget", "1GiB", "--json"]);
+    assert_eq!(plan["inputs"]["x"], serde_json::json!([6, 4]));
+    assert_eq!(plan["parts"]["inputs"], 96);
+    assert_eq!((&plan["fits"], &plan["not_planned"]), (&true.into(), &0.into()));
+    let explained = json(&["explain", &model, "--dim", "n=6", "--json"]);
+    assert_eq!(explained["steps"][0]["op"], "activation");
+    let bench = json(&["bench", &model, "--dim", "n=6", "--steps", "--json"]);
+    assert!(bench["median_ms"].as_f64().expect("a time") > 0.0);
+    assert_eq!(bench["steps"][0]["steps"], 1);
+    let open = failure(&["plan", &model]);
+    assert!(open.contains("dim \"n\" has no size") && open.contains("--dim NAME=N"), "{open}");
+    let unknown = failure(&["plan", &model, "--dim", "m=6"]);
+    assert!(unknown.contains("no input has such a dim; the nearest name is \"n\""), "{unknown}");
+    let batch = failure(&["plan", &model, "--dim", "n=6", "--batch", "2"]);
+    assert!(batch.contains("--batch has no meaning for an ONNX file"), "{batch}");
+    let compiled = failure(&["compile", &model, "-o", "x.rlx"]);
+    assert!(compiled.contains("may be many graphs"), "{compiled}");
+    let demo = failure(&["plan", "--dim", "n=6"]);
+    assert!(demo.contains("this model is no ONNX file"), "{demo}");
 }

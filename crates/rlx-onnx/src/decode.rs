@@ -18,12 +18,33 @@ use std::sync::Arc;
 pub struct ExternalData {
     folder: Option<PathBuf>,
     files: HashMap<PathBuf, Arc<MappedFile>>,
+    model: Option<Arc<MappedFile>>,
+    bytes_read: u64,
 }
 
 impl ExternalData {
     /// Data beside the model, in this folder or below.
     pub fn within(folder: &Path) -> Self {
-        Self { folder: Some(folder.to_owned()), files: HashMap::new() }
+        Self { folder: Some(folder.to_owned()), ..Self::default() }
+    }
+
+    /// The same, for a model that is decoded where it is mapped: large initialisers stay in the file.
+    pub fn beside(mut self, model: &Arc<MappedFile>) -> Self {
+        self.bytes_read = model.len() as u64;
+        self.model = Some(Arc::clone(model));
+        self
+    }
+
+    /// Bytes of the model's files that were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    /// The place in the model's file of bytes that were decoded from it.
+    fn in_model(&self, bytes: &[u8]) -> Option<MappedRange> {
+        let file = self.model.as_ref()?;
+        let offset = (bytes.as_ptr() as usize).checked_sub(file.bytes().as_ptr() as usize)?;
+        file.range(offset, bytes.len()).ok()
     }
 
     fn file(&mut self, location: &str) -> Result<Arc<MappedFile>, String> {
@@ -53,6 +74,7 @@ impl ExternalData {
     }
 
     fn read(&mut self, entries: &[EntryProto], expected: usize) -> Result<Vec<u8>, String> {
+        self.bytes_read += expected as u64;
         Ok(self.range(entries, expected)?.bytes().to_vec())
     }
 
@@ -74,9 +96,6 @@ impl ExternalData {
 
 /// Initialisers of more bytes than this stay where they are.
 const STORED_BYTES: usize = 1 << 16;
-/// Mapped weights start at a multiple of this, as kernels read them in place.
-const ALIGNMENT: usize = 64;
-
 /// The value of an initialiser: a large one is held once, as the registry will hold it.
 pub fn initialiser(proto: &TensorProto, external: &mut ExternalData) -> Result<Value, OnnxError> {
     let stored = stored(proto, external);
@@ -92,15 +111,15 @@ fn stored(proto: &TensorProto, external: &mut ExternalData) -> Result<Option<Sto
         return Ok(None);
     }
     let content: WeightBytes = if proto.data_location == 1 {
-        let range = external.range(&proto.external_data, needed)?;
-        match range.offset().is_multiple_of(ALIGNMENT) {
-            true => range.into(),
-            false => AlignedBytes::copied_from(range.bytes()).into(),
-        }
+        external.range(&proto.external_data, needed)?.into()
     } else {
-        match proto.raw_data.as_ref().filter(|raw| raw.len() == needed) {
-            Some(raw) => AlignedBytes::copied_from(raw).into(),
-            None => return Ok(None),
+        let Some(raw) = proto.raw_data.as_ref().filter(|raw| raw.len() == needed) else { return Ok(None) };
+        match external.in_model(raw) {
+            Some(range) => {
+                external.bytes_read = external.bytes_read.saturating_sub(needed as u64);
+                range.into()
+            }
+            None => AlignedBytes::copied_from(raw).into(),
         }
     };
     Ok(Some(StoredTensor { dtype, dims, content }))

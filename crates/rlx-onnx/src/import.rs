@@ -11,6 +11,7 @@ use crate::proto::{
 use crate::value::{ElementType, Value};
 use bytes::Bytes;
 use prost::Message;
+use rlx_tensor::storage::mapped::MappedFile;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,9 +23,19 @@ const NODES: usize = 1 << 20;
 
 /// Reads a model file.
 pub fn open(path: &Path) -> Result<Program, OnnxError> {
-    let bytes = std::fs::read(path).map_err(|source| OnnxError::Io { path: path.to_owned(), source })?;
+    let file = MappedFile::open(path)?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    from_bytes(Bytes::from(bytes), ExternalData::within(folder))
+    let bytes = Bytes::from_owner(Whole(Arc::clone(&file)));
+    from_bytes(bytes, ExternalData::within(folder).beside(&file))
+}
+
+/// A file as bytes that messages are decoded from without copying them.
+struct Whole(Arc<MappedFile>);
+
+impl AsRef<[u8]> for Whole {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
 }
 
 /// Reads a model.
@@ -46,7 +57,8 @@ pub fn from_model(model: &ModelProto, external: ExternalData) -> Result<Program,
     let mut shared = Shared { functions, external, nodes: 0 };
     let scope = Scope { opsets: opsets(&model.opset_import), attrs: HashMap::new(), depth: 0 };
     let mut none = |_: &str| None;
-    Builder::import(graph, &mut shared, &scope, &mut none)
+    let program = Builder::import(graph, &mut shared, &scope, &mut none)?;
+    Ok(program.with_bytes_read(shared.external.bytes_read()))
 }
 
 fn domain_of(text: &str) -> &str {

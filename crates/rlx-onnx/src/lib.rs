@@ -17,8 +17,10 @@ mod lower;
 mod model;
 mod npy;
 pub mod ops;
+mod prepare;
 mod program;
-mod proto;
+#[doc(hidden)]
+pub mod proto;
 mod runtime;
 pub mod suite;
 mod symbolic;
@@ -29,12 +31,13 @@ pub use error::{OnnxError, Refusal};
 pub use lower::{Host, Lowering};
 pub use model::{Attr, Declared, DeclaredDim, NodeDef, Slot, axes_of, axis_of};
 pub use npy::{read_npy, write_npy};
+pub use prepare::{CompiledRegion, Prepared};
 pub use program::Program;
 pub use runtime::OnnxReport;
 pub use value::{CodedTensor, ElementType, StoredTensor, TextTensor, Value};
 
-use rlx::Session;
 use rlx::devices::DeviceId;
+use rlx::{CompileOptions, Session};
 use std::path::Path;
 
 /// A model with the device it runs on. Regions are compiled when extents are first seen, and kept.
@@ -68,6 +71,12 @@ impl OnnxModel {
         let bytes = bytes::Bytes::copy_from_slice(bytes);
         let program = import::from_bytes(bytes, decode::ExternalData::default())?;
         Ok(Self { program, runtime: runtime::Runtime::on(session) })
+    }
+
+    /// The same model, whose regions are compiled with these options.
+    #[must_use]
+    pub fn with_options(self, options: CompileOptions) -> Self {
+        Self { runtime: self.runtime.with_options(options), ..self }
     }
 
     /// The graph.

@@ -108,7 +108,7 @@ impl Lowering<'_> {
             Bound::Runtime(Value::Tensor(tensor)) => (tensor.clone(), false),
             Bound::Const(Value::Stored(stored)) if !self.region.folding => {
                 let stored = stored.clone();
-                return self.weight(slot, &stored.dims, stored.dtype, stored.content);
+                return self.weight(slot, &stored.dims, stored.dtype, stored.weight());
             }
             Bound::Const(Value::Stored(stored)) => (stored.loaded()?, true),
             Bound::Runtime(Value::Stored(stored)) => (stored.loaded()?, false),

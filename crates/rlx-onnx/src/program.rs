@@ -7,17 +7,20 @@
 use crate::decode::int_vector;
 use crate::error::{OnnxError, Refusal};
 use crate::lower::{Bound, Host, Lowering, Region};
-use crate::model::{Declared, DeclaredDim, NodeDef, Slot};
+use crate::model::{Attr, Declared, DeclaredDim, NodeDef, Slot};
 use crate::ops;
+use crate::prepare::CompiledRegion;
 use crate::runtime::Runtime;
 use crate::symbolic::{self, Dims, Operand};
 use crate::value::{ElementType, Value};
-use rlx::{CompiledGraph, TensorArg};
-use rlx_graph::{Source, ValueId, interpret};
+use rlx::TensorArg;
+use rlx::session::{State, StepTimes};
+use rlx_graph::{Graph, Source, ValueId, interpret};
 use rlx_tensor::{Dim, Shape};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// Variants kept of one stage.
 const VARIANTS: usize = 32;
@@ -41,6 +44,7 @@ pub struct Program {
     nodes: Vec<NodeDef>,
     roots: Mutex<BTreeMap<Vec<Slot>, Arc<Stage>>>,
     template: OnceLock<Result<Arc<Variant>, String>>,
+    bytes_read: u64,
 }
 
 impl std::fmt::Debug for Program {
@@ -50,8 +54,8 @@ impl std::fmt::Debug for Program {
 }
 
 /// Nodes still to run, with what is the same in every run that comes here.
-struct Stage {
-    remaining: Vec<usize>,
+pub(crate) struct Stage {
+    pub(crate) remaining: Vec<usize>,
     constants: Vec<Option<Value>>,
     variants: Mutex<Vec<Arc<Variant>>>,
 }
@@ -65,21 +69,14 @@ struct Guard {
 }
 
 /// A stage for given extents.
-struct Variant {
+pub(crate) struct Variant {
     guards: Vec<Guard>,
-    region: Option<Compiled>,
+    pub(crate) region: Option<Arc<CompiledRegion>>,
     copies: Vec<(Slot, Slot)>,
     /// Constants that nodes on the host read.
     constants: Vec<(Slot, Value)>,
-    hosts: Vec<usize>,
-    next: Arc<Stage>,
-}
-
-struct Compiled {
-    graph: CompiledGraph,
-    inputs: Vec<(Slot, String)>,
-    outputs: Vec<Vec<Slot>>,
-    nodes: String,
+    pub(crate) hosts: Vec<usize>,
+    pub(crate) next: Arc<Stage>,
 }
 
 type Env = Vec<Option<Value>>;
@@ -123,7 +120,61 @@ impl Program {
             nodes,
             roots,
             template: OnceLock::new(),
+            bytes_read: 0,
         }
+    }
+
+    pub(crate) fn with_bytes_read(self, bytes_read: u64) -> Self {
+        Self { bytes_read, ..self }
+    }
+
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.bytes_read
+    }
+
+    pub(crate) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Each input with its slot, and whether a run must give it.
+    pub(crate) fn input_slots(&self) -> impl Iterator<Item = (Slot, &Declared, bool)> {
+        self.inputs.iter().map(|(slot, declared, default)| (*slot, declared, default.is_none()))
+    }
+
+    /// Slots of inputs that a run must give.
+    pub(crate) fn required_slots(&self) -> Vec<Slot> {
+        self.input_slots().filter(|(_, _, required)| *required).map(|(slot, _, _)| slot).collect()
+    }
+
+    /// Every region that was compiled so far, those of graphs within it included.
+    pub(crate) fn regions(&self) -> Vec<Arc<CompiledRegion>> {
+        let mut found: Vec<Arc<CompiledRegion>> = Vec::new();
+        let template = self.template.get().and_then(|made| made.as_ref().ok());
+        found.extend(template.and_then(|variant| variant.region.clone()));
+        let mut stages: Vec<Arc<Stage>> = lock(&self.roots).values().map(Arc::clone).collect();
+        while let Some(stage) = stages.pop() {
+            for variant in lock(&stage.variants).iter() {
+                found.extend(variant.region.clone());
+                stages.push(Arc::clone(&variant.next));
+            }
+        }
+        let attrs = self.nodes.iter().flat_map(|node| node.attrs.values());
+        let graphs = attrs.filter_map(|attr| if let Attr::Graph(graph) = attr { Some(graph) } else { None });
+        found.extend(graphs.flat_map(|graph| graph.regions()));
+        found
+    }
+
+    /// The graph over symbols, if the program is declared with any and can be built so.
+    pub(crate) fn template(&self, runtime: &Runtime) -> Option<Arc<Variant>> {
+        if !self.captures.is_empty() || !self.is_symbolic() {
+            return None;
+        }
+        let made = self.template.get_or_init(|| {
+            let made = Trace::over_symbols(self, runtime).and_then(|trace| trace.build());
+            made.map(Arc::new).map_err(|e| e.to_string())
+        });
+        runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
+        made.as_ref().ok().map(Arc::clone)
     }
 
     /// The graph's name.
@@ -208,19 +259,12 @@ impl Program {
     /// Runs the whole program as one graph over symbols, if it is declared with any and can be built so. What does not hold for these
     /// extents (a dim that broadcasts, say) is left to stages.
     fn run_template(&self, runtime: &Runtime, given: &[Slot], env: &mut Env) -> Option<Arc<Stage>> {
-        let required =
-            self.inputs.iter().filter(|(_, _, default)| default.is_none()).map(|(slot, _, _)| slot);
-        if !self.captures.is_empty() || !required.eq(given.iter()) || !self.is_symbolic() {
+        if self.required_slots() != given {
             return None;
         }
-        let made = self.template.get_or_init(|| {
-            let made = Trace::over_symbols(self, runtime).and_then(|trace| trace.build());
-            made.map(Arc::new).map_err(|e| e.to_string())
-        });
-        runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
-        let variant = made.as_ref().ok()?;
+        let variant = self.template(runtime)?;
         let before = env.clone();
-        if let Err(error) = self.execute(runtime, variant, env) {
+        if let Err(error) = self.execute(runtime, &variant, env) {
             *env = before;
             runtime.note(|r| r.template = Some(format!("the graph over symbols did not run: {error}")));
             return None;
@@ -241,7 +285,7 @@ impl Program {
     }
 
     /// The first stage, for these overridden defaults.
-    fn root(&self, given: &[Slot]) -> Arc<Stage> {
+    pub(crate) fn root(&self, given: &[Slot]) -> Arc<Stage> {
         let mut roots = lock(&self.roots);
         let make = || {
             let mut constants: Env = vec![None; self.slots.len()];
@@ -259,7 +303,12 @@ impl Program {
         Arc::clone(roots.entry(given.to_vec()).or_insert_with(make))
     }
 
-    fn variant(&self, runtime: &Runtime, stage: &Arc<Stage>, env: &Env) -> Result<Arc<Variant>, OnnxError> {
+    pub(crate) fn variant(
+        &self,
+        runtime: &Runtime,
+        stage: &Arc<Stage>,
+        env: &Env,
+    ) -> Result<Arc<Variant>, OnnxError> {
         let find = |variants: &[Arc<Variant>]| {
             variants.iter().find(|v| v.guards.iter().all(|g| g.holds(env))).map(Arc::clone)
         };
@@ -288,7 +337,9 @@ impl Program {
                     _ => {}
                 }
             }
-            let results = region.graph.run(&args).map_err(|source| OnnxError::Region {
+            let control = region.times.get().map(StepTimes::control).unwrap_or_default();
+            let results = region.graph.run_controlled(&mut State::default(), &args, control);
+            let results = results.map_err(|source| OnnxError::Region {
                 nodes: region.nodes.clone(),
                 source: Box::new(source),
             })?;
@@ -303,8 +354,13 @@ impl Program {
         }
         for &index in &variant.hosts {
             let node = &self.nodes[index];
-            runtime.note(|r| *r.host.entry(node.label()).or_default() += 1);
+            let started = Instant::now();
             let results = self.evaluate(runtime, node, env)?;
+            let micros = started.elapsed().as_micros() as u64;
+            runtime.note(|r| {
+                *r.host.entry(node.label()).or_default() += 1;
+                *r.host_micros.entry(node.label()).or_default() += micros;
+            });
             for (slot, value) in node.outputs.iter().zip(results) {
                 if let Some(slot) = slot {
                     env[*slot] = Some(value);
@@ -360,7 +416,7 @@ pub(crate) fn node_error(node: &NodeDef, refusal: Refusal) -> OnnxError {
 }
 
 /// Building one variant of a stage.
-struct Trace<'p> {
+pub(crate) struct Trace<'p> {
     program: &'p Program,
     runtime: &'p Runtime,
     stage: Arc<Stage>,
@@ -415,10 +471,9 @@ impl<'p> Trace<'p> {
             else {
                 continue;
             };
-            let dim = |(axis, dim): (usize, &DeclaredDim)| match dim {
-                DeclaredDim::Known(size) => Dim::Known(*size),
-                DeclaredDim::Named(name) => Dim::symbol(name),
-                DeclaredDim::Open => Dim::symbol(format!("open{slot}_{axis}")),
+            let dim = |(axis, dim): (usize, &DeclaredDim)| match (dim, Self::symbol_name(*slot, axis, dim)) {
+                (DeclaredDim::Known(size), _) => Dim::Known(*size),
+                (_, name) => Dim::symbol(name.unwrap_or_default()),
             };
             let shape = Shape::from_dims(dims.iter().enumerate().map(dim).collect(), dtype);
             let value = trace.region.graph.input(&format!("v{slot}"), shape);
@@ -429,6 +484,15 @@ impl<'p> Trace<'p> {
             trace.bound[*slot] = Some(Bound::Traced(value));
         }
         Ok(trace)
+    }
+
+    /// The symbol that stands for an input's dim; nothing for a number.
+    pub(crate) fn symbol_name(slot: Slot, axis: usize, dim: &DeclaredDim) -> Option<String> {
+        match dim {
+            DeclaredDim::Known(_) => None,
+            DeclaredDim::Named(name) => Some(name.clone()),
+            DeclaredDim::Open => Some(format!("open{slot}_{axis}")),
+        }
     }
 
     /// The dims that a node gives, where it computes them of dims that are not all known.
@@ -636,7 +700,7 @@ impl<'p> Trace<'p> {
         let read: BTreeSet<Slot> = by_host.chain(copies.iter().map(|(from, _)| *from)).collect();
         let read_constants =
             read.into_iter().filter_map(|slot| Some((slot, constants[slot].clone()?))).collect();
-        let region = if outputs.is_empty() { None } else { Some(self.compile(&outputs)?) };
+        let region = if outputs.is_empty() { None } else { Some(Arc::new(self.compile(&outputs)?)) };
         let next = Stage { remaining: self.deferred, constants, variants: Mutex::default() };
         Ok(Variant {
             guards,
@@ -663,7 +727,7 @@ impl<'p> Trace<'p> {
         used.into_iter().filter_map(guard).collect()
     }
 
-    fn compile(&mut self, outputs: &[(ValueId, Vec<Slot>)]) -> Result<Compiled, OnnxError> {
+    fn compile(&mut self, outputs: &[(ValueId, Vec<Slot>)]) -> Result<CompiledRegion, OnnxError> {
         let nodes = self.describe();
         let names: Vec<String> = outputs.iter().map(|(_, slots)| format!("v{}", slots[0])).collect();
         let pairs: Vec<(&str, ValueId)> =
@@ -671,7 +735,7 @@ impl<'p> Trace<'p> {
         let fail =
             |source: rlx::SessionError| OnnxError::Region { nodes: nodes.clone(), source: Box::new(source) };
         self.region.graph.set_outputs(&pairs).map_err(|e| fail(e.into()))?;
-        let compiled = self.runtime.session().compile(&self.region.graph).map_err(fail)?;
+        let compiled = self.runtime.compile(&self.region.graph).map_err(fail)?;
         let report = compiled.report().map_err(fail)?;
         self.runtime.note(|r| {
             r.regions += 1;
@@ -687,11 +751,13 @@ impl<'p> Trace<'p> {
         });
         let known: HashSet<String> = compiled.inputs().iter().map(|i| i.name.clone()).collect();
         let inputs = self.region.inputs.iter().map(|&slot| (slot, format!("v{slot}")));
-        Ok(Compiled {
+        Ok(CompiledRegion {
             inputs: inputs.filter(|(_, name)| known.contains(name)).collect(),
             outputs: outputs.iter().map(|(_, slots)| slots.clone()).collect(),
             graph: compiled,
             nodes,
+            source: std::mem::replace(&mut self.region.graph, Graph::new("")),
+            times: OnceLock::new(),
         })
     }
 

@@ -1,7 +1,8 @@
 //! What runs of a model share: the device, its weights, and what has happened so far.
 
-use rlx::Session;
 use rlx::weights::WeightRegistry;
+use rlx::{CompileOptions, CompiledGraph, Session, SessionError};
+use rlx_graph::Graph;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +19,8 @@ pub struct OnnxReport {
     pub compiled: BTreeMap<String, usize>,
     /// Nodes evaluated between regions, by op.
     pub host: BTreeMap<String, usize>,
+    /// Time of these evaluations, by op, in microseconds.
+    pub host_micros: BTreeMap<String, u64>,
     /// Nodes folded while a region was built, by op.
     pub folded: BTreeMap<String, usize>,
     /// Steps of regions after fusion, by op.
@@ -29,6 +32,7 @@ pub struct OnnxReport {
 /// A device with the registry of one model.
 pub struct Runtime {
     session: Session,
+    options: CompileOptions,
     report: Mutex<OnnxReport>,
 }
 
@@ -36,7 +40,17 @@ impl Runtime {
     /// Weights go to a registry of their own.
     pub fn on(session: &Session) -> Self {
         let session = session.clone().with_weights(Arc::new(WeightRegistry::new()));
-        Self { session, report: Mutex::default() }
+        Self { session, options: CompileOptions::default(), report: Mutex::default() }
+    }
+
+    /// The same, with what may be chosen when a region is compiled.
+    pub fn with_options(self, options: CompileOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Compiles a region.
+    pub(crate) fn compile(&self, graph: &Graph) -> Result<CompiledGraph, SessionError> {
+        self.session.compile_with(graph, &self.options)
     }
 
     /// The device.

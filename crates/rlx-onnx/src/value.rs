@@ -2,10 +2,13 @@
 
 use crate::coding::Coding;
 use crate::error::{Refusal, invalid};
-use rlx::weights::WeightBytes;
+use rlx::weights::{LazyBytes, SharedBytes, WeightBytes};
 use rlx_graph::eval;
+use rlx_tensor::storage::AlignedBytes;
+use rlx_tensor::storage::mapped::MappedRange;
 use rlx_tensor::{DType, Tensor};
-use std::fmt;
+use std::sync::Arc;
+use std::{fmt, io};
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +90,24 @@ pub struct StoredTensor {
     pub content: WeightBytes,
 }
 
+/// Mapped weights start at a multiple of this, as kernels read them in place.
+const ALIGNMENT: usize = 64;
+
+/// A part of a file that does not start where kernels can read it in place.
+#[derive(Debug)]
+struct Unaligned(MappedRange);
+
+impl LazyBytes for Unaligned {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn load(&self) -> io::Result<SharedBytes> {
+        self.0.still_valid().map_err(io::Error::other)?;
+        Ok(AlignedBytes::copied_from(self.0.bytes()).into())
+    }
+}
+
 impl StoredTensor {
     /// The elements as bytes.
     pub fn bytes(&self) -> &[u8] {
@@ -94,6 +115,16 @@ impl StoredTensor {
             WeightBytes::Owned(bytes) => bytes.as_slice(),
             WeightBytes::Mapped(range) => range.bytes(),
             _ => &[],
+        }
+    }
+
+    /// Where the elements are, as a registry takes them: what kernels cannot read in place is copied when it is needed.
+    pub fn weight(&self) -> WeightBytes {
+        match &self.content {
+            WeightBytes::Mapped(range) if !range.offset().is_multiple_of(ALIGNMENT) => {
+                WeightBytes::Lazy(Arc::new(Unaligned(range.clone())))
+            }
+            content => content.clone(),
         }
     }
 

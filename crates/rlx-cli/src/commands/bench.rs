@@ -1,17 +1,19 @@
 //! `rlx bench`.
 
-mod measure;
+pub mod measure;
 mod runs;
 mod work;
 mod worker;
 
 use super::doctor::Limits;
+use super::onnx;
+use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
 use crate::output;
 use clap::ValueEnum;
-use measure::{Case, Row};
+use measure::{Case, Row, StepShare};
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::Built;
 use serde::Serialize;
@@ -20,7 +22,7 @@ use std::num::NonZeroUsize;
 /// Measure a model's throughput and how much of this machine's limits it reaches
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF or ONNX file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// Sequences at once
     #[arg(short, long, value_name = "N")]
@@ -37,6 +39,8 @@ pub struct Args {
     /// Say where the time goes, step by step
     #[arg(long)]
     steps: bool,
+    #[command(flatten)]
+    sizes: Sizes,
     /// Answer requests for timings on standard input, one JSON object a line
     #[arg(long)]
     worker: bool,
@@ -77,6 +81,16 @@ struct Report {
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
+        let given = [
+            ("--batch", self.batch.is_some()),
+            ("--seq", self.seq.is_some()),
+            ("--ctx", self.ctx.is_some()),
+            ("--work", self.work.is_some()),
+            ("--worker", self.worker),
+        ];
+        if let Some(file) = self.sizes.onnx_file(self.model.as_deref(), &given)? {
+            return onnx::bench(&file, &self.sizes, self.steps, context);
+        }
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         let cases = self.cases(&engine)?;
         engine.load(context)?;
@@ -154,6 +168,17 @@ impl Args {
     }
 }
 
+/// Where the time goes.
+pub fn steps_table(steps: &[StepShare]) -> String {
+    let mut lines = vec![["op", "kernel", "steps", "µs", "share"].map(str::to_owned).to_vec()];
+    for step in steps {
+        let (count, micros) = (step.steps.to_string(), format!("{:.1}", step.micros));
+        let share = format!("{:.1}%", step.share * 100.0);
+        lines.push(vec![step.op.clone(), step.kernel.clone(), count, micros, share]);
+    }
+    output::table(&lines)
+}
+
 fn text(report: &Report) -> String {
     let header = ["work", "batch", "seq", "ctx", "median ms", "p10 ms", "n", "tokens/s", "of limit"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -166,14 +191,8 @@ fn text(report: &Report) -> String {
     }
     let mut text = output::table(&rows);
     for row in report.rows.iter().filter(|row| !row.steps.is_empty()) {
-        let mut lines = vec![["op", "kernel", "steps", "µs", "share"].map(str::to_owned).to_vec()];
-        for step in &row.steps {
-            let (count, micros) = (step.steps.to_string(), format!("{:.1}", step.micros));
-            let share = format!("{:.1}%", step.share * 100.0);
-            lines.push(vec![step.op.clone(), step.kernel.clone(), count, micros, share]);
-        }
         text.push_str(&format!("\n{} {} x {}, context {}:\n", row.work, row.batch, row.seq, row.ctx));
-        text.push_str(&output::table(&lines));
+        text.push_str(&steps_table(&row.steps));
     }
     text.push_str(&format!(
         "{} threads, {}, loaded in {:.1} ms\n",

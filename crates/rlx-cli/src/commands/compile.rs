@@ -1,5 +1,6 @@
 //! `rlx compile`.
 
+use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
@@ -33,6 +34,11 @@ impl Args {
         if self.output.extension().is_none_or(|extension| extension != "rlx") {
             let advice = "name the file with the ending `.rlx`, by which it is known as a compiled model";
             return Err(Failure::usage("the output is not named `.rlx`", self.output.display(), advice));
+        }
+        if Sizes::default().onnx_file(self.model.as_deref(), &[])?.is_some() {
+            let what = "a `.rlx` file holds one plan; an ONNX model may be many graphs, made for the extents it meets";
+            let advice = "give the ONNX file itself to `rlx run`, `rlx plan`, `rlx explain` or `rlx bench`";
+            return Err(Failure::usage(what, self.model.unwrap_or_default(), advice));
         }
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         engine.load(context)?;

@@ -1,6 +1,8 @@
 //! `rlx explain`.
 
+use super::onnx;
 use super::plan::Capacities;
+use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
@@ -17,7 +19,7 @@ use std::path::PathBuf;
 /// Show what the compiler made of a model: fusions, kernels, the graph at each stage
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF or ONNX file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     /// Print the graph's text at one stage instead of the summary
     #[arg(long)]
@@ -27,10 +29,13 @@ pub struct Args {
     svg: Option<PathBuf>,
     #[command(flatten)]
     capacities: Capacities,
+    #[command(flatten)]
+    sizes: Sizes,
 }
 
+/// A form of a graph on its way to an executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Stage {
+pub enum Stage {
     /// As imported.
     Hir,
     /// Fused and legal for the device.
@@ -79,6 +84,9 @@ struct StageText {
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
+        if let Some(file) = self.sizes.onnx_file(self.model.as_deref(), &self.capacities.given())? {
+            return onnx::explain(&file, &self.sizes, self.stage, self.svg.as_ref(), context);
+        }
         let engine = Engine::open(self.model.as_deref(), context)?;
         let plan = engine.model.plan(self.capacities.request(), context.threads())?;
         if let Some(file) = &self.svg {
@@ -87,17 +95,27 @@ impl Args {
                 .map_err(|error| Failure::new(error, file.display(), advice))?;
             context.note(format!("memory plan: {}", file.display()));
         }
-        let (stage, text) = match self.stage {
-            None => return summarize(&engine, &plan.lir, context),
-            Some(Stage::Hir) => ("hir", engine.model.built().graph().to_string()),
-            Some(Stage::Mir) => ("mir", engine.model.compiled().graph().to_string()),
-            Some(Stage::Lir) => ("lir", plan.lir.to_string()),
+        let Some(stage) = self.stage else { return summarize(&engine, &plan.lir, context) };
+        let text = match stage {
+            Stage::Hir => engine.model.built().graph().to_string(),
+            Stage::Mir => engine.model.compiled().graph().to_string(),
+            Stage::Lir => plan.lir.to_string(),
         };
-        if context.shared.json {
-            return output::print_json(&StageText { model: engine.source.name(), stage, text });
-        }
-        output::print(&text)
+        print_stage(engine.source.name(), stage, text, context)
     }
+}
+
+/// A graph's text at one stage.
+pub fn print_stage(model: String, stage: Stage, text: String, context: &Context) -> Result<()> {
+    if !context.shared.json {
+        return output::print(&text);
+    }
+    let stage = match stage {
+        Stage::Hir => "hir",
+        Stage::Mir => "mir",
+        Stage::Lir => "lir",
+    };
+    output::print_json(&StageText { model, stage, text })
 }
 
 fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
@@ -105,6 +123,11 @@ fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
     if !context.shared.json {
         return output::print(&summary_text(&report, lir)?);
     }
+    print_report(engine.source.name(), &report, lir)
+}
+
+/// What the compiler made of a graph, as one JSON object.
+pub fn print_report(model: String, report: &CompileReport, lir: &Lir) -> Result<()> {
     let pass = |pass: &rlx_graph::passes::PassStat| PassRow {
         pass: pass.pass.to_string(),
         nodes_before: pass.nodes_before,
@@ -121,7 +144,7 @@ fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
         location: step.location.clone(),
     });
     output::print_json(&Report {
-        model: engine.source.name(),
+        model,
         compile_ms: report.compile_micros as f64 / 1e3,
         passes: report.passes.passes.iter().map(pass).collect(),
         fusions: report.fusions.iter().map(|tally| (tally.rule.to_string(), tally.times)).collect(),
@@ -132,7 +155,8 @@ fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
     })
 }
 
-fn summary_text(report: &CompileReport, lir: &Lir) -> Result<String> {
+/// The same, for people.
+pub fn summary_text(report: &CompileReport, lir: &Lir) -> Result<String> {
     let steps = report.table(lir.binding()).map_err(rlx::SessionError::from).map_err(ModelError::from)?;
     let cells = |cells: [String; 4]| cells.to_vec();
     let mut rows = vec![cells(["pass", "nodes before", "after", "rewrites"].map(str::to_owned))];

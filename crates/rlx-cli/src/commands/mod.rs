@@ -13,11 +13,14 @@ mod embed;
 mod explain;
 mod footprint;
 mod generate;
+#[cfg_attr(not(feature = "onnx"), path = "onnx_absent.rs")]
+mod onnx;
 mod plan;
 mod quantize;
 #[cfg_attr(not(feature = "onnx"), path = "run_absent.rs")]
 mod run;
 mod sampling;
+mod sizes;
 
 use crate::context::Context;
 use crate::failure::Result;

@@ -2,6 +2,8 @@
 
 use super::drafting::open_draft;
 use super::generate::named_path;
+use super::onnx;
+use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::{Engine, folder};
 use crate::failure::{Failure, Result};
@@ -20,10 +22,12 @@ use std::path::{Path, PathBuf};
 /// Tell a model's peak memory before loading it: the parts, whether they fit, and what would
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, GGUF file, or hub name in the local cache [default: the built-in demo]
+    /// Folder, GGUF or ONNX file, or hub name in the local cache [default: the built-in demo]
     model: Option<String>,
     #[command(flatten)]
     capacities: Capacities,
+    #[command(flatten)]
+    sizes: Sizes,
     /// Memory that may be used, such as 2GiB [default: the soft budget of this machine]
     #[arg(long, value_name = "BYTES")]
     budget: Option<ByteSize>,
@@ -41,15 +45,20 @@ pub struct Capacities {
     /// Most tokens of a sequence [default: the model's limit]
     #[arg(short, long, value_name = "N")]
     ctx: Option<NonZeroUsize>,
-    /// Sequences at once
-    #[arg(short, long, default_value = "1", value_name = "N")]
-    batch: NonZeroUsize,
+    /// Sequences at once [default: 1]
+    #[arg(short, long, value_name = "N")]
+    batch: Option<NonZeroUsize>,
 }
 
 impl Capacities {
     /// The request to a model.
     pub fn request(&self) -> PlanRequest {
-        PlanRequest { context: self.ctx.map(usize::from), batch: Some(usize::from(self.batch)) }
+        PlanRequest { context: self.ctx.map(usize::from), batch: Some(self.batch.map_or(1, usize::from)) }
+    }
+
+    /// Each by its argument, and whether it was given.
+    pub fn given(&self) -> [(&'static str, bool); 2] {
+        [("--ctx", self.ctx.is_some()), ("--batch", self.batch.is_some())]
     }
 }
 
@@ -68,6 +77,11 @@ struct Report {
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
+        let [ctx, batch] = self.capacities.given();
+        let given = [ctx, batch, ("--lora", !self.adapters.is_empty())];
+        if let Some(file) = self.sizes.onnx_file(self.model.as_deref(), &given)? {
+            return onnx::plan(&file, &self.sizes, self.budget, context);
+        }
         let engine = Engine::open(self.model.as_deref(), context)?;
         let (request, threads) = (self.capacities.request(), context.threads());
         let mut plan = match &self.draft_model {

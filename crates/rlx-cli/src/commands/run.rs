@@ -1,16 +1,13 @@
 //! `rlx run`.
 
+use super::onnx;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::output;
-use rlx::backend::reference::ReferenceBackend;
-use rlx::devices::Device;
-use rlx::{Session, backend::BackendRegistry};
 use rlx_onnx::{OnnxError, OnnxModel, OnnxReport, Value, read_npy, write_npy};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Run an ONNX model on named arrays
@@ -55,9 +52,9 @@ struct Report {
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         let started = Instant::now();
-        let session = session(context)?;
+        let session = onnx::session(context)?;
         let place = self.model.display().to_string();
-        let fail = |error: OnnxError| onnx_failure(&error, &place);
+        let fail = |error: OnnxError| onnx::failure(&error, &place);
         let model = OnnxModel::open_on(&self.model, &session).map_err(fail)?;
         let import_ms = started.elapsed().as_secs_f64() * 1e3;
         let mut inputs: Vec<(&str, Value)> = Vec::new();
@@ -94,33 +91,9 @@ fn file_stem(name: &str) -> String {
     if stem.chars().all(|c| c == '.') { "_".repeat(stem.len().max(1)) } else { stem }
 }
 
-fn session(context: &Context) -> Result<Session> {
-    let device = context.device()?;
-    if device.kind == Device::Reference {
-        return Ok(Session::with_backend(Arc::new(ReferenceBackend::default())));
-    }
-    let opened = Session::open(device, BackendRegistry::global(), &context.config);
-    opened.map_err(|e| Failure::new(e, device, "`rlx devices` lists every device and what blocks it"))
-}
-
 fn nodes(report: OnnxReport) -> Nodes {
     let OnnxReport { template, regions, compiled, host, folded, steps, reference, .. } = report;
     Nodes { template, regions, compiled, host, folded, steps, reference }
-}
-
-fn onnx_failure(error: &OnnxError, place: &str) -> Failure {
-    let advice = match error {
-        OnnxError::Io { .. } | OnnxError::Map(_) => "check that the file exists and may be read",
-        OnnxError::Malformed { .. } | OnnxError::Graph { .. } => {
-            "export the model again: the file is damaged"
-        }
-        OnnxError::Tensor { .. } => "check the tensor that is named, or export the model again",
-        OnnxError::Input { .. } => "give every input of the model once, as --input NAME=F.npy",
-        OnnxError::Unsupported { .. } => "export the model without this node, or with another opset",
-        OnnxError::Node { .. } => "check the node that is named and the shapes of the inputs",
-        _ => "run again with -v; report it with the model's name if it still fails",
-    };
-    Failure::new(error, place, advice)
 }
 
 fn text(report: &Report, verbose: bool) -> String {

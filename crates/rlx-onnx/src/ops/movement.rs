@@ -358,6 +358,9 @@ fn gather(l: &mut Lowering<'_>) -> Lowered {
     let shape = l.shape(0)?;
     let axis = axis_of(l.node.int("axis", 0)?, shape.rank())?;
     let x = l.value(0)?;
+    if let Some(part) = neighbours(l, axis)? {
+        return Ok(vec![part]);
+    }
     let known = l.constant(1).is_some_and(|v| v.ints().is_ok_and(|all| all.iter().all(|&i| i >= 0)));
     let indices = match shape.dims()[axis].known() {
         Some(extent) => wrapped(l, 1, extent)?,
@@ -365,6 +368,27 @@ fn gather(l: &mut Lowering<'_>) -> Lowered {
         None => return unsupported("indices that may count from a symbolic end"),
     };
     Ok(vec![l.add(Gather { axis }, &[x, indices])?])
+}
+
+/// What a gather with known indices picks, if they follow each other along an axis of known extent: a part of it.
+fn neighbours(l: &mut Lowering<'_>, axis: usize) -> Result<Option<ValueId>, Refusal> {
+    let shape = l.shape(0)?;
+    let (Some(extent), Some(known)) = (shape.dims()[axis].known(), l.constant(1)) else { return Ok(None) };
+    let wrap = |v: i64| if v < 0 { v + extent as i64 } else { v };
+    let (rank, at) = (l.rank(1)?, known.ints()?.into_iter().map(wrap).collect::<Vec<_>>());
+    let Some(first) = at.first().and_then(|&v| usize::try_from(v).ok()) else { return Ok(None) };
+    let follow = at.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    if rank > 1 || !follow || first + at.len() > extent {
+        return Ok(None);
+    }
+    let x = l.value(0)?;
+    let part = l.expand().slice(x, axis, first, at.len())?;
+    if rank == 1 {
+        return Ok(Some(part));
+    }
+    let mut dims = shape.dims().to_vec();
+    dims.remove(axis);
+    l.reshape_to(part, &dims).map(Some)
 }
 
 /// The linear index of every element asked for, in x flattened: gathers with indices of several axes become one.

@@ -56,7 +56,7 @@ const BUDGET: Duration = Duration::from_millis(800);
 const LEAST_RUNS: usize = 5;
 const MOST_RUNS: usize = 2000;
 /// Runs before the first that is timed.
-const UNTIMED_RUNS: usize = 2;
+pub const UNTIMED_RUNS: usize = 2;
 
 /// Measures a case.
 pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, steps: bool) -> Result<Row> {
@@ -67,7 +67,7 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, ste
             let times = timed(|| embedding.run())?;
             if steps {
                 let counters = embedding.time_steps()?;
-                shares = shares_of(&counters, || embedding.run())?;
+                shares = shares_of(|| [&*counters], || embedding.run())?;
             }
             times
         }
@@ -80,7 +80,8 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, ste
             let times = timed(|| decoding.read(case.ctx, &tokens[case.ctx..]).map(drop))?;
             if steps {
                 let counters = decoding.time_steps()?;
-                shares = shares_of(&counters, || decoding.read(case.ctx, &tokens[case.ctx..]).map(drop))?;
+                let again = || decoding.read(case.ctx, &tokens[case.ctx..]).map(drop);
+                shares = shares_of(|| [&*counters], again)?;
             }
             times
         }
@@ -104,10 +105,13 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, ste
 }
 
 /// Times the steps over some runs and adds up those of one op and kernel.
-fn shares_of(counters: &StepTimes, run: impl FnMut() -> Result<()>) -> Result<Vec<StepShare>> {
+pub fn shares_of<'t, I: IntoIterator<Item = &'t StepTimes>>(
+    counters: impl FnOnce() -> I,
+    run: impl FnMut() -> Result<()>,
+) -> Result<Vec<StepShare>> {
     let runs = timed(run)?.len() + UNTIMED_RUNS;
     let mut shares: Vec<StepShare> = Vec::new();
-    for (step, time) in counters.steps() {
+    for (step, time) in counters().into_iter().flat_map(|times| times.steps()) {
         let micros = time.as_secs_f64() * 1e6 / runs as f64;
         match shares.iter_mut().find(|share| share.op == step.op && share.kernel == step.kernel) {
             Some(share) => (share.steps, share.micros) = (share.steps + 1, share.micros + micros),
@@ -146,7 +150,7 @@ fn seconds_at_limit(engine: &Engine, case: &Case, limits: &Limits, context: &Con
 }
 
 /// Times in milliseconds, shortest first.
-fn timed(mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+pub fn timed(mut run: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
     for _ in 0..UNTIMED_RUNS {
         run()?;
     }
