@@ -14,6 +14,7 @@ use rlx_graph::ops::matmul::MatMul;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::softmax::Softmax;
 use rlx_graph::ops::transpose::Transpose;
+use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Dim, Tensor};
 
 type Lowered = Result<Vec<ValueId>, Refusal>;
@@ -54,7 +55,7 @@ fn quick_gelu(l: &mut Lowering<'_>) -> Lowered {
     let x = l.value(0)?;
     let mut e = l.expand();
     let scaled = e.scalar(BinaryOp::Mul, x, alpha)?;
-    let gate = e.unary(rlx_graph::ops::unary::UnaryOp::Sigmoid, scaled)?;
+    let gate = e.unary(UnaryOp::Sigmoid, scaled)?;
     Ok(vec![e.binary(BinaryOp::Mul, x, gate)?])
 }
 
@@ -116,9 +117,20 @@ fn heads_of(l: &Lowering<'_>, name: &str) -> Result<usize, Refusal> {
 /// `softmax(q k^T * scale + bias) v` on heads of rank 4, joined again.
 fn attend(
     l: &mut Lowering<'_>,
+    heads: [ValueId; 3],
+    scale: Option<f64>,
+    bias: Option<ValueId>,
+) -> Result<ValueId, Refusal> {
+    attend_capped(l, heads, scale, bias, 0.0)
+}
+
+/// As [`attend`]; scores become `cap * tanh(score / cap)` before the bias, unless the cap is 0.
+fn attend_capped(
+    l: &mut Lowering<'_>,
     [q, k, v]: [ValueId; 3],
     scale: Option<f64>,
     bias: Option<ValueId>,
+    cap: f64,
 ) -> Result<ValueId, Refusal> {
     let width = l.dims_of(q)?[3];
     let scale = scale.filter(|&s| s != 0.0).unwrap_or(1.0 / (width as f64).sqrt());
@@ -126,6 +138,12 @@ fn attend(
     let (k, v) = (attention::repeat_heads(l, k, heads)?, attention::repeat_heads(l, v, heads)?);
     let scaled = l.expand().scalar(BinaryOp::Mul, q, scale)?;
     let mut scores = l.add(MatMul { transpose_a: false, transpose_b: true }, &[scaled, k])?;
+    if cap != 0.0 {
+        let mut e = l.expand();
+        let part = e.scalar(BinaryOp::Div, scores, cap)?;
+        let bent = e.unary(UnaryOp::Tanh, part)?;
+        scores = e.scalar(BinaryOp::Mul, bent, cap)?;
+    }
     if let Some(bias) = bias {
         scores = l.expand().binary(BinaryOp::Add, scores, bias)?;
     }
@@ -173,12 +191,12 @@ fn sum_of(l: &mut Lowering<'_>, a: Option<ValueId>, b: Option<ValueId>) -> Resul
 }
 
 fn attention_of_weights(l: &mut Lowering<'_>) -> Lowered {
-    if l.has(4) || l.has(6) || l.node.flag("do_rotary", false)? {
-        return unsupported("a past, or rotary embeddings within attention");
+    if l.has(6) || l.node.flag("do_rotary", false)? {
+        return unsupported("a past of a length of its own, or rotary embeddings within attention");
     }
     let (x, weight) = (l.value(0)?, l.value(1)?);
-    let more = l.optional(5)?;
-    self_attention(l, x, weight, 3, more)
+    let (past, more) = (l.optional(4)?, l.optional(5)?);
+    self_attention(l, [x, weight], 3, past, more)
 }
 
 /// `(q - zero) * scale` of an operand of bytes; a vector of scales goes along the last axis.
@@ -198,15 +216,16 @@ fn quantized_attention(l: &mut Lowering<'_>) -> Lowered {
         return unsupported("a past, or rotary embeddings within attention");
     }
     let (x, weight) = (dequantized(l, 0, 3, 6)?, dequantized(l, 1, 4, 7)?);
-    self_attention(l, x, weight, 5, None)
+    self_attention(l, [x, weight], 5, None, None)
 }
 
-/// Attention of `x` to itself by one matrix of query, key and value weights; operand 2 is their bias.
+/// Attention of `x` to itself by one matrix of query, key and value weights; operand 2 is their bias. The past is keys and values of
+/// `[2, batch, heads, tokens, width]`; the second result is the past with what was added.
 fn self_attention(
     l: &mut Lowering<'_>,
-    x: ValueId,
-    weight: ValueId,
+    [x, weight]: [ValueId; 2],
     mask: usize,
+    past: Option<ValueId>,
     more: Option<ValueId>,
 ) -> Lowered {
     let heads = heads_of(l, "num_heads")?;
@@ -228,16 +247,67 @@ fn self_attention(
         parts.push(attention::split_heads(l, part, heads)?);
         start += size;
     }
+    let (mut k, mut v, mut before) = (parts[1], parts[2], 0);
+    if let Some(past) = past {
+        let dims = l.dims_of(past)?;
+        let [_, _, _, length, _] = dims[..] else { return invalid("the past must have rank 5") };
+        before = length;
+        for (at, part) in [&mut k, &mut v].into_iter().enumerate() {
+            let earlier = l.expand().slice(past, 0, at, 1usize)?;
+            let earlier = l.reshape(earlier, &dims[1..])?;
+            *part = l.add(Concat { axis: 2 }, &[earlier, *part])?;
+        }
+    }
+    let keys = before + tokens;
     let dtype = l.shape_of(x).dtype();
-    let mask = key_mask(l, mask, batch, tokens, dtype)?;
+    let mask = key_mask(l, mask, batch, keys, dtype)?;
     let mut bias = sum_of(l, mask, more)?;
     if l.node.flag("unidirectional", false)? {
-        let keep = attention::causal_keep(l, tokens, tokens, 0)?;
+        let keep = attention::causal_keep(l, tokens, keys, before as i64)?;
         let causal = attention::bias_of(l, keep, dtype)?;
         bias = sum_of(l, bias, Some(causal))?;
     }
     let scale = l.node.float_opt("scale")?;
-    Ok(vec![attend(l, [parts[0], parts[1], parts[2]], scale, bias)?])
+    let y = attend(l, [parts[0], k, v], scale, bias)?;
+    if !l.wants(1) {
+        return Ok(vec![y]);
+    }
+    let mut whole = vec![1];
+    whole.extend(l.dims_of(k)?);
+    let (k, v) = (l.reshape(k, &whole)?, l.reshape(v, &whole)?);
+    Ok(vec![y, l.add(Concat { axis: 0 }, &[k, v])?])
+}
+
+/// Values that stand side by side in `[batch, tokens, heads, parts, width]`, each as `[batch, tokens, heads * width]`.
+fn unpacked(l: &mut Lowering<'_>, operand: usize, parts: usize) -> Result<Vec<ValueId>, Refusal> {
+    let dims = l.dims(operand)?;
+    let [batch, tokens, heads, found, width] = dims[..] else {
+        return invalid(format!("packed values of dims {dims:?}"));
+    };
+    if found != parts {
+        return invalid(format!("{parts} values were to stand side by side, found {found}"));
+    }
+    let all = l.value(operand)?;
+    (0..parts)
+        .map(|at| {
+            let part = l.expand().slice(all, 3, at, 1usize)?;
+            l.reshape(part, &[batch, tokens, heads * width])
+        })
+        .collect()
+}
+
+/// Query, key and value operands; keys and values may be heads already.
+fn operands_of_heads(l: &mut Lowering<'_>) -> Result<[ValueId; 3], Refusal> {
+    if l.rank(0)? == 5 {
+        let parts = unpacked(l, 0, 3)?;
+        return Ok([parts[0], parts[1], parts[2]]);
+    }
+    let q = l.value(0)?;
+    if l.has(1) && l.rank(1)? == 5 {
+        let parts = unpacked(l, 1, 2)?;
+        return Ok([q, parts[0], parts[1]]);
+    }
+    Ok([q, l.value(1)?, l.value(2)?])
 }
 
 fn with_bias(l: &mut Lowering<'_>, x: ValueId, start: usize, width: usize) -> Result<ValueId, Refusal> {
@@ -248,18 +318,14 @@ fn with_bias(l: &mut Lowering<'_>, x: ValueId, start: usize, width: usize) -> Re
 
 fn multi_head(l: &mut Lowering<'_>) -> Lowered {
     let heads = heads_of(l, "num_heads")?;
-    if !l.has(1) || !l.has(2) || l.rank(0)? != 3 {
-        return unsupported("packed queries, keys and values");
-    }
-    let dims = l.dims(0)?;
-    let (batch, tokens, width) = (dims[0], dims[1], dims[2]);
+    let [q, mut k, mut v] = operands_of_heads(l)?;
+    let dims = l.dims_of(q)?;
+    let [batch, tokens, width] = dims[..] else { return invalid("queries must have rank 3") };
     let dtype = l.dtype(0)?;
-    let q = l.value(0)?;
     let q = with_bias(l, q, 0, width)?;
     let q = attention::split_heads(l, q, heads)?;
-    let (mut k, mut v) = (l.value(1)?, l.value(2)?);
-    if l.rank(1)? == 3 {
-        let value_width = l.dims(2)?[2];
+    if l.dims_of(k)?.len() == 3 {
+        let value_width = l.dims_of(v)?[2];
         k = with_bias(l, k, width, width)?;
         v = with_bias(l, v, 2 * width, value_width)?;
         (k, v) = (attention::split_heads(l, k, heads)?, attention::split_heads(l, v, heads)?);
@@ -308,8 +374,8 @@ fn positions_from(l: &mut Lowering<'_>, start: ValueId, tokens: usize) -> Result
 
 fn group_query(l: &mut Lowering<'_>) -> Lowered {
     let (heads, kv_heads) = (heads_of(l, "num_heads")?, heads_of(l, "kv_num_heads")?);
-    if l.node.float("softcap", 0.0)? != 0.0 || l.node.int("local_window_size", -1)? != -1 {
-        return unsupported("soft caps and windows");
+    if l.has(10) || l.has(11) || l.node.flag("smooth_softmax", false)? {
+        return unsupported("an attention bias, or a sink of the softmax");
     }
     let dims = l.dims(0)?;
     let [batch, tokens, width] = dims[..] else { return invalid("operand 0 must have rank 3") };
@@ -350,10 +416,16 @@ fn group_query(l: &mut Lowering<'_>) -> Lowered {
         v = l.add(Concat { axis: 2 }, &[before_v, v])?;
     }
     let dtype = l.dtype(0)?;
-    let keep = attention::causal_keep(l, tokens, past + tokens, past as i64)?;
+    let keys = past + tokens;
+    let mut keep = attention::causal_keep(l, tokens, keys, past as i64)?;
+    if let Ok(window) = usize::try_from(l.node.int("local_window_size", -1)?) {
+        let before = attention::causal_keep(l, tokens, keys, past as i64 - window as i64)?;
+        let recent = l.expand().unary(UnaryOp::Not, before)?;
+        keep = l.expand().binary(BinaryOp::And, keep, recent)?;
+    }
     let bias = attention::bias_of(l, keep, dtype)?;
-    let scale = l.node.float_opt("scale")?;
-    Ok(vec![attend(l, [q, k, v], scale, Some(bias))?, k, v])
+    let (scale, cap) = (l.node.float_opt("scale")?, l.node.float("softcap", 0.0)?);
+    Ok(vec![attend_capped(l, [q, k, v], scale, Some(bias), cap)?, k, v])
 }
 
 fn rotary(l: &mut Lowering<'_>) -> Lowered {
@@ -432,3 +504,6 @@ fn matmul_n_bits(l: &mut Lowering<'_>) -> Lowered {
     }
     Ok(vec![y])
 }
+
+#[cfg(test)]
+mod tests;

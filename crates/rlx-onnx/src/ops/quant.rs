@@ -8,15 +8,18 @@ use crate::value::{CodedTensor, ElementType, Value, from_floats};
 use rlx_graph::ValueId;
 use rlx_graph::eval::{from_f64, strides};
 use rlx_graph::ops::binary::BinaryOp;
+use rlx_graph::ops::matmul::MatMul;
+use rlx_graph::ops::reduce::{Reduce, ReduceOp};
+use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Tensor};
 
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
-    Row::host("QuantizeLinear", quantize),
+    Row::both("QuantizeLinear", quantize_lower, quantize),
     Row::both("DequantizeLinear", dequantize_lower, dequantize),
-    Row::host("DynamicQuantizeLinear", dynamic_quantize),
+    Row::both("DynamicQuantizeLinear", dynamic_quantize_lower, dynamic_quantize),
     Row::host("QLinearMatMul", q_linear_matmul),
-    Row::host("MatMulInteger", matmul_integer),
+    Row::both("MatMulInteger", matmul_integer_lower, matmul_integer),
 ];
 
 /// For each element of a value, the position of its scale.
@@ -127,6 +130,129 @@ fn dequantize(h: &Host<'_>) -> Result<Vec<Value>, Refusal> {
         code => i32::try_from(code).ok().and_then(ElementType::from_onnx).unwrap_or(h.element(1)?),
     };
     Ok(vec![from_floats(element, dims, &values)?])
+}
+
+/// `round(x / scale) + zero` within the range of a type of eight bits, as that type.
+fn codes_of(
+    l: &mut Lowering<'_>,
+    x: ValueId,
+    [scale, zero]: [Option<ValueId>; 2],
+    dtype: DType,
+) -> Result<ValueId, Refusal> {
+    let (low, high) = if dtype == DType::I8 { (-128.0, 127.0) } else { (0.0, 255.0) };
+    let mut e = l.expand();
+    let mut y = x;
+    if let Some(scale) = scale {
+        y = e.binary(BinaryOp::Div, y, scale)?;
+    }
+    y = e.unary(UnaryOp::Round, y)?;
+    if let Some(zero) = zero {
+        y = e.binary(BinaryOp::Add, y, zero)?;
+    }
+    y = e.scalar(BinaryOp::Max, y, low)?;
+    y = e.scalar(BinaryOp::Min, y, high)?;
+    l.cast(y, dtype)
+}
+
+/// A tensor or an axis in eight bits, as part of a region.
+fn quantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
+    let (rank, scales) = (l.rank(0)?, l.shape(1)?);
+    let dtype = match (l.has(2), l.node.int("output_dtype", 0)?) {
+        (true, _) => l.dtype(2)?,
+        (false, 0) => DType::U8,
+        (false, _) => return Err(Refusal::Host),
+    };
+    let plain = l.dtype(0)? == DType::F32 && scales.dtype() == DType::F32 && scales.rank() <= 1;
+    let own = l.node.int("precision", 0)? == 0 && l.node.int("block_size", 0)? == 0;
+    if !plain || !own || !matches!(dtype, DType::U8 | DType::I8) {
+        return Err(Refusal::Host);
+    }
+    let (x, scale, zero) = (l.value(0)?, l.value(1)?, l.optional(2)?);
+    let mut wide = vec![1; rank];
+    if let Some(count) = scales.dims().first().and_then(|d| d.known()).filter(|&count| count != 1) {
+        wide[axis_of(l.node.int("axis", 1)?, rank)?] = count;
+    }
+    let scale = l.reshape(scale, &wide)?;
+    let zero = match zero {
+        Some(zero) => {
+            let zero = l.cast(zero, DType::F32)?;
+            Some(l.reshape(zero, &wide)?)
+        }
+        None => None,
+    };
+    Ok(vec![codes_of(l, x, [Some(scale), zero], dtype)?])
+}
+
+/// A tensor by its own range, as part of a region.
+fn dynamic_quantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
+    let rank = l.rank(0)?;
+    if rank == 0 || l.dtype(0)? != DType::F32 {
+        return Err(Refusal::Host);
+    }
+    let x = l.value(0)?;
+    let mut extreme = |kind: ReduceOp, limit: BinaryOp| -> Result<ValueId, Refusal> {
+        let all = Reduce { kind, axes: (0..rank).collect(), keep_dims: false };
+        let found = l.add(all, &[x])?;
+        Ok(l.expand().scalar(limit, found, 0.0)?)
+    };
+    let (low, high) = (extreme(ReduceOp::Min, BinaryOp::Min)?, extreme(ReduceOp::Max, BinaryOp::Max)?);
+    let mut e = l.expand();
+    let range = e.binary(BinaryOp::Sub, high, low)?;
+    let scale = e.scalar(BinaryOp::Div, range, 255.0)?;
+    let (nothing, one) = (e.scalar(BinaryOp::Equal, scale, 0.0)?, e.number(1.0, DType::F32)?);
+    // A tensor of zeros has no range: any divisor gives zeros.
+    let divisor = e.select(nothing, one, scale)?;
+    let below = e.unary(UnaryOp::Neg, low)?;
+    let zero = e.binary(BinaryOp::Div, below, divisor)?;
+    let zero = codes_of(l, zero, [None, None], DType::U8)?;
+    let shift = l.cast(zero, DType::F32)?;
+    Ok(vec![codes_of(l, x, [Some(divisor), Some(shift)], DType::U8)?, scale, zero])
+}
+
+/// F32 holds every integer up to this one.
+const EXACT: f64 = 16_777_216.0;
+
+/// Products with known weights: sums of so few terms that F32 holds them exactly, added up as integers.
+fn matmul_integer_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
+    let one = |l: &Lowering<'_>, operand: usize| {
+        !l.has(operand) || l.shape(operand).is_ok_and(|s| s.dims().iter().all(|d| *d == 1))
+    };
+    let known = l.constant(1).filter(|w| w.dims().is_some_and(|dims| dims.len() == 2));
+    let zeros = if l.has(3) { l.constant(3).map(Some) } else { Some(None) };
+    let (Some(weight), Some(zeros), true) = (known, zeros, one(l, 2) && l.rank(0)? >= 2) else {
+        return Err(Refusal::Host);
+    };
+    let dims = weight.dims().unwrap_or_default().to_vec();
+    let mut centred = weight.floats()?;
+    if let Some(zeros) = zeros {
+        let at = row_or_column(&dims, zeros.dims().unwrap_or_default(), false)?;
+        let zeros = zeros.floats()?;
+        centred.iter_mut().zip(at).for_each(|(w, i)| *w -= zeros[i]);
+    }
+    let x = l.value(0)?;
+    let mut x = l.cast(x, DType::F32)?;
+    if let Some(zero) = l.optional(2)? {
+        let zero = l.cast(zero, DType::F32)?;
+        let zero = l.reshape(zero, &[])?;
+        x = l.expand().binary(BinaryOp::Sub, x, zero)?;
+    }
+    let largest = centred.iter().fold(1.0f64, |most, w| most.max(w.abs()));
+    let (k, n, axis) = (dims[0], dims[1], l.rank(0)? - 1);
+    let terms = ((EXACT / (255.0 * largest)) as usize).max(1);
+    let mut sum = None;
+    for start in (0..k.max(1)).step_by(terms) {
+        let len = terms.min(k - start);
+        let part: Vec<f32> = centred[start * n..(start + len) * n].iter().map(|&w| w as f32).collect();
+        let part = l.tensor(Tensor::from_slice(&[len, n], &part)?);
+        let rows = if len == k { x } else { l.expand().slice(x, axis, start, len)? };
+        let product = l.add(MatMul::plain(), &[rows, part])?;
+        let product = l.cast(product, DType::I32)?;
+        sum = Some(match sum {
+            None => product,
+            Some(sum) => l.expand().binary(BinaryOp::Add, sum, product)?,
+        });
+    }
+    sum.map_or_else(|| invalid("there is no column to multiply with"), |sum| Ok(vec![sum]))
 }
 
 /// A tensor or an axis of plain integers, as part of a region.
