@@ -6,6 +6,7 @@ mod config;
 mod deny;
 mod disassembly;
 mod minilm;
+mod onnx_fuzz;
 mod onnx_suite;
 mod process;
 mod soak;
@@ -39,6 +40,11 @@ const TASKS: &[Task] = &[
         name: "onnx-suite",
         usage: "[OPTIONS]  the ONNX backend tests; installs the pinned onnx package into .venv",
         run: onnx_suite::run,
+    },
+    Task {
+        name: "onnx-fuzz",
+        usage: "[--graphs N] [--seed S] [--python PYTHON] [--corpus FOLDER]  random models, run in several ways",
+        run: onnx_fuzz::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
     Task {
