@@ -23,7 +23,7 @@ fn backends() -> Vec<(String, Arc<dyn Backend>)> {
     backends
 }
 
-fn open(folder: &Path, backend: &Arc<dyn Backend>) -> Model {
+pub fn open(folder: &Path, backend: &Arc<dyn Backend>) -> Model {
     Model::on_backend(open_folder(folder), &OpenOptions::default(), Arc::clone(backend)).unwrap()
 }
 
@@ -48,7 +48,7 @@ pub fn stepped(model: &Model, decoder: &Decoder, prompt: &[u32], chunk: usize) -
     rows
 }
 
-fn check_decoder(label: &str, model: &Model, decoder: &Decoder, golden: &Golden) -> Vec<u32> {
+pub fn check_decoder(label: &str, model: &Model, decoder: &Decoder, golden: &Golden) -> Vec<u32> {
     let tolerance = golden.json["relative_tolerance"].as_f64().unwrap() as f32;
     let (mut worst, mut bits) = (0.0f32, Vec::new());
     for (i, prompt) in golden.ids("prompts").iter().enumerate() {
@@ -81,7 +81,7 @@ fn check_decoder(label: &str, model: &Model, decoder: &Decoder, golden: &Golden)
     bits
 }
 
-fn check_encoder(label: &str, model: &Model, encoder: &Encoder, golden: &Golden) -> Vec<u32> {
+pub fn check_encoder(label: &str, model: &Model, encoder: &Encoder, golden: &Golden) -> Vec<u32> {
     let (_, expected) = golden.tensor("embeddings");
     let texts = golden.json["texts"].as_array().unwrap();
     let sequences: Vec<Vec<u32>> = texts.iter().map(|text| ids_of(&text["ids"])).collect();

@@ -9,6 +9,7 @@ mod drafts;
 mod experts;
 mod gguf;
 mod goldens;
+mod gpu;
 #[cfg(feature = "grammar")]
 mod grammar;
 mod interpreter;
