@@ -11,7 +11,7 @@ use crate::gguf::GgufModel;
 use crate::gguf::kept::{self, TableWriter};
 use crate::kv::BLOCK_POSITIONS;
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
-use crate::plan::PlanRequest;
+use crate::plan::{PlanRequest, admit_tokenizer};
 use crate::runtime::{
     Beside, DecoderRunner, ENCODER_ROWS, EncoderRunner, Executables, PREFILL_ROWS, of_registry, pipeline,
     with_weights,
@@ -805,6 +805,7 @@ fn vocab_of(built: &Built) -> usize {
 
 fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
     let vocab = vocab_of(built);
+    admit_tokenizer(folder)?;
     let tokenizer = match folder.content("tokenizer.json") {
         Some(bytes) => TextTokenizer::from_bytes(&folder.root().join("tokenizer.json"), bytes, vocab)?,
         None => TextTokenizer::open(&folder.tokenizer()?, vocab)?,

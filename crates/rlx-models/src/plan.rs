@@ -6,7 +6,7 @@ use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::runtime::{DecoderRunner, ENCODER_ROWS, EncoderRunner, PREFILL_ROWS};
 use rlx::config::Config;
-use rlx::import::hf::TOKENIZER_FILE;
+use rlx::import::hf::{HfFolder, TOKENIZER_FILE};
 use rlx::memory::experts::{MoeOffloadEstimate, estimate_moe_offload};
 use rlx::memory::{MemoryEstimate, MemoryRefusal, MemoryView, SystemProbe, estimate_together, estimate_with};
 use rlx::plan::Lir;
@@ -38,17 +38,29 @@ pub struct ModelPlan {
 /// Memory of a loaded tokenizer for each byte of its file: every token stands in a map in both directions. 3.4 to 4.0 measured for
 /// byte-level vocabularies of 49,152 and 151,936 entries.
 const TOKENIZER_FACTOR: u64 = 5;
+/// Memory that building a tokenizer takes for a moment, for each byte of its file: the parsed text is there beside the maps. 12.2 to
+/// 12.9 measured for the same vocabularies.
+const TOKENIZER_BUILDING_FACTOR: u64 = 14;
 /// Stack that a worker touches, and its queue.
 const WORKER_BYTES: u64 = 64 << 10;
 /// Graph, plan and schedule, what the allocator holds back, and the pages of the program that running touches (6 to 9 MiB measured).
 const SLACK_BYTES: u64 = 18 << 20;
 
 impl Model {
-    /// Plans for capacities and adds up the memory. No weight is read.
+    /// Plans for capacities and adds up the memory. No weight is read. Where opening the model takes more for a moment than running it,
+    /// because its tokenizer is built then, the host's share has the difference.
     ///
     /// # Errors
     /// [`ModelError::Setting`] for a capacity of 0 or a context beyond the model's limit; sizes that overflow.
     pub fn plan(&self, request: PlanRequest, threads: usize) -> Result<ModelPlan> {
+        let mut plan = self.plan_opened(request, threads)?;
+        let opening = building_bytes(self.folder()).map_or(0, |bytes| bytes.saturating_add(SLACK_BYTES));
+        plan.estimate.host_bytes += opening.saturating_sub(plan.estimate.peak_bytes());
+        Ok(plan)
+    }
+
+    /// As [`Model::plan`], now that the model is open.
+    fn plan_opened(&self, request: PlanRequest, threads: usize) -> Result<ModelPlan> {
         let binding = self.plan_binding(request)?;
         let (context, batch) =
             (request.context.unwrap_or_else(|| self.context_limit()), request.batch.unwrap_or(1));
@@ -92,16 +104,10 @@ impl Model {
         budget_bytes: u64,
         threads: usize,
     ) -> Result<Option<usize>> {
-        let fits_at = |tokens: usize| -> Result<bool> {
+        longest(most, |tokens| {
             let request = PlanRequest { context: Some(tokens), batch: Some(batch) };
             Ok(self.plan(request, threads)?.estimate.fits_in(budget_bytes).is_ok())
-        };
-        let (mut fits, mut too_long) = (0, most);
-        while too_long - fits > 1 {
-            let middle = fits + (too_long - fits) / 2;
-            if fits_at(middle)? { fits = middle } else { too_long = middle }
-        }
-        Ok((fits > 0).then_some(fits))
+        })
     }
 
     /// Refuses, before anything is allocated, capacities whose peak exceeds what may be used or what is there.
@@ -115,7 +121,7 @@ impl Model {
         let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
         let threads = self.threads();
         let request = PlanRequest { context: Some(context), batch: Some(batch) };
-        let estimate = self.plan(request, threads)?.estimate;
+        let estimate = self.plan_opened(request, threads)?.estimate;
         let weights = estimate.peak_bytes().saturating_sub(estimate.activation_bytes + estimate.state_bytes);
         let held = if self.compiled().is_loaded() { weights } else { estimate.host_bytes };
         if view.admit(&estimate, held).is_ok() {
@@ -124,7 +130,10 @@ impl Model {
         // What is kept for later runs must not stand in the way of this one.
         self.pipeline().clear();
         let Err(deficit) = view.admit(&estimate, held) else { return Ok(()) };
-        let shorter = self.largest_context(context, batch, deficit.budget_bytes, threads)?;
+        let shorter = longest(context, |tokens| {
+            let request = PlanRequest { context: Some(tokens), batch: Some(batch) };
+            Ok(self.plan_opened(request, threads)?.estimate.fits_in(deficit.budget_bytes).is_ok())
+        })?;
         let remedy = match shorter {
             Some(tokens) => format!("a context of {tokens} tokens would fit"),
             None => {
@@ -183,6 +192,33 @@ impl Model {
         let bytes = embedded.or_else(|| on_disk().ok()).unwrap_or(self.header_bytes());
         bytes.saturating_mul(TOKENIZER_FACTOR)
     }
+}
+
+/// The longest context below `most` that fits, if any does.
+fn longest(most: usize, fits_at: impl Fn(usize) -> Result<bool>) -> Result<Option<usize>> {
+    let (mut fits, mut too_long) = (0, most);
+    while too_long - fits > 1 {
+        let middle = fits + (too_long - fits) / 2;
+        if fits_at(middle)? { fits = middle } else { too_long = middle }
+    }
+    Ok((fits > 0).then_some(fits))
+}
+
+/// What building the tokenizer of a folder takes for a moment; `None` of what is built from other files, or read in place.
+fn building_bytes(folder: &HfFolder) -> Option<u64> {
+    let file = std::fs::metadata(folder.root().join(TOKENIZER_FILE)).ok()?;
+    Some(file.len().saturating_mul(TOKENIZER_BUILDING_FACTOR))
+}
+
+/// Refuses to open a folder whose tokenizer takes more than may be used while it is built, which is before the model's plan is known.
+pub(crate) fn admit_tokenizer(folder: &HfFolder) -> Result<()> {
+    let Some(host_bytes) = building_bytes(folder) else { return Ok(()) };
+    let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
+    let estimate = MemoryEstimate { host_bytes, ..MemoryEstimate::default() };
+    view.admit(&estimate, 0).map_err(|deficit| {
+        let remedy = Some("building the tokenizer alone takes that much; more memory is needed".to_owned());
+        ModelError::Memory(Box::new(MemoryRefusal { deficit, remedy }))
+    })
 }
 
 /// What [`EncoderRunner`] takes for these sequences: [`ENCODER_ROWS`] rows at most, unless one sequence is longer.

@@ -50,13 +50,13 @@ impl<'a> MemoryView<'a> {
     /// Bytes that can be taken now: the least of budget minus resident bytes, available memory and what the control group
     /// leaves. `None` if the budget, the resident bytes or the available memory is unknown.
     pub fn headroom_bytes(&self) -> Option<u64> {
-        let [budget, available, group] = self.rooms();
+        let [budget, available, group] = self.rooms(self.probe.rss_bytes());
         Some(budget?.min(available?).min(group.unwrap_or(u64::MAX)))
     }
 
     /// Whether taking `need_bytes` more would exceed what may be used. A need equal to the headroom fits.
     pub fn would_exceed_soft_budget(&self, need_bytes: u64) -> BudgetVerdict {
-        let [budget, available, group] = self.rooms();
+        let [budget, available, group] = self.rooms(self.probe.rss_bytes());
         if [budget, available, group].into_iter().flatten().any(|room| need_bytes > room) {
             BudgetVerdict::Exceeds
         } else if budget.is_some() && available.is_some() {
@@ -66,9 +66,8 @@ impl<'a> MemoryView<'a> {
         }
     }
 
-    fn rooms(&self) -> [Option<u64>; 3] {
-        let rss = self.probe.rss_bytes();
-        let budget = self.soft_budget_bytes().zip(rss).map(|(budget, rss)| budget.saturating_sub(rss));
+    fn rooms(&self, taken: Option<u64>) -> [Option<u64>; 3] {
+        let budget = self.soft_budget_bytes().zip(taken).map(|(budget, taken)| budget.saturating_sub(taken));
         let group = self.probe.cgroup().map(|group| group.remaining_bytes);
         [budget, self.probe.available_bytes(), group]
     }
@@ -96,7 +95,7 @@ impl MemoryView<'_> {
     /// # Errors
     /// The deficit against the room.
     pub fn admit(&self, estimate: &MemoryEstimate, held_bytes: u64) -> Result<(), MemoryDeficit> {
-        let [budget, available, group] = self.rooms();
+        let [budget, available, group] = self.rooms(self.probe.held_bytes());
         let Some(room) = [budget, available, group].into_iter().flatten().min() else { return Ok(()) };
         let mapped = estimate.mapped_bytes;
         let reread = available.into_iter().chain(group).min().is_some_and(|room| mapped > room);

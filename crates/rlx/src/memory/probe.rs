@@ -43,6 +43,11 @@ pub trait MemoryProbe: Send + Sync {
 
     /// The most bytes this process had in memory.
     fn peak_rss_bytes(&self) -> Option<u64>;
+
+    /// Bytes this process has in memory that the system cannot take back: those of no file. All of them where it does not tell.
+    fn held_bytes(&self) -> Option<u64> {
+        self.rss_bytes()
+    }
 }
 
 /// Figures given by hand, for tests and for planning for another machine.
@@ -120,6 +125,10 @@ impl MemoryProbe for SystemProbe {
     fn peak_rss_bytes(&self) -> Option<u64> {
         self.of_system()?.peak_rss_bytes()
     }
+
+    fn held_bytes(&self) -> Option<u64> {
+        self.of_system()?.held_bytes()
+    }
 }
 
 /// Linux: `/proc/meminfo`, `/proc/self/status`, control groups of version 1 and 2.
@@ -170,27 +179,42 @@ impl ProcProbe {
 struct GroupFiles {
     limit: &'static str,
     usage: &'static str,
-    /// The field of `memory.stat` that counts file pages not in use.
-    reclaimable: &'static str,
+    /// The fields of `memory.stat` that count pages of files, which the system takes back before it refuses memory.
+    reclaimable: [&'static str; 2],
+    /// Those that count what it cannot take back: pages of no file first.
+    held: [&'static str; 3],
 }
 
 static VERSION_1: GroupFiles = GroupFiles {
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
-    reclaimable: "total_inactive_file",
+    reclaimable: ["total_inactive_file", "total_active_file"],
+    held: ["total_rss", "total_shmem", "total_unevictable"],
 };
 
-static VERSION_2: GroupFiles =
-    GroupFiles { limit: "memory.max", usage: "memory.current", reclaimable: "inactive_file" };
+static VERSION_2: GroupFiles = GroupFiles {
+    limit: "memory.max",
+    usage: "memory.current",
+    reclaimable: ["inactive_file", "active_file"],
+    held: ["anon", "shmem", "kernel"],
+};
 
-fn group_memory(folder: &Path, files: &GroupFiles) -> Option<CgroupMemory> {
+/// Limit and rest of a group. The usage is exact, but the fields of `memory.stat` follow it by up to seconds, in which pages of files just
+/// read would count as held; so what is held is also added up by itself, with this process's own pages, which are exact.
+fn group_memory(folder: &Path, files: &GroupFiles, own_bytes: u64) -> Option<CgroupMemory> {
     let number = |file: &str| fs::read_to_string(folder.join(file)).ok()?.trim().parse::<u64>().ok();
     let limit_bytes = number(files.limit).filter(|&limit| limit < NO_LIMIT_BYTES)?;
     let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
-    let field =
-        |line: &str| line.strip_prefix(files.reclaimable)?.strip_prefix(' ')?.trim().parse::<u64>().ok();
-    let reclaimable = stat.lines().find_map(field).unwrap_or(0);
-    let used = number(files.usage)?.saturating_sub(reclaimable);
+    let field = |name: &&str| {
+        let of = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse::<u64>().ok();
+        stat.lines().find_map(of)
+    };
+    let sum = |names: &[&'static str]| names.iter().filter_map(field).fold(0, u64::saturating_add);
+    let taken = number(files.usage)?.saturating_sub(sum(&files.reclaimable));
+    let used = match field(&files.held[0]) {
+        Some(_) => taken.min(sum(&files.held).max(own_bytes)),
+        None => taken,
+    };
     Some(CgroupMemory { limit_bytes, remaining_bytes: limit_bytes.saturating_sub(used) })
 }
 
@@ -204,8 +228,10 @@ impl MemoryProbe for ProcProbe {
     }
 
     fn cgroup(&self) -> Option<CgroupMemory> {
+        let own = self.kib_field("proc/self/status", "RssAnon").unwrap_or(0);
         let groups = self.cgroups();
-        groups.iter().filter_map(|(folder, files)| group_memory(folder, files)).reduce(|a, b| CgroupMemory {
+        let known = groups.iter().filter_map(|(folder, files)| group_memory(folder, files, own));
+        known.reduce(|a, b| CgroupMemory {
             limit_bytes: a.limit_bytes.min(b.limit_bytes),
             remaining_bytes: a.remaining_bytes.min(b.remaining_bytes),
         })
@@ -217,6 +243,11 @@ impl MemoryProbe for ProcProbe {
 
     fn peak_rss_bytes(&self) -> Option<u64> {
         self.kib_field("proc/self/status", "VmHWM")
+    }
+
+    fn held_bytes(&self) -> Option<u64> {
+        self.rss_apart()
+            .map_or_else(|| self.rss_bytes(), |resident| Some(resident.total.saturating_sub(resident.file)))
     }
 }
 
@@ -233,6 +264,28 @@ mod tests {
         }
         let root = folder.path().to_owned();
         (folder, ProcProbe { root })
+    }
+
+    #[test]
+    fn pages_of_files_that_the_statistics_do_not_tell_yet_are_not_held() {
+        let (_folder, probe) = probe(&[
+            ("proc/self/cgroup", "0::/a\n"),
+            ("proc/self/status", "RssAnon:\t   2 kB\n"),
+            ("sys/fs/cgroup/a/memory.max", "10000\n"),
+            ("sys/fs/cgroup/a/memory.current", "9900\n"),
+            (
+                "sys/fs/cgroup/a/memory.stat",
+                "anon 1500\nkernel 300\nshmem 0\ninactive_file 10\nactive_file 0\n",
+            ),
+        ]);
+        assert_eq!(probe.cgroup(), Some(CgroupMemory { limit_bytes: 10000, remaining_bytes: 10000 - 2048 }));
+    }
+
+    #[test]
+    fn mapped_files_are_resident_but_not_held() {
+        let status = "VmRSS:\t 100 kB\nRssAnon:\t  30 kB\nRssFile:\t  60 kB\nRssShmem:\t  10 kB\n";
+        let (_folder, probe) = probe(&[("proc/self/status", status)]);
+        assert_eq!((probe.rss_bytes(), probe.held_bytes()), (Some(100 << 10), Some(40 << 10)));
     }
 
     #[test]
@@ -276,10 +329,14 @@ mod tests {
             ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/x\n"),
             ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "4096\n"),
             ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "5000\n"),
+            (
+                "sys/fs/cgroup/memory/x/memory.stat",
+                "active_file 9\ntotal_inactive_file 900\ntotal_active_file 1000\n",
+            ),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "1\n"),
         ]);
-        assert_eq!(probe.cgroup(), Some(CgroupMemory { limit_bytes: 4096, remaining_bytes: 0 }));
+        assert_eq!(probe.cgroup(), Some(CgroupMemory { limit_bytes: 4096, remaining_bytes: 996 }));
     }
 
     #[test]
