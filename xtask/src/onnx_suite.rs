@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::ci::FEATURES;
 use crate::config::Config;
 use crate::process;
 
@@ -40,7 +41,7 @@ pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     let data = install(&config.root)?;
     let mut build = process::command(
         "cargo",
-        &["build", "--workspace", "--locked", "--examples", "--quiet"],
+        &["build", "--workspace", "--locked", "--examples", "--quiet", "--features", FEATURES],
         &config.root,
     );
     if config.in_ci {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::{minilm, vulkan};
 use budget::Budgets;
+pub use stages::FEATURES;
 use stages::STAGES;
 
 /// What a stage runs with.
