@@ -257,7 +257,7 @@ fn main() {
         prefill(isa, &Shape { batch: 1, ..minilm });
         prefill(isa, &Shape { batch: 1, rows: 512, heads: 9, kv_heads: 3, head_dim: 64, causal: true });
         for context in [128, 4096] {
-            for dtype in [CacheDtype::F32, CacheDtype::Bf16] {
+            for dtype in [CacheDtype::F32, CacheDtype::F16, CacheDtype::Bf16, CacheDtype::Q8] {
                 decode(isa, context, dtype);
             }
         }

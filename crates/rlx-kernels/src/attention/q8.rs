@@ -38,27 +38,29 @@ impl Kernel for Widen {
     }
 }
 
-const CACHE_LINE: usize = 64;
+/// `scale * integer` of 16 integers.
+#[inline(always)]
+unsafe fn widen<S: Simd>(s: S, integers: *const u8, scale: S::V, to: *mut f32) {
+    // SAFETY: the caller guarantees 16 values of both.
+    unsafe { s.store(to, s.mul(scale, s.to_float(s.iload_i8(integers.cast())))) }
+}
 
 #[inline(always)]
 unsafe fn widen_keys<S: Simd>(s: S, args: &WidenArgs) {
     let layout = Q8Head { dim: args.head_dim, positions: BLOCK, keys: true };
-    // SAFETY: the caller guarantees the block; rows of integers are a cache line each.
+    // SAFETY: the caller guarantees the block.
     unsafe {
         for group in 0..args.head_dim / CACHE_GROUP {
-            let mut scales = [0.0f32; BLOCK];
-            for j in (0..BLOCK).step_by(LANES) {
-                let from = args.k.add(layout.scale_at(j, group * CACHE_GROUP));
-                s.store(scales.as_mut_ptr().add(j), s.load_f16(from.cast()));
+            let mut scales = [s.zero(); BLOCK / LANES];
+            for n in 0..BLOCK / LANES {
+                scales[n] = s.load_f16(args.k.add(layout.scale_at(n * LANES, group * CACHE_GROUP)).cast());
             }
             for i in group * CACHE_GROUP..(group + 1) * CACHE_GROUP {
-                let integers = args.k.add(layout.integer_at(0, i)).cast::<[i8; BLOCK]>().read();
-                let mut wide = [0.0; BLOCK];
-                for j in 0..BLOCK {
-                    wide[j] = scales[j] * f32::from(integers[j]);
+                let (from, to) = (layout.integer_at(0, i), args.keys.add(i * BLOCK));
+                for n in 0..BLOCK / LANES {
+                    widen(s, args.k.add(from + n * LANES), scales[n], to.add(n * LANES));
                 }
-                args.keys.add(i * BLOCK).cast::<[f32; BLOCK]>().write(wide);
-                s.prefetch(args.next[0].wrapping_add(layout.integer_at(0, i)));
+                s.prefetch(args.next[0].wrapping_add(from));
             }
         }
     }
@@ -70,18 +72,16 @@ unsafe fn widen_values<S: Simd>(s: S, args: &WidenArgs, used: usize) {
     let groups = args.value_dim / CACHE_GROUP;
     // SAFETY: the caller guarantees the block; a block has `BLOCK` scales for each group, a multiple of the lanes.
     unsafe {
+        let from = args.v.add(layout.integers());
         let mut scales = [0.0f32; LANES];
         for n in 0..used * groups {
             if n.is_multiple_of(LANES) {
                 s.store(scales.as_mut_ptr(), s.load_f16(args.v.add(2 * n).cast()));
             }
-            let at = n * CACHE_GROUP;
-            let integers = args.v.add(layout.integers() + at).cast::<[i8; CACHE_GROUP]>().read();
-            let wide = integers.map(|integer| scales[n % LANES] * f32::from(integer));
-            args.values.add(at).cast::<[f32; CACHE_GROUP]>().write(wide);
-            if at.is_multiple_of(CACHE_LINE) {
-                s.prefetch(args.next[1].wrapping_add(layout.integers() + at));
-            }
+            let (at, scale) = (n * CACHE_GROUP, s.splat(scales[n % LANES]));
+            widen(s, from.add(at), scale, args.values.add(at));
+            widen(s, from.add(at + LANES), scale, args.values.add(at + LANES));
+            s.prefetch(args.next[1].wrapping_add(layout.integers() + at));
         }
     }
 }

@@ -231,6 +231,10 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(p.cast(), v[0]);
             _mm256_storeu_si256(p.add(8).cast(), v[1]);
         };
+        iload_i8(p: *const i8) -> I = {
+            let bytes = _mm_loadu_si128(p.cast());
+            [_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes))]
+        };
         istore_i8(p: *mut i8, v: I) = {
             let words = _mm256_permute4x64_epi64::<0xd8>(_mm256_packs_epi32(v[0], v[1]));
             let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));

@@ -136,6 +136,7 @@ impl Simd for Avx512 {
         store_part(p: *mut f32, n: usize, v: V) = _mm512_mask_storeu_ps(p, first_mask(n), v);
         iload(p: *const i32) -> I = _mm512_loadu_epi32(p);
         istore(p: *mut i32, v: I) = _mm512_storeu_epi32(p, v);
+        iload_i8(p: *const i8) -> I = _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()));
         istore_i8(p: *mut i8, v: I) = _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
         load_bf16(p: *const u16) -> V = {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));

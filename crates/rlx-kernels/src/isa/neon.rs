@@ -231,6 +231,16 @@ impl Simd for Neon {
             vst1q_s32(p.add(8), v[2]);
             vst1q_s32(p.add(12), v[3]);
         };
+        iload_i8(p: *const i8) -> I = {
+            let bytes = vld1q_s8(p);
+            let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_s8(vget_high_s8(bytes)));
+            [
+                vmovl_s16(vget_low_s16(low)),
+                vmovl_s16(vget_high_s16(low)),
+                vmovl_s16(vget_low_s16(high)),
+                vmovl_s16(vget_high_s16(high)),
+            ]
+        };
         istore_i8(p: *mut i8, v: I) = {
             let low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1]));
             let high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));

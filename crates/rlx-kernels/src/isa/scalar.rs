@@ -189,6 +189,11 @@ impl Simd for Scalar {
         unsafe { p.cast::<[i32; LANES]>().write_unaligned(v.0) }
     }
     #[inline(never)]
+    unsafe fn iload_i8(self, p: *const i8) -> I {
+        // SAFETY: the caller guarantees 16 readable values.
+        map(unsafe { Lanes(p.cast::<[i8; LANES]>().read_unaligned()) }, i32::from)
+    }
+    #[inline(never)]
     unsafe fn istore_i8(self, p: *mut i8, v: I) {
         let bytes = map(v, |x| x as i8);
         // SAFETY: the caller guarantees 16 writable values.

@@ -108,6 +108,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is valid for writes of 16 values.
     unsafe fn istore(self, p: *mut i32, v: Self::I);
+    /// 16 signed bytes, widened.
+    ///
+    /// # Safety
+    /// `p` is valid for reads of 16 values.
+    unsafe fn iload_i8(self, p: *const i8) -> Self::I;
     /// Stores 16 integers, which must lie within i8, as bytes.
     ///
     /// # Safety

@@ -111,6 +111,10 @@ unsafe fn record_memory<S: Simd>(s: S, a: S::V, window: &[f32], out: &mut Vec<u3
     // SAFETY: both buffers hold at least 16 values.
     unsafe { s.istore(copy.as_mut_ptr(), s.iload(ints.as_ptr())) };
     out.extend(copy.iter().map(|x| *x as u32));
+    let bytes: Vec<i8> = ints.iter().map(|x| (x >> 20) as i8).collect();
+    // SAFETY: as above.
+    unsafe { s.istore(copy.as_mut_ptr(), s.iload_i8(bytes.as_ptr())) };
+    out.extend(copy.iter().map(|x| *x as u32));
 }
 
 fn samples() -> Vec<f32> {
