@@ -3,6 +3,7 @@
 use crate::error::OnnxError;
 use crate::model::DeclaredDim;
 use crate::program::{Trace, Variant};
+use crate::runtime::Runtime;
 use crate::value::{ElementType, Value};
 use crate::{Declared, OnnxModel};
 use rlx::memory::{MemoryEstimate, estimate_with};
@@ -13,7 +14,7 @@ use rlx_graph::Graph;
 use rlx_graph::eval::from_f64;
 use rlx_graph::interpret::nearest_name;
 use rlx_tensor::{DimBinding, Symbol, Tensor};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 /// Graph, plan and schedule, what the allocator holds back, stacks of the workers, and the pages of the program that running touches.
 const SLACK_BYTES: u64 = 20 << 20;
@@ -26,6 +27,8 @@ pub struct CompiledRegion {
     pub(crate) nodes: String,
     pub(crate) source: Graph,
     pub(crate) times: OnceLock<StepTimes>,
+    /// Done once its steps are in the model's report: kernels are chosen when weights are packed, which a plan does not need.
+    pub(crate) counted: Once,
 }
 
 impl CompiledRegion {
@@ -37,6 +40,19 @@ impl CompiledRegion {
     /// The graph as it was imported.
     pub fn source(&self) -> &Graph {
         &self.source
+    }
+
+    /// Adds its steps to the model's report. It has run, so that it can be reported.
+    pub(crate) fn count_steps(&self, runtime: &Runtime) {
+        let Ok(report) = self.graph.report() else { return };
+        runtime.note(|r| {
+            for step in &report.steps {
+                *r.steps.entry(step.op.clone()).or_default() += 1;
+            }
+            for step in report.steps.iter().filter(|step| !step.native) {
+                *r.reference.entry(step.op.clone()).or_default() += 1;
+            }
+        });
     }
 
     /// Its nodes in a few words.

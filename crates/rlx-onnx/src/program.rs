@@ -19,7 +19,7 @@ use rlx_graph::{Graph, Source, ValueId, interpret};
 use rlx_tensor::{Dim, Shape};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Variants kept of one stage.
@@ -343,6 +343,7 @@ impl Program {
                 nodes: region.nodes.clone(),
                 source: Box::new(source),
             })?;
+            region.counted.call_once(|| region.count_steps(runtime));
             for ((_, tensor), slots) in results.into_iter().zip(&region.outputs) {
                 for slot in slots {
                     env[*slot] = Some(Value::Tensor(tensor.clone()));
@@ -736,17 +737,10 @@ impl<'p> Trace<'p> {
             |source: rlx::SessionError| OnnxError::Region { nodes: nodes.clone(), source: Box::new(source) };
         self.region.graph.set_outputs(&pairs).map_err(|e| fail(e.into()))?;
         let compiled = self.runtime.compile(&self.region.graph).map_err(fail)?;
-        let report = compiled.report().map_err(fail)?;
         self.runtime.note(|r| {
             r.regions += 1;
             for &index in &self.lowered {
                 *r.compiled.entry(self.program.nodes[index].label()).or_default() += 1;
-            }
-            for step in &report.steps {
-                *r.steps.entry(step.op.clone()).or_default() += 1;
-            }
-            for step in report.steps.iter().filter(|s| !s.native) {
-                *r.reference.entry(step.op.clone()).or_default() += 1;
             }
         });
         let known: HashSet<String> = compiled.inputs().iter().map(|i| i.name.clone()).collect();
@@ -758,6 +752,7 @@ impl<'p> Trace<'p> {
             nodes,
             source: std::mem::replace(&mut self.region.graph, Graph::new("")),
             times: OnceLock::new(),
+            counted: Once::new(),
         })
     }
 

@@ -351,3 +351,20 @@ fn every_op_has_one_row() {
     assert_eq!(names.len(), count);
     assert!(crate::ops::rows().all(|r| r.lower.is_some() || r.host.is_some()));
 }
+
+#[test]
+fn a_model_is_planned_without_its_weights() {
+    let mut product = graph(vec![node("MatMul", &["x", "w"], &["y"])], &["x"], &["y"]);
+    product.initializer.push(floats("w", &[4, 300], &[0.5; 1200]));
+    let dim = |value, param: Option<&str>| DimProto { value, param: param.map(str::to_owned) };
+    let shape = Some(ShapeProto { dim: vec![dim(None, Some("n")), dim(Some(4), None)] });
+    let tensor = Some(TensorType { elem_type: 1, shape });
+    product.input[0].value_type = Some(TypeProto { tensor, ..TypeProto::default() });
+    let model = open(&model(product)).unwrap();
+    let prepared = model.prepare(&[("n".to_owned(), 3)]).unwrap();
+    assert_eq!((prepared.estimate.input_bytes, prepared.estimate.output_bytes), (48, 3600));
+    assert!(prepared.host.is_empty() && prepared.later.is_empty());
+    assert!(!prepared.region().unwrap().graph().is_loaded(), "planning packs no weight");
+    let error = model.prepare(&[]).err().unwrap().to_string();
+    assert!(error.contains("dim \"n\" has no size"), "{error}");
+}

@@ -140,6 +140,19 @@ fn chains() -> Vec<Rule> {
             keep("x"),
         ),
         Rule::new(
+            "transpose_of_ones",
+            "axes of extent 1 move without their elements",
+            op::<Transpose>().with([bind("x")]),
+            |draft, m| {
+                let (x, result) = (m.value("x")?, m.result(draft)?);
+                let dims = draft.shape(x).dims();
+                let perm = &m.node(draft).op().downcast::<Transpose>()?.perm;
+                let ordered = perm.iter().filter(|&&axis| dims[axis] != 1).is_sorted();
+                let dims = draft.shape(result).dims().to_vec();
+                ordered.then(|| Patch::with_op(result, Reshape { dims }, &[x]))
+            },
+        ),
+        Rule::new(
             "transpose_of_transpose",
             "axis i of the result is axis p[q[i]] of x",
             op::<Transpose>().with([op::<Transpose>().with([bind("x")]).named("first")]),
@@ -278,6 +291,24 @@ mod tests {
           %1 : f32[4, rows, 6] = transpose(@x) {perm=[2, 0, 1]}
           %2 : f32[24*rows] = reshape(%1) {dims=dims[24*rows]}
           return "y": %2
+        }
+        "#);
+    }
+
+    #[test]
+    fn a_transposition_of_ones_is_a_reshape() {
+        let before = r#"graph "g" {
+  input @x : f32[rows, 1, 4]
+  %1 : f32[1, rows, 4] = transpose(@x) {perm=[1, 0, 2]}
+  %2 : f32[1, 4, rows] = transpose(@x) {perm=[1, 2, 0]}
+  return "y": %1, "z": %2
+}"#;
+        insta::assert_snapshot!(after(&["canonicalise"], before), @r#"
+        graph "g" {
+          input @x : f32[rows, 1, 4]
+          %1 : f32[1, rows, 4] = reshape(@x) {dims=dims[1, rows, 4]}
+          %2 : f32[1, 4, rows] = transpose(@x) {perm=[1, 2, 0]}
+          return "y": %1, "z": %2
         }
         "#);
     }

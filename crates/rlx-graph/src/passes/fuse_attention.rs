@@ -21,7 +21,7 @@ use crate::rewrite::driver::apply;
 use crate::rewrite::pat::{bind, constant, one_of, op};
 use crate::rewrite::words::{binary, is_f32};
 use crate::rewrite::{Draft, Match, Operand, Patch, Pattern};
-use rlx_tensor::{DType, Dim, Shape};
+use rlx_tensor::{DType, Dim, Shape, Tensor};
 
 pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassError> {
     let pattern = pattern();
@@ -164,8 +164,17 @@ impl Found {
         patch
     }
 
+    fn known_starts(&self) -> Option<Tensor> {
+        let (batch, seq) = (self.batch.known()?, self.seq.known()?);
+        let starts = (0..=batch).map(|b| i32::try_from(b * seq).ok()).collect::<Option<Vec<i32>>>()?;
+        Tensor::from_slice(&[batch + 1], &starts).ok()
+    }
+
     /// `0, seq, 2 seq, ..`: index b added up `seq` times, so that `seq` may be a symbol.
     fn starts(&self, patch: &mut Patch) -> Operand {
+        if let Some(known) = self.known_starts() {
+            return patch.constant(known);
+        }
         let dims = vec![&self.batch + &Dim::Known(1), self.seq.clone()];
         let counted = patch.add(Iota { dims, axis: 0, dtype: DType::I32 }, &[]);
         patch.add(Reduce { kind: ReduceOp::Sum, axes: vec![1], keep_dims: false }, &[counted])

@@ -78,9 +78,11 @@ fn squeeze_of_transpose(draft: &Draft, m: &Match) -> Option<Patch> {
     let (transpose, _) = draft.made_by::<Transpose>(m.value("turned")?)?;
     let x = m.value("x")?;
     let dims = draft.shape(x).dims();
-    let kept: Vec<usize> = transpose.perm.iter().copied().filter(|&axis| dims[axis] != 1).collect();
-    let wanted = draft.shape(m.result(draft)?).dims();
-    if kept.len() == dims.len() || !kept.iter().map(|&axis| &dims[axis]).eq(wanted) {
+    let mut wanted = draft.shape(m.result(draft)?).dims().iter().peekable();
+    let keep = |axis: &usize| wanted.next_if(|&dim| *dim == dims[*axis]).is_some();
+    let kept: Vec<usize> = transpose.perm.iter().copied().filter(keep).collect();
+    let whole = dims.iter().enumerate().all(|(axis, dim)| *dim == 1 || kept.contains(&axis));
+    if kept.len() == dims.len() || !whole || wanted.next().is_some() {
         return None;
     }
     let mut order = kept.clone();
@@ -115,6 +117,27 @@ mod tests {
           %2 : f32[batch, seq, 2, 4] = reshape(%1) {dims=dims[batch, seq, 2, 4]}
           %3 : f32[batch, 2, seq, 4] = transpose(%2) {perm=[0, 2, 1, 3]}
           return "k": %3
+        }
+        "#);
+    }
+
+    #[test]
+    fn queries_of_one_text() {
+        let before = r#"graph "g" {
+  input @x : f32[1, 5, 24]
+  %1 : f32[1, 5, 3, 2, 4] = reshape(@x) {dims=dims[1, 5, 3, 2, 4]}
+  %2 : f32[3, 1, 2, 5, 4] = transpose(%1) {perm=[2, 0, 3, 1, 4]}
+  %3 : f32[1, 1, 2, 5, 4] = slice(%2) {axis=0, start=dims[1], len=dims[1], step=1}
+  %4 : f32[1, 2, 5, 4] = reshape(%3) {dims=dims[1, 2, 5, 4]}
+  %5 : f32[1, 5, 2, 4] = transpose(%4) {perm=[0, 2, 1, 3]}
+  return "k": %5
+}"#;
+        insta::assert_snapshot!(after(&["hoist_slices", "canonicalise"], before), @r#"
+        graph "g" {
+          input @x : f32[1, 5, 24]
+          %1 : f32[1, 5, 8] = slice(@x) {axis=none, start=dims[8], len=dims[8], step=1}
+          %2 : f32[1, 5, 2, 4] = reshape(%1) {dims=dims[1, 5, 2, 4]}
+          return "k": %2
         }
         "#);
     }
