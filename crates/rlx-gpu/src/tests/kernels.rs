@@ -5,7 +5,7 @@ use crate::ir::build::Builder;
 use crate::ir::interpret::Machine;
 use crate::ir::verify::verify;
 use crate::ir::{Access, Binding, Element, Kernel, Placement, Storage, UnaryFn};
-use crate::print::wgsl;
+use crate::print::{cuda, wgsl};
 use std::sync::Arc;
 
 const WORD: Storage = Storage::Word(Element::F32);
@@ -121,4 +121,26 @@ fn a_softmax_as_wgsl() {
   return "y": %1
 }"#);
     insta::assert_snapshot!(wgsl::print(&kernel));
+}
+
+#[test]
+fn a_softmax_as_cuda() {
+    let kernel = of(r#"graph "g" {
+  input @x : f32[rows, n]
+  %1 : f32[rows, n] = softmax(@x) {axis=1}
+  return "y": %1
+}"#);
+    insta::assert_snapshot!(cuda::print(&kernel));
+}
+
+/// For `scripts/gpu/nvrtc.py`, which compiles what this writes.
+#[test]
+#[ignore = "writes the CUDA text of every kernel to target/cuda"]
+fn every_kernel_as_cuda() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda");
+    std::fs::create_dir_all(&folder).unwrap();
+    for kernel in super::zoo() {
+        let name = format!("{}_{}.cu", kernel.name, &kernel.hash()[..8]);
+        std::fs::write(folder.join(name), cuda::print(&kernel)).unwrap();
+    }
 }
