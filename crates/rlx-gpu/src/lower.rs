@@ -419,7 +419,7 @@ impl Draft<'_> {
         })
     }
 
-    /// [`Builder::repeat`] with values of lanes, over the draft.
+    /// A loop that carries values of lanes; `body` gives what each becomes.
     pub fn repeat(
         &mut self,
         bounds: [Value; 2],
