@@ -147,10 +147,22 @@ fn read_tensor(value: &Value) -> Option<Tensor> {
 impl Case {
     /// The op as a graph of one node: operands are inputs (or states) `x0`, `x1`, ..; results are outputs `y0`, `y1`, ..
     pub fn graph(&self) -> Result<Graph, CaseError> {
+        self.graph_with_params(&[])
+    }
+
+    /// As [`Case::graph`], with these operands as params.
+    pub fn graph_with_params(&self, params: &[usize]) -> Result<Graph, CaseError> {
         let shape = |t: &Tensor| Shape::new(t.dims(), t.dtype());
         let mut text = String::from("graph \"case\" {\n");
         for (i, input) in self.inputs.iter().enumerate() {
-            let kind = if self.states.contains(&i) { "state" } else { "input" };
+            let is_state = self.states.contains(&i);
+            let kind = if is_state {
+                "state"
+            } else if params.contains(&i) {
+                "param"
+            } else {
+                "input"
+            };
             let _ = writeln!(text, "  {kind} @x{i} : {}", shape(input));
         }
         let count = self.outputs.len() - self.states.len();

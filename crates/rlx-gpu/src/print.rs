@@ -4,3 +4,12 @@
 
 pub mod cuda;
 pub mod wgsl;
+
+use crate::ir::{Kernel, Value, ViewId};
+
+/// The element of a view that coordinates name, as an index in any of the languages: values are called `v0`, arguments `a0`.
+fn index(kernel: &Kernel, view: ViewId, at: &[Value]) -> String {
+    let view = &kernel.views[view.0 as usize];
+    let terms = at.iter().zip(&view.strides).map(|(at, stride)| format!(" + v{} * a{}", at.0, stride.0));
+    format!("a{}{}", view.base.0, terms.collect::<String>())
+}

@@ -27,15 +27,6 @@ fn weights(case: &Case) -> Vec<usize> {
     }
 }
 
-/// The case's graph with some operands as params.
-fn with_params(case: &Case, params: &[usize]) -> Graph {
-    let mut text = case.graph().unwrap().to_string();
-    for i in params {
-        text = text.replacen(&format!("input @x{i} "), &format!("param @x{i} "), 1);
-    }
-    text.parse().unwrap_or_else(|e| panic!("{e}\n{text}"))
-}
-
 /// What the device runs, as the backend says.
 struct Runs;
 
@@ -76,7 +67,7 @@ fn zoo() -> Vec<Arc<Kernel>> {
     let mut kernels = std::collections::BTreeMap::new();
     for case in rlx_conformance::cases().unwrap() {
         for params in [weights(&case), Vec::new()] {
-            let own = kernels_of(&with_params(&case, &params)).unwrap_or_default();
+            let own = kernels_of(&case.graph_with_params(&params).unwrap()).unwrap_or_default();
             kernels.extend(own.into_iter().map(|k| (k.hash(), k)));
         }
     }

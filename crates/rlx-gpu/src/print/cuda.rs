@@ -137,7 +137,7 @@ impl Printer<'_> {
                     Element::F32 => format!("__float_as_uint(v{})", value.0),
                 };
                 let guard = mask.map_or(String::new(), |m| format!("if (v{}) ", m.0));
-                self.line(&format!("{guard}arena[{}] = {word};", self.index(*view, at)))
+                self.line(&format!("{guard}arena[{}] = {word};", super::index(self.kernel, *view, at)))
             }
             Inst::Fold(function, x) => self.fold(result, *function, *x),
             Inst::Stage(x) => {
@@ -208,12 +208,6 @@ impl Printer<'_> {
         }
     }
 
-    fn index(&self, view: ViewId, at: &[Value]) -> String {
-        let view = &self.kernel.views[view.0 as usize];
-        let terms = at.iter().zip(&view.strides).map(|(at, stride)| format!(" + v{} * a{}", at.0, stride.0));
-        format!("a{}{}", view.base.0, terms.collect::<String>())
-    }
-
     fn load(&mut self, v: Value, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
         let view = &self.kernel.views[id.0 as usize];
         let array = match view.binding {
@@ -228,7 +222,7 @@ impl Printer<'_> {
             Storage::HalfPair => format!("half_of({half})"),
             Storage::BrainPair => format!("__uint_as_float({half} << 16)"),
         };
-        let (element, index) = (name_of(view.storage.element()), self.index(id, at));
+        let (element, index) = (name_of(view.storage.element()), super::index(self.kernel, id, at));
         let guard = mask.map_or(String::new(), |m| format!("if (v{}) ", m.0));
         self.line(&format!("{element} v{0} = 0; {guard}{{ const int i = {index}; v{0} = {load}; }}", v.0))
     }

@@ -153,7 +153,7 @@ impl Printer<'_> {
             }
             Inst::Load { view, at, mask } => self.load(v, *view, at, *mask),
             Inst::Store { view, at, value, mask } => {
-                let index = self.index(*view, at);
+                let index = super::index(self.kernel, *view, at);
                 let word = match self.kernel.ty(*value).element {
                     Element::Bool => format!("select(0u, 1u, v{})", value.0),
                     _ => format!("bitcast<u32>(v{})", value.0),
@@ -229,16 +229,9 @@ impl Printer<'_> {
         }
     }
 
-    /// The element that coordinates name, as an index.
-    fn index(&self, view: ViewId, at: &[Value]) -> String {
-        let view = &self.kernel.views[view.0 as usize];
-        let terms = at.iter().zip(&view.strides).map(|(at, stride)| format!(" + v{} * a{}", at.0, stride.0));
-        format!("a{}{}", view.base.0, terms.collect::<String>())
-    }
-
     fn load(&mut self, v: u32, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
         let view = &self.kernel.views[id.0 as usize];
-        let index = self.index(id, at);
+        let index = super::index(self.kernel, id, at);
         let array = match view.binding {
             Binding::Arena => "arena".to_owned(),
             Binding::Weight(weight) => format!("weight{weight}"),

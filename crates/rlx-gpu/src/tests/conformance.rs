@@ -1,6 +1,6 @@
 //! Every op case.
 
-use super::{weights, with_params};
+use super::weights;
 use crate::emulated;
 use rlx::backend::Backend;
 use rlx::{CompileOptions, CompiledGraph, Session, SessionError, TensorArg};
@@ -75,7 +75,7 @@ fn every_case_on(backend: &Arc<dyn Backend>) {
     for case in cases().unwrap() {
         total += 1;
         let params = weights(&case);
-        let graph = with_params(&case, &params);
+        let graph = case.graph_with_params(&params).unwrap();
         let compiled = match compile(&session(), &case, &graph, &params, false) {
             Ok(compiled) => compiled,
             Err(error) => {
@@ -88,7 +88,7 @@ fn every_case_on(backend: &Arc<dyn Backend>) {
         run(&compiled, &case, &params);
         assert!(compiled.report().unwrap().steps.iter().all(|step| step.native));
         if !params.is_empty() {
-            let plain = with_params(&case, &[]);
+            let plain = case.graph().unwrap();
             run(&compile(&session(), &case, &plain, &[], false).unwrap(), &case, &[]);
         }
         if let Some(primitive) = decomposed(&graph, true).unwrap()
