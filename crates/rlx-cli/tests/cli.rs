@@ -188,7 +188,7 @@ fn settings_that_do_not_parse_are_bad_use() {
     "#);
     assert_snapshot!(run_with(("RLX_ISA", "sse"), &["devices"]), @r#"
     status 2
-    error: RLX_ISA="sse": unknown instruction set "sse": expected scalar, neon, avx2 or avx512
+    error: RLX_ISA="sse": unknown instruction set "sse": expected scalar, simd128, neon, avx2 or avx512
        in: the environment
       try: unset RLX_ISA or give it a valid value; `rlx help` lists the settings
     "#);

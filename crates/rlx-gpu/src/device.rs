@@ -15,12 +15,12 @@ use rlx::weights::{WeightHandle, WeightRegistry};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
 use rlx_kernels::schedule::{FrameError, RunControl, StepError};
+use rlx_tensor::time::Instant;
 use rlx_tensor::{DType, Shape, Symbol};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
 
 /// A kernel to be run: which of the prepared ones, on which weights, with which arguments.
 #[derive(Debug)]

@@ -4,8 +4,9 @@ mod dot;
 
 pub use dot::{DotKind, dot_ops};
 
+use rlx_tensor::time::Instant;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::aligned::AlignedBuf;
 use crate::isa::{Entry, Isa, Kernel, LANES, Simd, entry};

@@ -9,8 +9,8 @@ use rlx::SessionError;
 use rlx::backend::BackendError;
 pub use rlx::session::CancelToken;
 use rlx_kernels::schedule::StepError;
+use rlx_tensor::time::Instant;
 use std::ops::Range;
-use std::time::Instant;
 
 /// What a runtime may fail with.
 pub type RunError = Box<dyn std::error::Error + Send + Sync>;

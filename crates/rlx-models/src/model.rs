@@ -33,10 +33,10 @@ use rlx::weights::WeightLoader;
 use rlx_graph::adapters::rank_symbol;
 use rlx_graph::passes::PassOptions;
 use rlx_kernels::isa::{CpuFeatures, Isa};
+use rlx_tensor::time::Instant;
 use rlx_tensor::{DType, DimBinding};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 /// How a model is opened.
 #[derive(Debug, Clone, Default)]

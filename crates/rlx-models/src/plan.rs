@@ -206,8 +206,11 @@ fn longest(most: usize, fits_at: impl Fn(usize) -> Result<bool>) -> Result<Optio
 
 /// What building the tokenizer of a folder takes for a moment; `None` of what is built from other files, or read in place.
 fn building_bytes(folder: &HfFolder) -> Option<u64> {
-    let file = std::fs::metadata(folder.root().join(TOKENIZER_FILE)).ok()?;
-    Some(file.len().saturating_mul(TOKENIZER_BUILDING_FACTOR))
+    let bytes = match folder.content(TOKENIZER_FILE) {
+        Some(bytes) => bytes.len() as u64,
+        None => std::fs::metadata(folder.root().join(TOKENIZER_FILE)).ok()?.len(),
+    };
+    Some(bytes.saturating_mul(TOKENIZER_BUILDING_FACTOR))
 }
 
 /// Refuses to open a folder whose tokenizer takes more than may be used while it is built, which is before the model's plan is known.

@@ -19,8 +19,8 @@ use rlx_graph::adapters::{SCALES, factors_input, rank_symbol, slots_input};
 use rlx_graph::passes::PassOptions;
 use rlx_kernels::schedule::RunControl;
 use rlx_tensor::DimBinding;
+use rlx_tensor::time::Instant;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Another model's registry, for the weights of a model that runs beside it: a storage that both use is there once, and counted once.
 #[derive(Clone)]

@@ -16,11 +16,11 @@ use crate::value::{ElementType, Value};
 use rlx::TensorArg;
 use rlx::session::{State, StepTimes};
 use rlx_graph::{Graph, Source, ValueId, interpret};
+use rlx_tensor::time::Instant;
 use rlx_tensor::{Dim, Shape};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
-use std::time::Instant;
 
 /// Variants kept of one stage.
 const VARIANTS: usize = 32;

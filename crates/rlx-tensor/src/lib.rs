@@ -7,6 +7,7 @@ mod shape;
 mod sizes;
 pub mod storage;
 mod tensor;
+pub mod time;
 
 pub use dim::{Dim, DimBinding, DimError, DimOrder, Poly, Symbol};
 pub use dtype::{DType, DTypeClass, UnknownDType};

@@ -32,10 +32,10 @@ use rlx_graph::{Graph, HirModule, ValueId};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
 use rlx_tensor::Shape;
+use rlx_tensor::time::Instant;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A device with the weights its executables share.
 #[derive(Clone)]

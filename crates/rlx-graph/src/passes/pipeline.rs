@@ -8,8 +8,8 @@ use crate::passes::{
 };
 use crate::rewrite::{Draft, FusionReport};
 use crate::verify::Stage;
+use rlx_tensor::time::Instant;
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 /// A pass: its name, what it does in one line, and its body.
 pub struct Pass {

@@ -1,13 +1,13 @@
 use super::generic::{AttentionF32, MergeF32};
 use super::{AppendArgs, AttentionArgs, append::AppendF32};
-use crate::isa::{Entry, Isa, Row, select};
+use crate::isa::{Entry, Isa, Row, Rows, select};
 
 /// Instances of attention.
-pub static ATTENTION: [Row<AttentionArgs>; 4] = Row::all_of::<AttentionF32>();
+pub static ATTENTION: Rows<AttentionArgs> = Row::all_of::<AttentionF32>();
 /// Instances of the merge of chunks: tile `r` is query row `r`.
-pub static MERGE: [Row<AttentionArgs>; 4] = Row::all_of::<MergeF32>();
+pub static MERGE: Rows<AttentionArgs> = Row::all_of::<MergeF32>();
 /// Instances of the cache append: tile `r` is row `r`.
-pub static APPEND: [Row<AppendArgs>; 4] = Row::all_of::<AppendF32>();
+pub static APPEND: Rows<AppendArgs> = Row::all_of::<AppendF32>();
 
 /// Attention for `isa`.
 pub fn attention_entry(isa: Isa) -> Option<Entry<AttentionArgs>> {

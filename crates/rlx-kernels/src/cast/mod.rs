@@ -8,7 +8,7 @@
 mod tests;
 
 use crate::isa::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl CastArgs {
 }
 
 /// Instances of the conversion.
-pub static CAST: [Row<CastArgs>; 4] = Row::all_of::<CastAny>();
+pub static CAST: Rows<CastArgs> = Row::all_of::<CastAny>();
 
 /// The conversion for `isa`.
 pub fn cast_entry(isa: Isa) -> Option<Entry<CastArgs>> {

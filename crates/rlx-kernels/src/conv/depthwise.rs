@@ -6,7 +6,7 @@ use super::{ConvLayer, Images};
 use crate::gemm::Activation;
 use crate::gemm::activation::{Activate, None, Relu, Relu6};
 use crate::gemm::epilogue::{Epilogue, EpilogueArgs};
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 use std::ops::Range;
 
 /// The operands of a depthwise convolution; tile `t` is a block of output lines. Strides are in values, from one pixel to the next.
@@ -55,7 +55,7 @@ pub fn depthwise_tiles(images: &Images, workers: usize) -> (usize, usize) {
     (lines.div_ceil(each), each)
 }
 
-static DEPTHWISE: [Row<DepthwiseArgs>; 4] = Row::all_of::<Depthwise>();
+static DEPTHWISE: Rows<DepthwiseArgs> = Row::all_of::<Depthwise>();
 
 /// The kernel for `isa`.
 pub fn depthwise_entry(isa: Isa) -> Option<Entry<DepthwiseArgs>> {

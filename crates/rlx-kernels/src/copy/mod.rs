@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::elementwise::{MAX_OUTER, Placed, offset_of, tile_of, tiles_of};
-use crate::isa::{Entry, Isa, Kernel, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, Row, Rows, Simd, select};
 
 /// Arguments of a copy. Both operands are walked by one [`crate::elementwise::Layout`] (from
 /// [`crate::elementwise::Layout::strided`] with the strides of source and target); they do not overlap.
@@ -30,7 +30,7 @@ impl CopyArgs {
 }
 
 /// Instances of the copy.
-pub static COPY: [Row<CopyArgs>; 4] = Row::all_of::<CopyAny>();
+pub static COPY: Rows<CopyArgs> = Row::all_of::<CopyAny>();
 
 /// The copy for `isa`.
 pub fn copy_entry(isa: Isa) -> Option<Entry<CopyArgs>> {

@@ -1,5 +1,5 @@
 use super::{MAX_OUTER, Placed, offset_of, tile_of, tiles_of};
-use crate::isa::{Entry, Isa, Kernel, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, Row, Rows, Simd, select};
 
 /// Type of the operands of an [`IntegerOp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +115,9 @@ impl SelectArgs {
 }
 
 /// Instances of integer operations.
-pub static INTEGER: [Row<IntegerArgs>; 4] = Row::all_of::<IntegerKernel>();
+pub static INTEGER: Rows<IntegerArgs> = Row::all_of::<IntegerKernel>();
 /// Instances of the choice.
-pub static SELECT: [Row<SelectArgs>; 4] = Row::all_of::<SelectKernel>();
+pub static SELECT: Rows<SelectArgs> = Row::all_of::<SelectKernel>();
 
 /// Integer operations for `isa`.
 pub fn integer_entry(isa: Isa) -> Option<Entry<IntegerArgs>> {

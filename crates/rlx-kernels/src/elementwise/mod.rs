@@ -12,7 +12,7 @@ mod tests;
 
 use std::mem::MaybeUninit;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 pub use integer::{
     INTEGER, IntegerArgs, IntegerOp, IntegerType, SELECT, SelectArgs, integer_entry, select_entry,
 };
@@ -57,7 +57,7 @@ impl MapArgs {
 }
 
 /// Instances of the program interpreter.
-pub static MAP: [Row<MapArgs>; 4] = Row::all_of::<MapF32>();
+pub static MAP: Rows<MapArgs> = Row::all_of::<MapF32>();
 
 /// The program interpreter for `isa`.
 pub fn map_entry(isa: Isa) -> Option<Entry<MapArgs>> {

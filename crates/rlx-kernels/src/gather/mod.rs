@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// Storage of an embedding table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,11 +122,11 @@ impl RowArgs {
 }
 
 /// Instances of the embedding lookup.
-pub static EMBED: [Row<EmbedArgs>; 4] = Row::all_of::<EmbedF32>();
+pub static EMBED: Rows<EmbedArgs> = Row::all_of::<EmbedF32>();
 /// Instances of row gather.
-pub static GATHER: [Row<RowArgs>; 4] = Row::all_of::<GatherRows>();
+pub static GATHER: Rows<RowArgs> = Row::all_of::<GatherRows>();
 /// Instances of row scatter.
-pub static SCATTER: [Row<RowArgs>; 4] = Row::all_of::<ScatterRows>();
+pub static SCATTER: Rows<RowArgs> = Row::all_of::<ScatterRows>();
 
 /// The embedding lookup for `isa`.
 pub fn embed_entry(isa: Isa) -> Option<Entry<EmbedArgs>> {

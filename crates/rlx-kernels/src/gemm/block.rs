@@ -161,12 +161,16 @@ pub(super) const GROUPS: usize = 5;
 /// Hides a value's origin from the optimiser, so that multiples of the stride stay addressing modes instead of
 /// becoming one pointer per row, for which there are not enough registers.
 #[inline(always)]
-pub(super) fn opaque(mut value: usize) -> usize {
+pub(super) fn opaque(value: usize) -> usize {
     #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
-    // SAFETY: no instruction is emitted.
-    unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
-    }
+    let value = {
+        let mut value = value;
+        // SAFETY: no instruction is emitted.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+        }
+        value
+    };
     value
 }
 

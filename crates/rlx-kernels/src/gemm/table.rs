@@ -5,7 +5,7 @@ use super::epilogue::{Epilogue, EpilogueArgs};
 use super::pack::WeightType;
 use super::precision::Products;
 use super::rounded::{RoundArgs, RoundToF32, RoundToPairs};
-use crate::isa::{Entry, Isa, Row};
+use crate::isa::{Entry, Isa, Row, Rows};
 
 /// A microkernel: accumulators of `rows` rows by `panels` panels.
 pub struct BlockRow {
@@ -96,17 +96,21 @@ pub const BLOCKS: &[&[BlockRow]] = &[
     rows!(Isa::Neon, Bf16, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
     rows!(Isa::Neon, RoundedBf16, [1, 2, 3, 4, 5, 6], [(1, 4), (2, 2)]),
     rows!(Isa::Neon, F16, [1, 2, 3, 4], [(1, 2)]),
+    rows!(Isa::Simd128, F32, [1, 2, 3], [(1, 2)]),
+    rows!(Isa::Simd128, Bf16, [1, 2, 3], [(1, 2)]),
+    rows!(Isa::Simd128, RoundedBf16, [1, 2, 3], [(1, 2)]),
+    rows!(Isa::Simd128, F16, [1, 2, 3], [(1, 2)]),
     rows!(Isa::Scalar, F32, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, Bf16, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, RoundedBf16, [1, 2, 3, 4], [(1, 2)]),
     rows!(Isa::Scalar, F16, [1, 2, 3, 4], [(1, 2)]),
 ];
 
-pub(super) const EPILOGUES: [Row<EpilogueArgs>; 4] = Row::all_of::<Epilogue>();
+pub(super) const EPILOGUES: Rows<EpilogueArgs> = Row::all_of::<Epilogue>();
 
-const ROUND_TO_F32: [Row<RoundArgs>; 4] = Row::all_of::<RoundToF32>();
+const ROUND_TO_F32: Rows<RoundArgs> = Row::all_of::<RoundToF32>();
 
-const ROUND_TO_PAIRS: [Row<RoundArgs>; 4] = Row::all_of::<RoundToPairs>();
+const ROUND_TO_PAIRS: Rows<RoundArgs> = Row::all_of::<RoundToPairs>();
 
 /// The most rows any instance takes.
 pub(super) const MAX_ROWS: usize = 14;

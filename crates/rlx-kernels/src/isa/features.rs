@@ -39,6 +39,8 @@ pub struct CpuFeatures {
     pub amx_bf16: bool,
     /// AMX int8 products.
     pub amx_int8: bool,
+    /// WebAssembly vectors.
+    pub simd128: bool,
     /// AArch64 vectors.
     pub neon: bool,
     /// AArch64 int8 dot products.
@@ -141,5 +143,6 @@ fn read() -> CpuFeatures {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn read() -> CpuFeatures {
-    CpuFeatures::default()
+    let simd128 = cfg!(all(target_arch = "wasm32", target_feature = "simd128"));
+    CpuFeatures { simd128, ..CpuFeatures::default() }
 }

@@ -2,7 +2,8 @@
 //!
 //! A kernel body is written once, generic over a [`Simd`] token, as [`Kernel::run`]; [`entry`] returns the instance
 //! of it compiled for an [`Isa`]. Every token has the same [`LANES`] and the same arithmetic per lane, and reductions
-//! across lanes use one tree, so that a body gives the same bits on every instruction set.
+//! across lanes use one tree, so that a body gives the same bits on every instruction set that has fused multiply-adds
+//! ([`Simd::FUSED`]).
 
 pub mod half;
 
@@ -15,6 +16,8 @@ mod features;
 mod neon;
 mod scalar;
 mod simd;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod simd128;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +34,8 @@ pub use features::{CacheSizes, CpuFeatures};
 pub use neon::Neon;
 pub use scalar::Scalar;
 pub use simd::{LANES, Simd};
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub use simd128::Simd128;
 
 /// Asks for the cache lines of some bytes, into the second level; nothing on architectures without a stable way to.
 pub fn fetch_lines(bytes: &[u8]) {
@@ -49,6 +54,8 @@ pub fn fetch_lines(bytes: &[u8]) {
 pub enum Isa {
     /// Plain Rust, any machine.
     Scalar,
+    /// 128-bit vectors of WebAssembly. Products and sums are fused where the build has relaxed vectors, else each is rounded.
+    Simd128,
     /// 128-bit vectors of AArch64.
     Neon,
     /// AVX2, FMA and F16C.
@@ -59,7 +66,7 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets, in order.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Simd128, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// The fastest instruction set of this machine.
     pub fn detect() -> Isa {
@@ -78,16 +85,18 @@ impl Isa {
         let f = CpuFeatures::detect();
         match self {
             Isa::Scalar => true,
+            Isa::Simd128 => f.simd128,
             Isa::Neon => f.neon,
             Isa::Avx2 => f.avx2 && f.fma && f.f16c,
             Isa::Avx512 => f.avx512 && Isa::Avx2.is_available(),
         }
     }
 
-    /// The name in settings and reports: `scalar`, `neon`, `avx2`, `avx512`.
+    /// The name in settings and reports: `scalar`, `simd128`, `neon`, `avx2`, `avx512`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
+            Isa::Simd128 => "simd128",
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
@@ -110,7 +119,7 @@ pub struct UnknownIsa {
 
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unknown instruction set {:?}: expected scalar, neon, avx2 or avx512", self.text)
+        write!(f, "unknown instruction set {:?}: expected scalar, simd128, neon, avx2 or avx512", self.text)
     }
 }
 
@@ -184,6 +193,13 @@ trait Instances: Kernel {
         // SAFETY: the caller guarantees the contract of `Kernel::run`; this function's features are the token's.
         unsafe { Self::run(Neon::assume(), args, tile) }
     }
+
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    #[inline(never)]
+    unsafe fn run_simd128(args: &Self::Args, tile: usize) {
+        // SAFETY: the caller guarantees the contract of `Kernel::run`; the whole build has the token's features.
+        unsafe { Self::run(Simd128::assume(), args, tile) }
+    }
 }
 
 impl<K: Kernel + ?Sized> Instances for K {}
@@ -204,6 +220,10 @@ pub const fn entry<K: Kernel>(isa: Isa) -> Option<Entry<K::Args>> {
         Isa::Avx2 | Isa::Avx512 => None,
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         Isa::Neon => None,
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Isa::Simd128 => Some(K::run_simd128),
+        #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+        Isa::Simd128 => None,
     }
 }
 
@@ -221,6 +241,9 @@ pub struct Row<A> {
     pub entry: Option<Entry<A>>,
 }
 
+/// The rows of a kernel that every instruction set has one instance of.
+pub type Rows<A> = [Row<A>; Isa::ALL.len()];
+
 impl<A> Row<A> {
     /// The row of kernel `K` and `isa`.
     pub const fn of<K: Kernel<Args = A>>(isa: Isa) -> Row<A> {
@@ -228,9 +251,10 @@ impl<A> Row<A> {
     }
 
     /// The rows of kernel `K`, one per instruction set.
-    pub const fn all_of<K: Kernel<Args = A>>() -> [Row<A>; 4] {
+    pub const fn all_of<K: Kernel<Args = A>>() -> Rows<A> {
         [
             Row::of::<K>(Isa::Scalar),
+            Row::of::<K>(Isa::Simd128),
             Row::of::<K>(Isa::Neon),
             Row::of::<K>(Isa::Avx2),
             Row::of::<K>(Isa::Avx512),

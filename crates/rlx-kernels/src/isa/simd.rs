@@ -6,7 +6,7 @@ pub const LANES: usize = 16;
 /// A token that proves an instruction set, with operations on vectors of [`LANES`] f32 or i32 lanes.
 ///
 /// A token exists only where its instruction set does, so arithmetic is safe to call; memory operations are not. Every
-/// implementation gives the same bits per lane (NaN payloads apart): IEEE-754 arithmetic, round to nearest even.
+/// implementation gives the same bits per lane (NaN payloads apart), but for [`Simd::FUSED`]: IEEE-754 arithmetic, round to nearest even.
 /// Callers are `#[inline(always)]` and free of closures, so that the whole body takes the features of its instance.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// [`LANES`] f32 values.
@@ -18,6 +18,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The instruction set this token proves.
     const ISA: Isa;
+    /// [`Simd::fma`] and [`Simd::fnma`] round once. Without, the product is rounded before it is added.
+    const FUSED: bool = true;
 
     /// Calls `K`'s instance of this instruction set as a function of its own: the way to keep a large body out of line.
     ///
@@ -58,9 +60,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a / b`.
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
-    /// `a * b + c` with one rounding.
+    /// `a * b + c` with one rounding, if [`Simd::FUSED`].
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `c - a * b` with one rounding.
+    /// `c - a * b` with one rounding, if [`Simd::FUSED`].
     fn fnma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// `a < b ? a : b`: the second where a lane is unordered.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;

@@ -1,5 +1,6 @@
 //! Peaks of the instructions that multiply narrow operands and add in 32 bits.
 
+#[cfg(target_arch = "x86_64")]
 use std::hint::black_box;
 
 use super::fastest;

@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 use std::marker::PhantomData;
 
 /// Storage of an adapter's factors.
@@ -84,13 +84,13 @@ impl LoraArgs {
 }
 
 /// Instances of the down half over f32 factors.
-pub static DOWN_F32: [Row<LoraArgs>; 4] = Row::all_of::<Down<WideF32>>();
+pub static DOWN_F32: Rows<LoraArgs> = Row::all_of::<Down<WideF32>>();
 /// Instances of the down half over bf16 factors.
-pub static DOWN_BF16: [Row<LoraArgs>; 4] = Row::all_of::<Down<WideBf16>>();
+pub static DOWN_BF16: Rows<LoraArgs> = Row::all_of::<Down<WideBf16>>();
 /// Instances of the up half over f32 factors.
-pub static UP_F32: [Row<LoraArgs>; 4] = Row::all_of::<Up<WideF32>>();
+pub static UP_F32: Rows<LoraArgs> = Row::all_of::<Up<WideF32>>();
 /// Instances of the up half over bf16 factors.
-pub static UP_BF16: [Row<LoraArgs>; 4] = Row::all_of::<Up<WideBf16>>();
+pub static UP_BF16: Rows<LoraArgs> = Row::all_of::<Up<WideBf16>>();
 
 /// The down half for `isa`.
 pub fn down_entry(isa: Isa, factors: FactorType) -> Option<Entry<LoraArgs>> {

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// Rows of one tile.
 const ROWS: usize = 48;
@@ -50,7 +50,7 @@ impl MatMulArgs {
 }
 
 /// Instances of the product.
-pub static MATMUL: [Row<MatMulArgs>; 4] = Row::all_of::<MatMulF32>();
+pub static MATMUL: Rows<MatMulArgs> = Row::all_of::<MatMulF32>();
 
 /// The product for `isa`.
 pub fn matmul_entry(isa: Isa) -> Option<Entry<MatMulArgs>> {

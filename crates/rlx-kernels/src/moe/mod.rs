@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 use crate::math::exp;
 use crate::rank::top_of_row;
 
@@ -84,11 +84,11 @@ pub struct CombineArgs {
 }
 
 /// Instances of routing.
-pub static ROUTE: [Row<RouteArgs>; 4] = Row::all_of::<RouteF32>();
+pub static ROUTE: Rows<RouteArgs> = Row::all_of::<RouteF32>();
 /// Instances of grouping.
-pub static GROUP: [Row<GroupArgs>; 4] = Row::all_of::<GroupRows>();
+pub static GROUP: Rows<GroupArgs> = Row::all_of::<GroupRows>();
 /// Instances of the combination.
-pub static COMBINE: [Row<CombineArgs>; 4] = Row::all_of::<CombineF32>();
+pub static COMBINE: Rows<CombineArgs> = Row::all_of::<CombineF32>();
 
 /// Routing for `isa`.
 pub fn route_entry(isa: Isa) -> Option<Entry<RouteArgs>> {

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// Arguments of the norms. A row has `groups` runs of `cols` elements (the heads of a query, say; 1 for a whole row),
 /// run `g` at `g * group_stride`; each run is normalised by itself. Strides are in elements.
@@ -56,11 +56,11 @@ impl NormArgs {
 }
 
 /// Instances of layer norm: `(x - mean) / sqrt(variance + eps) * weight + bias`.
-pub static LAYER_NORM: [Row<NormArgs>; 4] = Row::all_of::<LayerNormF32>();
+pub static LAYER_NORM: Rows<NormArgs> = Row::all_of::<LayerNormF32>();
 /// Instances of RMS norm: `x / sqrt(mean(x^2) + eps) * (weight + offset)`.
-pub static RMS_NORM: [Row<NormArgs>; 4] = Row::all_of::<RmsNormF32>();
+pub static RMS_NORM: Rows<NormArgs> = Row::all_of::<RmsNormF32>();
 /// Instances of L2: `x / max(sqrt(sum(x^2)), eps)`.
-pub static L2_NORM: [Row<NormArgs>; 4] = Row::all_of::<L2NormF32>();
+pub static L2_NORM: Rows<NormArgs> = Row::all_of::<L2NormF32>();
 
 /// Layer norm for `isa`.
 pub fn layer_norm_entry(isa: Isa) -> Option<Entry<NormArgs>> {

@@ -6,7 +6,7 @@ mod window;
 
 pub use window::{WindowArgs, WindowPooling, window_entry};
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// How the rows of a sequence become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub struct PoolArgs {
 }
 
 /// Instances of pooling.
-pub static POOL: [Row<PoolArgs>; 4] = Row::all_of::<PoolF32>();
+pub static POOL: Rows<PoolArgs> = Row::all_of::<PoolF32>();
 
 /// Pooling for `isa`.
 pub fn pool_entry(isa: Isa) -> Option<Entry<PoolArgs>> {

@@ -3,7 +3,7 @@
 //! Numeric contract: elements in the order of the window, rows first; a mean is their f32 sum divided by their number.
 
 use crate::conv::{ConvLayer, Images, clip};
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// What stands for a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct WindowArgs {
     pub lines: usize,
 }
 
-static WINDOW: [Row<WindowArgs>; 4] = Row::all_of::<Window>();
+static WINDOW: Rows<WindowArgs> = Row::all_of::<Window>();
 
 /// Pooling for `isa`.
 pub fn window_entry(isa: Isa) -> Option<Entry<WindowArgs>> {

@@ -4,12 +4,14 @@
 //! codes are summed exactly in i32; then, in f32, `sum = fma(round(dot * scale), row scale, sum)` and, for formats with
 //! minima, `sum = fma(-min, row scale * sum of the row's codes, sum)`. `round(dot * scale)` comes from one fused
 //! operation, `fma(ANCHOR + dot, scale, -ANCHOR * scale)`, in which the product with the anchor is exact: a scale has at
-//! most 19 significant bits. Every instance, of every instruction set and number of rows, gives the same bits.
+//! most 19 significant bits; where products are not fused, from a subtraction, which is exact, and a product. Every instance, of every instruction set and number of rows, gives the same bits.
 
 use std::marker::PhantomData;
 
 use super::dot::{Body, Dot, I, V};
-use super::format::{ANCHOR_BITS, CELL, Cells, GROUPS, SHORTS_BYTES, WORDS_BYTES, dense_at, dense_vectors};
+use super::format::{
+    ANCHOR, ANCHOR_BITS, CELL, Cells, GROUPS, SHORTS_BYTES, WORDS_BYTES, dense_at, dense_vectors,
+};
 use super::rows::{CELL_BYTES, CELL_SCALE, CELL_WORDS};
 use crate::isa::{LANES, Simd};
 
@@ -139,7 +141,12 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
             let anchor = F::anchor(d, w, cell, half, scale);
             for_each_row!(row in ROWS {
                 let row_scale = x.wrapping_add(row * stride + CELL_SCALE).cast::<f32>();
-                let scaled = s.fma(s.with_bits(acc[row][strip]), scale, anchor);
+                let anchored = s.with_bits(acc[row][strip]);
+                let scaled = if D::S::FUSED {
+                    s.fma(anchored, scale, anchor)
+                } else {
+                    s.mul(s.sub(anchored, s.splat(ANCHOR)), scale)
+                };
                 sum[row][strip] = s.fma(scaled, s.splat(*row_scale), sum[row][strip]);
             });
             if F::MIN {

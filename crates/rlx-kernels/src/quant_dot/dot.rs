@@ -2,11 +2,15 @@
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use std::arch::wasm32::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 #[cfg(target_arch = "aarch64")]
 use crate::isa::Neon;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use crate::isa::Simd128;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::{Avx2, Avx512};
 use crate::isa::{CpuFeatures, Isa, LANES, Scalar, Simd};
@@ -36,6 +40,8 @@ pub(super) type V<D> = <<D as Dot>::S as Simd>::V;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DotSet {
     Scalar,
+    /// Widening multiplies of WebAssembly.
+    Simd128,
     /// Widening multiplies.
     Neon,
     /// `sdot`.
@@ -49,12 +55,20 @@ pub(crate) enum DotSet {
 }
 
 impl DotSet {
-    pub(crate) const ALL: [DotSet; 6] =
-        [DotSet::Scalar, DotSet::Neon, DotSet::NeonDot, DotSet::Avx2, DotSet::Avx512, DotSet::Avx512Vnni];
+    pub(crate) const ALL: [DotSet; 7] = [
+        DotSet::Scalar,
+        DotSet::Simd128,
+        DotSet::Neon,
+        DotSet::NeonDot,
+        DotSet::Avx2,
+        DotSet::Avx512,
+        DotSet::Avx512Vnni,
+    ];
 
     pub(crate) const fn isa(self) -> Isa {
         match self {
             DotSet::Scalar => Isa::Scalar,
+            DotSet::Simd128 => Isa::Simd128,
             DotSet::Neon | DotSet::NeonDot => Isa::Neon,
             DotSet::Avx2 => Isa::Avx2,
             DotSet::Avx512 | DotSet::Avx512Vnni => Isa::Avx512,
@@ -64,6 +78,7 @@ impl DotSet {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             DotSet::Scalar => "scalar",
+            DotSet::Simd128 => "simd128",
             DotSet::Neon => "neon",
             DotSet::NeonDot => "neon_dotprod",
             DotSet::Avx2 => "avx2",
@@ -265,6 +280,43 @@ impl Dot for Avx512VnniDot {
     lookup_512!();
 }
 
+/// Products of bytes fit 16 bits, pairs of them 32.
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+#[derive(Clone, Copy)]
+pub(super) struct Simd128Dot(Simd128);
+
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+impl Dot for Simd128Dot {
+    type S = Simd128;
+
+    #[inline(always)]
+    fn simd(self) -> Simd128 {
+        self.0
+    }
+    #[inline(always)]
+    fn dot(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        let mut out = acc;
+        for part in 0..4 {
+            let low = i32x4_extadd_pairwise_i16x8(i16x8_extmul_low_i8x16(w[part], x[part]));
+            let high = i32x4_extadd_pairwise_i16x8(i16x8_extmul_high_i8x16(w[part], x[part]));
+            let (even, odd) =
+                (i32x4_shuffle::<0, 2, 4, 6>(low, high), i32x4_shuffle::<1, 3, 5, 7>(low, high));
+            out[part] = i32x4_add(acc[part], i32x4_add(even, odd));
+        }
+        out
+    }
+    #[inline(always)]
+    fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, self.0.ixor(w, self.0.isplat(SIGNS)), x)
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self> {
+        // SAFETY: the table has 16 bytes.
+        let table = unsafe { v128_load(table.as_ptr().cast()) };
+        index.map(|part| i8x16_swizzle(table, part))
+    }
+}
+
 #[cfg(target_arch = "aarch64")]
 macro_rules! neon_dot {
     ($name:ident, |$acc:ident, $w:ident, $x:ident| $dot:expr) => {
@@ -312,7 +364,7 @@ macro_rules! neon_dot {
 }
 
 /// The sign bit of each byte.
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", all(target_arch = "wasm32", target_feature = "simd128")))]
 const SIGNS: i32 = 0x8080_8080_u32 as i32;
 
 #[cfg(target_arch = "aarch64")]
@@ -371,6 +423,8 @@ instances! {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")]
     run_avx512_vnni = Avx512VnniDot(Avx512::assume());
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    run_simd128 = Simd128Dot(Simd128::assume());
     #[cfg(target_arch = "aarch64")]
     #[target_feature(enable = "neon")]
     run_neon = NeonPlainDot(Neon::assume());
@@ -391,6 +445,8 @@ pub(super) const fn dot_entry<B: Body>(set: DotSet) -> Option<DotEntry<B::Args>>
         DotSet::Avx512 => Some(B::run_avx512),
         #[cfg(target_arch = "x86_64")]
         DotSet::Avx512Vnni => Some(B::run_avx512_vnni),
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        DotSet::Simd128 => Some(B::run_simd128),
         #[cfg(target_arch = "aarch64")]
         DotSet::Neon => Some(B::run_neon),
         #[cfg(target_arch = "aarch64")]

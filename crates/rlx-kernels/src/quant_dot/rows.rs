@@ -1,7 +1,7 @@
 //! Rows of f32 to bytes: one scale per 32 inputs, the same for every number of rows.
 
 use super::format::{ANCHOR_BITS, CELL};
-use crate::isa::{Kernel, LANES, Row, Simd};
+use crate::isa::{Kernel, LANES, Row, Rows, Simd};
 
 /// Bytes of a cell of a row: 32 codes, the scale, two words, four bytes unused.
 pub(super) const CELL_BYTES: usize = CELL + 16;
@@ -39,7 +39,7 @@ pub(super) struct QuantizeArgs {
 }
 
 /// Instances of the row kernel.
-pub(super) static QUANTIZE: [Row<QuantizeArgs>; 4] = Row::all_of::<QuantizeRow>();
+pub(super) static QUANTIZE: Rows<QuantizeArgs> = Row::all_of::<QuantizeRow>();
 
 const TINY: f32 = f32::from_bits((127 - 100) << 23);
 

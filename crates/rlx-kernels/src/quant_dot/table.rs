@@ -57,6 +57,7 @@ macro_rules! format_rows {
             column: dot_entry::<Column<$format>>(DotSet::Scalar),
             sets: &[
                 format_row!($format, DotSet::Scalar, [(1, 1)]),
+                format_row!($format, DotSet::Simd128, [(1, 1), (2, 1)]),
                 format_row!($format, DotSet::Neon, [(1, 1), (2, 1)]),
                 format_row!($format, DotSet::NeonDot, [(1, 2), (1, 1), (2, 1), (3, 1)]),
                 format_row!($format, DotSet::Avx2, [(1, 2), (1, 1), (2, 1)]),
@@ -87,6 +88,7 @@ macro_rules! dense_rows {
     (@ $halves:literal, $min:literal, $wide:literal) => {
         [
             dense_rows!(@ $halves, $min, $wide, DotSet::Scalar, [(1, 1), (2, 1)]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Simd128, [(1, 1), (2, 1)]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Neon, [(1, 1), (2, 1), (3, 1)]),
             dense_rows!(@ $halves, $min, $wide, DotSet::NeonDot, [(1, 1), (2, 1), (3, 1)]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, [(1, 1), (2, 1)]),
@@ -109,7 +111,7 @@ macro_rules! dense_rows {
 }
 
 /// All forms of unpacked strips.
-pub(super) const DENSE: &[[DenseRows; 6]] = dense_rows!(
+pub(super) const DENSE: &[[DenseRows; DotSet::ALL.len()]] = dense_rows!(
     (false, false, false),
     (false, false, true),
     (false, true, false),

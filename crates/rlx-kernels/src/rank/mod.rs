@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// Arguments of arg-max; tile `r` is row `r`. A NaN counts as the largest, as in NumPy.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +36,9 @@ pub struct TopKArgs {
 }
 
 /// Instances of arg-max.
-pub static ARGMAX: [Row<ArgmaxArgs>; 4] = Row::all_of::<ArgmaxF32>();
+pub static ARGMAX: Rows<ArgmaxArgs> = Row::all_of::<ArgmaxF32>();
 /// Instances of top-k.
-pub static TOP_K: [Row<TopKArgs>; 4] = Row::all_of::<TopKF32>();
+pub static TOP_K: Rows<TopKArgs> = Row::all_of::<TopKF32>();
 
 /// Arg-max for `isa`.
 pub fn argmax_entry(isa: Isa) -> Option<Entry<ArgmaxArgs>> {

@@ -9,7 +9,7 @@ mod scan;
 mod tests;
 
 use crate::elementwise::IntegerType;
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 pub use scan::{CUMSUM, CumsumArgs, IOTA, IotaArgs, NumberType, cumsum_entry, iota_entry};
 
 /// How elements combine.
@@ -81,9 +81,9 @@ pub struct IntegerReduceArgs {
 }
 
 /// Instances of the f32 reduction.
-pub static REDUCE: [Row<ReduceArgs>; 4] = Row::all_of::<ReduceF32>();
+pub static REDUCE: Rows<ReduceArgs> = Row::all_of::<ReduceF32>();
 /// Instances of the integer reduction: tile `o` is outer step `o`.
-pub static REDUCE_INTEGER: [Row<IntegerReduceArgs>; 4] = Row::all_of::<ReduceInteger>();
+pub static REDUCE_INTEGER: Rows<IntegerReduceArgs> = Row::all_of::<ReduceInteger>();
 
 /// The f32 reduction for `isa`.
 pub fn reduce_entry(isa: Isa) -> Option<Entry<ReduceArgs>> {

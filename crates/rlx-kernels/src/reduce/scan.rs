@@ -1,4 +1,4 @@
-use crate::isa::{Entry, Isa, Kernel, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, Row, Rows, Simd, select};
 
 /// Type of the elements of a running sum or a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,9 +48,9 @@ pub struct IotaArgs {
 }
 
 /// Instances of the running sum.
-pub static CUMSUM: [Row<CumsumArgs>; 4] = Row::all_of::<Cumsum>();
+pub static CUMSUM: Rows<CumsumArgs> = Row::all_of::<Cumsum>();
 /// Instances of the counter.
-pub static IOTA: [Row<IotaArgs>; 4] = Row::all_of::<Iota>();
+pub static IOTA: Rows<IotaArgs> = Row::all_of::<Iota>();
 
 /// The running sum for `isa`.
 pub fn cumsum_entry(isa: Isa) -> Option<Entry<CumsumArgs>> {

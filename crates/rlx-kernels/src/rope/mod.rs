@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// Arguments of the angle table. Row `r` holds `half` cosines, then `half` sines, of `positions[r] * inv_freq[i]`: the
 /// product rounded to f32, cosine and sine evaluated in f64, times `factor`, rounded to f32. Tile `r` is row `r`.
@@ -65,9 +65,9 @@ impl RopeArgs {
 }
 
 /// Instances of the angle table.
-pub static ANGLES: [Row<AngleArgs>; 4] = Row::all_of::<AnglesF32>();
+pub static ANGLES: Rows<AngleArgs> = Row::all_of::<AnglesF32>();
 /// Instances of the rotation.
-pub static ROPE: [Row<RopeArgs>; 4] = Row::all_of::<RopeF32>();
+pub static ROPE: Rows<RopeArgs> = Row::all_of::<RopeF32>();
 
 /// The angle table for `isa`.
 pub fn angles_entry(isa: Isa) -> Option<Entry<AngleArgs>> {

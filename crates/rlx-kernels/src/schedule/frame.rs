@@ -4,10 +4,10 @@ use super::operand::{Access, Operand, RawRegion};
 use super::{Run, Schedule, StepError};
 use crate::pool::{Pool, Team};
 use rlx_tensor::storage::AlignedBytes;
+use rlx_tensor::time::Instant;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 /// Why a frame cannot be made or launched: the plan and the steps contradict each other, or a buffer is too small.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

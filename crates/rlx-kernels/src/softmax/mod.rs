@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::isa::{Entry, Isa, Kernel, LANES, Row, Simd, select};
+use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 use crate::math::{exp, log};
 
 /// Arguments of softmax and log-softmax.
@@ -38,9 +38,9 @@ impl SoftmaxArgs {
 }
 
 /// Instances of softmax.
-pub static SOFTMAX: [Row<SoftmaxArgs>; 4] = Row::all_of::<SoftmaxF32>();
+pub static SOFTMAX: Rows<SoftmaxArgs> = Row::all_of::<SoftmaxF32>();
 /// Instances of log-softmax.
-pub static LOG_SOFTMAX: [Row<SoftmaxArgs>; 4] = Row::all_of::<LogSoftmaxF32>();
+pub static LOG_SOFTMAX: Rows<SoftmaxArgs> = Row::all_of::<LogSoftmaxF32>();
 
 /// Softmax for `isa`.
 pub fn softmax_entry(isa: Isa) -> Option<Entry<SoftmaxArgs>> {

@@ -6,10 +6,10 @@ use crate::weights::{WeightKind, WeightRegistry};
 use rlx_graph::Op;
 use rlx_graph::passes::{OpSet, Target};
 use rlx_kernels::schedule::StepError;
+use rlx_tensor::time::Instant;
 use rlx_tensor::{DTypeClass, Dim, Shape, Symbol, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 /// Runs every op by its reference evaluation.
 pub struct ReferenceBackend {

@@ -161,7 +161,7 @@ from_text! {
     Fraction: "number in (0, 1]";
     Switch: "0 or 1";
     DeviceId: "device";
-    Isa: "scalar, neon, avx2 or avx512";
+    Isa: "scalar, simd128, neon, avx2 or avx512";
 }
 
 impl SettingValue for PathBuf {

@@ -9,10 +9,11 @@ use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::softmax::Softmax;
 use rlx_graph::{Graph, GraphError};
 use rlx_kernels::schedule::RunControl;
+use rlx_tensor::time::Instant;
 use rlx_tensor::{DType, DimBinding, Shape};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What one measurement may take, unless a single run takes longer.
 const BUDGET: Duration = Duration::from_millis(40);

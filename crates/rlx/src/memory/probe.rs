@@ -1,8 +1,12 @@
 //! What the system says about memory.
 
 mod commands;
+#[cfg(target_arch = "wasm32")]
+mod module;
 
 pub use commands::{Commands, MacProbe, Shell, WindowsProbe};
+#[cfg(target_arch = "wasm32")]
+pub use module::ModuleProbe;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,13 +93,16 @@ impl MemoryProbe for FixedProbe {
 
 /// The machine that this process runs on.
 ///
-/// Linux and Android are read through [`ProcProbe`], macOS through [`MacProbe`], Windows through [`WindowsProbe`]. Elsewhere every
-/// figure is unknown.
+/// Linux and Android are read through [`ProcProbe`], macOS through [`MacProbe`], Windows through [`WindowsProbe`], a WebAssembly module
+/// by its own memory. Elsewhere every figure is unknown.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemProbe;
 
 impl SystemProbe {
     fn of_system(self) -> Option<Box<dyn MemoryProbe>> {
+        #[cfg(target_arch = "wasm32")]
+        return Some(Box::new(ModuleProbe));
+        #[cfg(not(target_arch = "wasm32"))]
         match std::env::consts::OS {
             "linux" | "android" => Some(Box::new(ProcProbe { root: PathBuf::from("/") })),
             "macos" => Some(Box::new(MacProbe::new(Shell))),

@@ -1,9 +1,9 @@
 //! Ending a run from outside.
 
 use rlx_kernels::schedule::RunControl;
+use rlx_tensor::time::Instant;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// Lets another thread end a run, or whatever holds the token, between two steps.
 #[derive(Debug, Clone, Default)]

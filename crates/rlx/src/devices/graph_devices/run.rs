@@ -5,9 +5,10 @@ use crate::devices::fallback::{DeviceAttempt, DeviceFallbackError};
 use crate::devices::id::DeviceId;
 use crate::devices::policy::DeviceError;
 use crate::session::{CompiledGraph, SessionError, TensorArg};
+use rlx_tensor::time::Instant;
 use rlx_tensor::{DimBinding, Tensor};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What one device took.
 #[derive(Debug)]

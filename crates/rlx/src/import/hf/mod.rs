@@ -19,8 +19,9 @@ pub use sentence::{
 };
 
 use super::ImportError;
+use super::json::{Json, JsonFault, read_json_file};
 use super::safetensors::SafetensorsLoader;
-use crate::weights::{BytesWeightLoader, WeightLoader};
+use crate::weights::{BytesWeightLoader, SharedBytes, WeightLoader};
 
 /// The architecture's description.
 pub const CONFIG_FILE: &str = "config.json";
@@ -39,7 +40,7 @@ pub struct HfFolder {
 #[derive(Debug, Clone)]
 enum HeldFiles {
     Embedded(EmbeddedFiles),
-    Bundled(Arc<[(String, Vec<u8>)]>),
+    Bundled(Arc<[(String, SharedBytes)]>),
 }
 
 /// Files of a model that is part of a program: names and contents.
@@ -57,9 +58,14 @@ impl HfFolder {
             let found = format!("a {format} file, expected a folder");
             return Err(ImportError::UnknownFormat { path: resolved.path, found });
         }
-        let folder = HfFolder { root: resolved.path, name: resolved.fetch_name, held: None };
+        let folder = HfFolder { name: resolved.fetch_name, ..HfFolder::on_disk(&resolved.path) };
         folder.need(CONFIG_FILE)?;
         Ok(folder)
+    }
+
+    /// A path, whatever is there.
+    fn on_disk(root: &Path) -> Self {
+        HfFolder { root: root.to_path_buf(), name: root.display().to_string(), held: None }
     }
 
     /// A model whose files are part of the program; `name` stands for the folder in messages.
@@ -67,9 +73,11 @@ impl HfFolder {
         HfFolder { root: PathBuf::from(name), name: name.to_owned(), held: Some(HeldFiles::Embedded(files)) }
     }
 
-    /// A model whose files are part of another file, which `path` names.
-    pub fn bundled(path: &Path, files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
-        let held = Some(HeldFiles::Bundled(files.into_iter().collect()));
+    /// A model whose files are in memory: those of another file, or fetched; `path` names the folder in messages. Files in folders
+    /// of its own are named with `/`.
+    pub fn bundled<B: Into<SharedBytes>>(path: &Path, files: impl IntoIterator<Item = (String, B)>) -> Self {
+        let files = files.into_iter().map(|(name, bytes)| (name, bytes.into()));
+        let held = Some(HeldFiles::Bundled(files.collect()));
         HfFolder { root: path.to_path_buf(), name: path.display().to_string(), held }
     }
 
@@ -83,9 +91,7 @@ impl HfFolder {
     /// # Errors
     /// As [`ConfigReader::open`].
     pub fn config(&self) -> Result<ConfigReader, ImportError> {
-        let missing =
-            || ImportError::MissingFile { path: self.root.join(CONFIG_FILE), advice: self.advice() };
-        self.reader(CONFIG_FILE)?.ok_or_else(missing)
+        self.reader(CONFIG_FILE)?.ok_or_else(|| self.missing(CONFIG_FILE))
     }
 
     /// `generation_config.json`, where there is one.
@@ -117,7 +123,22 @@ impl HfFolder {
         }
     }
 
-    /// The content of a file that is part of the program, or of another file.
+    /// Any JSON value of the folder, where there is one.
+    ///
+    /// # Errors
+    /// As [`ConfigReader::open`].
+    pub fn json(&self, file: &str) -> Result<Option<Json>, ImportError> {
+        let path = self.root.join(file);
+        match (&self.held, self.content(file)) {
+            (None, _) if path.is_file() => read_json_file(&path, config::MAX_CONFIG_BYTES).map(Some),
+            (_, Some(bytes)) => Json::parse(bytes)
+                .map(Some)
+                .map_err(|JsonFault { offset, message }| ImportError::Json { path, offset, message }),
+            (_, None) => Ok(None),
+        }
+    }
+
+    /// The content of a file that is in memory.
     pub fn content(&self, file: &str) -> Option<&[u8]> {
         match self.held.as_ref()? {
             HeldFiles::Embedded(files) => {
@@ -145,12 +166,9 @@ impl HfFolder {
     /// What sentence-transformers adds, where `modules.json` is there.
     ///
     /// # Errors
-    /// As [`SentenceTransformer::open`].
+    /// As [`SentenceTransformer::of_folder`].
     pub fn sentence_transformer(&self) -> Result<Option<SentenceTransformer>, ImportError> {
-        if self.held.is_some() {
-            return Ok(None);
-        }
-        SentenceTransformer::open(&self.root)
+        SentenceTransformer::of_folder(self)
     }
 
     /// The weights, mapped.
@@ -171,19 +189,25 @@ impl HfFolder {
     /// # Errors
     /// As [`HfFolder::weights`].
     pub fn loader(&self) -> Result<Box<dyn WeightLoader>, ImportError> {
-        match (&self.held, self.content("model.safetensors")) {
-            (None, _) => Ok(Box::new(self.weights()?)),
-            (_, Some(bytes)) => Ok(Box::new(BytesWeightLoader::from_safetensors(bytes)?)),
-            (_, None) => {
-                let path = self.root.join("model.safetensors");
-                Err(ImportError::MissingFile { path, advice: self.advice() })
-            }
-        }
+        const FILE: &str = "model.safetensors";
+        let bytes: SharedBytes = match &self.held {
+            None => return Ok(Box::new(self.weights()?)),
+            Some(HeldFiles::Bundled(files)) => match files.iter().find(|(name, _)| name == FILE) {
+                Some((_, bytes)) => bytes.clone(),
+                None => return Err(self.missing(FILE)),
+            },
+            Some(HeldFiles::Embedded(_)) => self.content(FILE).ok_or_else(|| self.missing(FILE))?.into(),
+        };
+        Ok(Box::new(BytesWeightLoader::from_safetensors(bytes)?))
     }
 
     fn need(&self, file: &str) -> Result<PathBuf, ImportError> {
         let path = self.root.join(file);
-        if path.is_file() { Ok(path) } else { Err(ImportError::MissingFile { path, advice: self.advice() }) }
+        if path.is_file() { Ok(path) } else { Err(self.missing(file)) }
+    }
+
+    fn missing(&self, file: &str) -> ImportError {
+        ImportError::MissingFile { path: self.root.join(file), advice: self.advice() }
     }
 
     fn advice(&self) -> String {

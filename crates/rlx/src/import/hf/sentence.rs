@@ -3,8 +3,9 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::super::ImportError;
-use super::super::json::{Json, read_json_file};
-use super::config::{ConfigReader, MAX_CONFIG_BYTES};
+use super::super::json::Json;
+use super::config::ConfigReader;
+use super::{CONFIG_FILE, HfFolder};
 
 /// A sentence encoder: its modules in order, and what its configs say.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +89,9 @@ pub struct SentencePrompts {
     pub default: Option<String>,
 }
 
+/// The modules of a sentence encoder.
+const MODULES_FILE: &str = "modules.json";
+
 /// Flag, newer name and meaning, in the order of concatenation.
 const MODES: &[(&str, &str, PoolingMode)] = &[
     ("pooling_mode_cls_token", "cls", PoolingMode::Cls),
@@ -114,16 +118,22 @@ impl SentenceTransformer {
         }
     }
 
-    /// Reads a folder; `None` without `modules.json`.
+    /// Reads a folder on disk; `None` without `modules.json`.
+    ///
+    /// # Errors
+    /// As [`SentenceTransformer::of_folder`].
+    pub fn open(root: &Path) -> Result<Option<Self>, ImportError> {
+        Self::of_folder(&HfFolder::on_disk(root))
+    }
+
+    /// Reads a folder, on disk or not; `None` without `modules.json`.
     ///
     /// # Errors
     /// [`ImportError`] for a broken file, a module that is not supported or a field that is not understood.
-    pub fn open(root: &Path) -> Result<Option<Self>, ImportError> {
-        let path = root.join("modules.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let modules = read_modules(&path)?;
+    pub fn of_folder(folder: &HfFolder) -> Result<Option<Self>, ImportError> {
+        let (root, path) = (folder.root(), folder.root().join(MODULES_FILE));
+        let Some(json) = folder.json(MODULES_FILE)? else { return Ok(None) };
+        let modules = read_modules(&path, &json)?;
         let kinds: Vec<SentenceModuleKind> = modules.iter().map(|module| module.kind).collect();
         use SentenceModuleKind::{Normalize, Pooling, Transformer};
         let normalize = match kinds[..] {
@@ -139,10 +149,12 @@ impl SentenceTransformer {
             }
         };
         let transformer = root.join(&modules[0].path);
-        let pooling =
-            PoolingConfig::read(&ConfigReader::open(root.join(&modules[1].path).join("config.json"))?)?;
-        let (max_seq_length, do_lower_case) = read_limits(&transformer)?;
-        let prompts = SentencePrompts::open(root)?;
+        let pooling = inside(&modules[1].path, CONFIG_FILE);
+        let pooling = folder.reader(&pooling)?.ok_or_else(|| folder.missing(&pooling))?;
+        let pooling = PoolingConfig::read(&pooling)?;
+        let (max_seq_length, do_lower_case) =
+            read_limits(folder, &inside(&modules[0].path, "sentence_bert_config.json"))?;
+        let prompts = SentencePrompts::of_folder(folder)?;
         Ok(Some(SentenceTransformer {
             modules,
             transformer,
@@ -155,15 +167,20 @@ impl SentenceTransformer {
     }
 }
 
-fn read_modules(path: &Path) -> Result<Vec<SentenceModule>, ImportError> {
+/// The name of a file in one of the folder's own.
+fn inside(folder: &Path, file: &str) -> String {
+    let parts = folder.iter().map(|part| part.to_string_lossy().into_owned());
+    parts.chain([file.to_owned()]).collect::<Vec<_>>().join("/")
+}
+
+fn read_modules(path: &Path, json: &Json) -> Result<Vec<SentenceModule>, ImportError> {
     let wrong = |field: String, expected: &str, found: String| ImportError::Field {
         path: path.to_path_buf(),
         field,
         expected: expected.to_owned(),
         found,
     };
-    let json = read_json_file(path, MAX_CONFIG_BYTES)?;
-    let Json::Array(items) = &json else {
+    let Json::Array(items) = json else {
         return Err(wrong("(top level)".to_owned(), "an array of modules", json.kind().to_owned()));
     };
     let mut modules = Vec::new();
@@ -229,12 +246,8 @@ impl PoolingConfig {
     }
 }
 
-fn read_limits(transformer: &Path) -> Result<(Option<usize>, bool), ImportError> {
-    let path = transformer.join("sentence_bert_config.json");
-    if !path.is_file() {
-        return Ok((None, false));
-    }
-    let cfg = ConfigReader::open(path)?;
+fn read_limits(folder: &HfFolder, file: &str) -> Result<(Option<usize>, bool), ImportError> {
+    let Some(cfg) = folder.reader(file)? else { return Ok((None, false)) };
     let limits = (cfg.optional_in("max_seq_length", 1..=1 << 24)?, cfg.or("do_lower_case", false)?);
     cfg.must_be("transformer_task", "feature-extraction".to_owned())?;
     cfg.ignore(&["modality_config", "module_output_name"]);
@@ -243,12 +256,10 @@ fn read_limits(transformer: &Path) -> Result<(Option<usize>, bool), ImportError>
 }
 
 impl SentencePrompts {
-    fn open(root: &Path) -> Result<Self, ImportError> {
-        let path = root.join("config_sentence_transformers.json");
-        if !path.is_file() {
+    fn of_folder(folder: &HfFolder) -> Result<Self, ImportError> {
+        let Some(cfg) = folder.reader("config_sentence_transformers.json")? else {
             return Ok(SentencePrompts::default());
-        }
-        let cfg = ConfigReader::open(path)?;
+        };
         let mut prompts = Vec::new();
         if let Some(section) = cfg.section("prompts")? {
             for name in section.field_names() {
@@ -302,6 +313,21 @@ mod tests {
         assert_eq!(read.transformer, folder.path().join(""));
         let plain = tempfile::tempdir().unwrap();
         assert!(SentenceTransformer::open(plain.path()).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_folder_in_memory_is_read_as_one_on_disk_is() {
+        let folder = folder(MODULES, POOLING);
+        let files = ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"];
+        let held = |names: &[&str]| {
+            let content = |name: &&str| ((*name).to_owned(), fs::read(folder.path().join(name)).unwrap());
+            HfFolder::bundled(folder.path(), names.iter().map(content))
+        };
+        let read = held(&files).sentence_transformer().unwrap();
+        assert_eq!(read, SentenceTransformer::open(folder.path()).unwrap());
+        assert_eq!(held(&[]).sentence_transformer().unwrap(), None);
+        let text = held(&files[..1]).sentence_transformer().unwrap_err().to_string();
+        assert!(text.contains("1_Pooling/config.json: file is missing"), "{text}");
     }
 
     #[test]

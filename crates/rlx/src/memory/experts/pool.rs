@@ -7,11 +7,11 @@ use crate::weights::PinGuard;
 use rlx_kernels::gemm::{PackError, PackedMatrix, Precision, WeightOrder, WeightPart, WeightType, pack};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::steps::moe::{ExpertSource, LoadedExpert};
+use rlx_tensor::time::Instant;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
