@@ -1,20 +1,22 @@
 //! Devices through wgpu: Vulkan here, and what else it is built with.
 
-mod memory;
+mod work;
 
-use crate::device::{DeviceBackend, Driver, Job};
+use crate::device::DeviceBackend;
+use crate::device::driver::{Batch, Driver, Limits, exhausted, lost, refused};
 use crate::ffi::trusted;
 use crate::ir::Kernel;
 use crate::lower::MAX_WEIGHTS;
 use crate::print::wgsl;
-use memory::Memory;
 use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
 use rlx::config::Config;
 use rlx::devices::Device;
 use rlx::session::SessionError;
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use work::{Submitted, Work};
 
 /// The devices that the process's graphics drivers show.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,7 +58,7 @@ impl BackendProvider for GpuProvider {
         let adapter = adapters().into_iter().nth(index as usize).ok_or_else(|| BackendError::Lost {
             reason: format!("adapter {index} has gone since it was counted"),
         })?;
-        Ok(Arc::new(DeviceBackend::new(Gpu::open(&adapter)?)))
+        Ok(Arc::new(DeviceBackend::open(Gpu::open(&adapter)?)?))
     }
 }
 
@@ -76,13 +78,19 @@ struct Gpu {
     faults: Arc<Mutex<Faults>>,
     /// Layouts for kernels of so many weights.
     layouts: Vec<(wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    allocated: AtomicU64,
+}
+
+/// A buffer, with a number that no other has had.
+struct Words {
+    buffer: wgpu::Buffer,
+    number: u64,
 }
 
 /// A kernel as the driver compiled it.
 struct Compiled {
     pipeline: wgpu::ComputePipeline,
     weights: usize,
-    arguments: usize,
 }
 
 fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
@@ -105,7 +113,7 @@ fn storage(binding: u32, read_only: bool, dynamic: bool) -> wgpu::BindGroupLayou
 impl Gpu {
     fn open(adapter: &wgpu::Adapter) -> Result<Self, BackendError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
-        let refused = |reason: String| BackendError::Lost { reason: format!("{}: {reason}", info.name) };
+        let refused = |reason: String| lost(&info.name, "opening it", reason);
         if (limits.max_storage_buffers_per_shader_stage as usize) < 2 + MAX_WEIGHTS {
             let count = limits.max_storage_buffers_per_shader_stage;
             return Err(refused(format!(
@@ -142,33 +150,29 @@ impl Gpu {
             (group, pipeline)
         };
         let layouts = (0..=MAX_WEIGHTS as u32).map(layout).collect();
-        Ok(Gpu { device, queue, info, limits, faults, layouts })
+        Ok(Gpu { device, queue, info, limits, faults, layouts, allocated: AtomicU64::new(0) })
     }
 
-    /// Calls the device; what it says against it becomes an error.
-    fn guarded<T>(&self, what: &str, bytes: u64, call: impl FnOnce() -> T) -> Result<T, BackendError> {
+    /// Calls the device; what it says against it becomes an error. `words` is how many it is asked for.
+    fn guarded<T>(&self, what: &str, words: usize, call: impl FnOnce() -> T) -> Result<T, BackendError> {
         let invalid = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let value = call();
         let (memory, invalid) = (wait(memory.pop()), wait(invalid.pop()));
         if memory.is_some() {
-            return Err(BackendError::OutOfMemory { bytes, what: what.to_owned() });
+            return Err(exhausted(&self.name(), what, words));
         }
         if let Some(error) = invalid {
-            return Err(BackendError::Unsupported {
-                op: what.to_owned(),
-                location: self.info.name.clone(),
-                reason: error.to_string(),
-            });
+            return Err(refused(&self.name(), what, error));
         }
-        self.alive().map(|()| value)
+        self.alive(what).map(|()| value)
     }
 
     /// An error if the device has been lost, or failed outside of a call.
-    fn alive(&self) -> Result<(), BackendError> {
+    fn alive(&self, during: &str) -> Result<(), BackendError> {
         let mut faults = lock(&self.faults);
         match (faults.lost.clone(), faults.error.take()) {
-            (Some(reason), _) | (None, Some(reason)) => Err(BackendError::Lost { reason }),
+            (Some(reason), _) | (None, Some(reason)) => Err(lost(&self.name(), during, reason)),
             (None, None) => Ok(()),
         }
     }
@@ -182,10 +186,10 @@ impl Gpu {
         let size = (words.max(1) as u64) * 4;
         if size > self.limits.max_buffer_size {
             let what = format!("{what} (a buffer has at most {} bytes)", self.limits.max_buffer_size);
-            return Err(BackendError::OutOfMemory { bytes: size, what });
+            return Err(exhausted(&self.name(), &what, words));
         }
         let desc = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
-        self.guarded(what, size, || self.device.create_buffer(&desc))
+        self.guarded(what, words, || self.device.create_buffer(&desc))
     }
 
     fn write(&self, buffer: &wgpu::Buffer, at: usize, words: &[u32]) {
@@ -196,10 +200,18 @@ impl Gpu {
     }
 }
 
+/// What any buffer may be used for, but to be mapped.
+const USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
+
+/// Programs along one axis of a grid.
+const GRID: usize = 32_768;
+
 impl Driver for Gpu {
-    type Weight = wgpu::Buffer;
-    type Kernels = Vec<Compiled>;
-    type Memory = Memory;
+    type Buffer = Words;
+    type Kernel = Compiled;
+    type Work = Work;
+    type Pending = Submitted;
 
     fn name(&self) -> String {
         format!("gpu ({})", self.info.name)
@@ -215,54 +227,57 @@ impl Driver for Gpu {
         format!("gpu {version} {:?} {} {} {}", info.backend, info.name, info.driver, info.driver_info)
     }
 
-    fn binding_words(&self) -> usize {
-        usize::try_from(self.limits.max_storage_buffer_binding_size / 4).unwrap_or(usize::MAX)
+    fn limits(&self) -> Limits {
+        let binding = self.limits.max_storage_buffer_binding_size / 4;
+        Limits {
+            binding_words: usize::try_from(binding).unwrap_or(usize::MAX),
+            argument_words: self.limits.min_storage_buffer_offset_alignment.max(4) as usize / 4,
+            grid: GRID.min(self.limits.max_compute_workgroups_per_dimension as usize),
+        }
     }
 
-    fn weight(&self, name: &str, words: &[u32]) -> Result<wgpu::Buffer, BackendError> {
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let buffer = self.buffer(name, words.len(), usage)?;
-        self.guarded(name, words.len() as u64 * 4, || {
-            self.write(&buffer, 0, words);
+    fn allocate(&self, what: &str, words: usize) -> Result<Words, BackendError> {
+        let buffer = self.buffer(what, words, USAGE)?;
+        Ok(Words { buffer, number: self.allocated.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    fn upload(&self, what: &str, to: &Words, words: &[u32]) -> Result<(), BackendError> {
+        self.guarded(what, words.len(), || {
+            self.write(&to.buffer, 0, words);
             // What is written waits in memory of the host until something is submitted.
             self.queue.submit([]);
+        })
+    }
+
+    fn compile(&self, kernel: &Kernel) -> Result<Compiled, BackendError> {
+        let (text, weights) = (wgsl::print(kernel), kernel.weights() as usize);
+        let pipeline = self.guarded(&format!("kernel {}", kernel.name), 0, || {
+            let module = trusted::module(&self.device, &kernel.name, &text);
+            let options = wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..wgpu::PipelineCompilationOptions::default()
+            };
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(&kernel.name),
+                layout: Some(&self.layouts[weights].1),
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: options,
+                cache: None,
+            })
         })?;
-        Ok(buffer)
+        Ok(Compiled { pipeline, weights })
     }
 
-    fn prepare(&self, kernels: &[Arc<Kernel>]) -> Result<Vec<Compiled>, BackendError> {
-        let compile = |kernel: &Arc<Kernel>| {
-            let (text, weights) = (wgsl::print(kernel), kernel.weights() as usize);
-            let pipeline = self.guarded(&format!("kernel {}", kernel.name), 0, || {
-                let module = trusted::module(&self.device, &kernel.name, &text);
-                let options = wgpu::PipelineCompilationOptions {
-                    zero_initialize_workgroup_memory: false,
-                    ..wgpu::PipelineCompilationOptions::default()
-                };
-                self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                    label: Some(&kernel.name),
-                    layout: Some(&self.layouts[weights].1),
-                    module: &module,
-                    entry_point: Some("main"),
-                    compilation_options: options,
-                    cache: None,
-                })
-            })?;
-            Ok(Compiled { pipeline, weights, arguments: kernel.args.len() })
-        };
-        kernels.iter().map(compile).collect()
+    fn work(&self) -> Result<Work, BackendError> {
+        Ok(Work::default())
     }
 
-    fn memory(&self, words: usize) -> Result<Memory, BackendError> {
-        Memory::new(self, words)
+    fn submit(&self, work: &mut Work, batch: &Batch<'_, Self>) -> Result<Submitted, BackendError> {
+        work.submit(self, batch)
     }
 
-    fn run(
-        &self,
-        kernels: &Vec<Compiled>,
-        memory: &mut Memory,
-        job: &Job<'_, wgpu::Buffer>,
-    ) -> Result<Vec<Vec<u32>>, BackendError> {
-        memory.run(self, kernels, job)
+    fn read(&self, work: &mut Work, pending: Submitted) -> Result<Vec<u32>, BackendError> {
+        work.read(self, &pending)
     }
 }

@@ -2,23 +2,41 @@
 
 #![forbid(unsafe_code)]
 
-use crate::device::{DeviceBackend, Driver, Job};
+use crate::device::DeviceBackend;
+use crate::device::driver::{Batch, Driver, Limits, refused};
 use crate::ir::Kernel;
 use crate::ir::interpret::Machine;
 use rlx::backend::{Backend, BackendError};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-struct Emulator;
+pub(crate) struct Emulator;
 
 /// A backend that runs the kernels of devices by their interpreter, and fails where one reads or writes what it must not.
 pub fn emulated() -> Arc<dyn Backend> {
-    Arc::new(DeviceBackend::new(Emulator))
+    match DeviceBackend::open(Emulator) {
+        Ok(backend) => Arc::new(backend),
+        Err(error) => unreachable!("the interpreter agrees with itself: {error}"),
+    }
+}
+
+/// Words with what has been done to them.
+pub(crate) struct Words(RwLock<Machine>);
+
+impl Words {
+    fn read(&self) -> RwLockReadGuard<'_, Machine> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Machine> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Driver for Emulator {
-    type Weight = Vec<u32>;
-    type Kernels = Vec<Arc<Kernel>>;
-    type Memory = Machine;
+    type Buffer = Words;
+    type Kernel = Kernel;
+    type Work = ();
+    type Pending = Vec<u32>;
 
     fn name(&self) -> String {
         "emulated gpu".to_owned()
@@ -32,50 +50,57 @@ impl Driver for Emulator {
         format!("emulated gpu {}", env!("CARGO_PKG_VERSION"))
     }
 
-    fn binding_words(&self) -> usize {
-        usize::MAX
+    fn limits(&self) -> Limits {
+        Limits { binding_words: usize::MAX, argument_words: 1, grid: usize::MAX }
     }
 
-    fn weight(&self, _name: &str, words: &[u32]) -> Result<Vec<u32>, BackendError> {
-        Ok(words.to_vec())
+    fn allocate(&self, _what: &str, words: usize) -> Result<Words, BackendError> {
+        Ok(Words(RwLock::new(Machine::new(words))))
     }
 
-    fn prepare(&self, kernels: &[Arc<Kernel>]) -> Result<Vec<Arc<Kernel>>, BackendError> {
-        Ok(kernels.to_vec())
+    fn upload(&self, _what: &str, buffer: &Words, words: &[u32]) -> Result<(), BackendError> {
+        buffer.write().write(0, words);
+        Ok(())
     }
 
-    fn memory(&self, words: usize) -> Result<Machine, BackendError> {
-        Ok(Machine::new(words))
+    fn compile(&self, kernel: &Kernel) -> Result<Kernel, BackendError> {
+        Ok(kernel.clone())
     }
 
-    fn run(
-        &self,
-        kernels: &Vec<Arc<Kernel>>,
-        machine: &mut Machine,
-        job: &Job<'_, Vec<u32>>,
-    ) -> Result<Vec<Vec<u32>>, BackendError> {
-        let fault = |op: &str, reason: String| BackendError::Unsupported {
-            op: op.to_owned(),
-            location: "the interpreter of kernels".to_owned(),
-            reason,
-        };
-        machine.forget();
-        for (at, words) in &job.uploads {
-            machine.write(*at, words);
+    fn work(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn submit(&self, _work: &mut (), batch: &Batch<'_, Self>) -> Result<Vec<u32>, BackendError> {
+        batch.arena.write().forget();
+        for write in &batch.writes {
+            write.to.write().write(write.at, &write.words);
         }
-        for dispatch in &job.dispatches {
-            let kernel = &kernels[dispatch.kernel];
-            let weights: Vec<&[u32]> = dispatch.weights.iter().map(|w| w.as_slice()).collect();
-            let ran = machine.run(kernel, &dispatch.arguments, &weights, dispatch.programs);
-            ran.map_err(|violation| fault(&kernel.name, violation.to_string()))?;
+        for call in &batch.calls {
+            let kernel = call.kernel;
+            let arguments: Vec<i32> = {
+                let table = batch.arguments.read();
+                table.words(call.arguments, kernel.args.len()).iter().map(|&word| word as i32).collect()
+            };
+            let bound: Vec<_> = call.bound.iter().map(|words| words.read()).collect();
+            let weights: Vec<&[u32]> = bound.iter().map(|machine| machine.words(0, machine.len())).collect();
+            let programs = call.grid[0] * call.grid[1];
+            let ran = batch.arena.write().run(kernel, &arguments, &weights, programs);
+            ran.map_err(|e| refused(&self.name(), &format!("kernel {}", kernel.name), e))?;
         }
-        let mut read = Vec::with_capacity(job.downloads.len());
-        for &(at, count) in &job.downloads {
-            if !machine.is_written(at, count) {
-                return Err(fault("download", format!("words {at} .. {} were not all written", at + count)));
+        let mut words = Vec::with_capacity(batch.words_read());
+        for read in &batch.reads {
+            let from = read.from.read();
+            if !from.is_written(read.at, read.count) {
+                let range = format!("words {} .. {} were not all written", read.at, read.at + read.count);
+                return Err(refused(&self.name(), batch.graph, range));
             }
-            read.push(machine.words(at, count).to_vec());
+            words.extend_from_slice(from.words(read.at, read.count));
         }
-        Ok(read)
+        Ok(words)
+    }
+
+    fn read(&self, _work: &mut (), pending: Vec<u32>) -> Result<Vec<u32>, BackendError> {
+        Ok(pending)
     }
 }

@@ -1,6 +1,7 @@
 //! The backend held to the op cases, by the interpreter of kernels and, with the feature `wgpu`, on the first adapter there is.
 
 mod conformance;
+mod faults;
 mod kernels;
 #[cfg(feature = "translate")]
 mod translate;

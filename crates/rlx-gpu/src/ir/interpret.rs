@@ -45,6 +45,12 @@ impl Machine {
         }
     }
 
+    /// Words of the arena, in number.
+    #[expect(clippy::len_without_is_empty, reason = "an arena of no words is as good as any")]
+    pub fn len(&self) -> usize {
+        self.arena.len()
+    }
+
     /// Words of the arena.
     pub fn words(&self, at: usize, count: usize) -> &[u32] {
         &self.arena[at..at + count]

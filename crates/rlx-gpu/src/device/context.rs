@@ -1,0 +1,191 @@
+//! Runs of a program: what goes up, what is launched, what comes back.
+
+use super::Loaded;
+use super::driver::{Batch, Call, Driver, Read, Write};
+use super::layout::Layout;
+use super::words;
+use crate::lower::is_weight;
+use rlx::backend::{BackendError, Context, Io};
+use rlx::plan::{BufferKind, InterfaceEntry, Lir, PlanError};
+use rlx_kernels::schedule::{FrameError, RunControl, StepError};
+use rlx_tensor::time::Instant;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A device's memory for one run at a time.
+pub(super) struct DeviceContext<D: Driver> {
+    loaded: Arc<Loaded<D>>,
+    layout: Layout,
+    arena: D::Buffer,
+    /// The table of arguments, with room for every launch of the plan.
+    arguments: D::Buffer,
+    work: D::Work,
+    capacities: Vec<usize>,
+    sizes: Vec<usize>,
+    arena_bytes: usize,
+}
+
+impl<D: Driver> fmt::Debug for DeviceContext<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DeviceContext({} words)", self.layout.words)
+    }
+}
+
+fn stop(control: &RunControl<'_>) -> Result<(), BackendError> {
+    if control.cancel.is_some_and(|c| c.load(Ordering::Relaxed)) {
+        return Err(BackendError::Step(StepError::Cancelled));
+    }
+    match control.deadline.is_some_and(|d| Instant::now() >= d) {
+        true => Err(BackendError::Step(StepError::DeadlinePassed)),
+        false => Ok(()),
+    }
+}
+
+impl<D: Driver> DeviceContext<D> {
+    pub fn new(loaded: Arc<Loaded<D>>, lir: &Lir) -> Result<Self, BackendError> {
+        let layout = Layout::new(lir, &loaded.plan.dtypes, loaded.plan.guards.len());
+        let arena = loaded.device.allocate("the arena of a run", layout.words)?;
+        let table = loaded.plan.pitch(loaded.device.driver.limits()) * loaded.plan.launches.len().max(1);
+        let arguments = loaded.device.allocate("the arguments of a run", table)?;
+        let work = loaded.device.driver.work()?;
+        let capacities = lir.capacities().to_vec();
+        let arena_bytes = lir.arena_bytes();
+        Ok(Self { loaded, layout, arena, arguments, work, capacities, sizes: Vec::new(), arena_bytes })
+    }
+
+    fn bind_sizes(&mut self, symbols: &[usize]) -> Result<(), BackendError> {
+        let sizes = self.loaded.template.sizes();
+        sizes.eval(symbols, &mut self.sizes).map_err(PlanError::from)?;
+        for (index, (&value, &capacity)) in self.sizes.iter().zip(&self.capacities).enumerate() {
+            if value > capacity {
+                return Err(FrameError::AboveCapacity { index, value, capacity }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What a run writes to the arena before its first kernel.
+    fn uploads(&self, io: &Io<'_, '_>) -> Result<Vec<(usize, Vec<u32>)>, BackendError> {
+        let template = &self.loaded.template;
+        let mut uploads = vec![(0, vec![0; self.layout.guards])];
+        for (id, buffer) in template.buffer_ids() {
+            let (Some(dtype), Some(at)) = (self.loaded.plan.dtypes[id.index()], self.layout.placed(id))
+            else {
+                continue;
+            };
+            let words = match &buffer.kind {
+                BufferKind::Input(i) => words::widened(&template.inputs()[*i].name, dtype, io.inputs[*i])?,
+                BufferKind::State(i) => {
+                    words::widened(&template.states()[*i].name, dtype, io.states[*i].as_slice())?
+                }
+                BufferKind::Const(tensor) if !is_weight(template, id) => {
+                    words::widened("a constant", dtype, tensor.bytes())?
+                }
+                _ => continue,
+            };
+            uploads.push((at, words));
+        }
+        Ok(uploads)
+    }
+
+    /// What comes back: the words of checks, outputs, states.
+    fn downloads(&self, io: &Io<'_, '_>) -> Vec<(usize, usize)> {
+        let template = &self.loaded.template;
+        let range = |entry: &InterfaceEntry, bytes: usize| {
+            let (dtype, buffer) = (entry.place.dtype, entry.place.buffer);
+            (self.layout.offset(buffer), bytes / dtype.element_bytes().unwrap_or(1))
+        };
+        let mut downloads = vec![(0, self.layout.guards)];
+        let outputs = template.outputs().iter().zip(io.outputs.iter());
+        downloads.extend(outputs.map(|(entry, bytes)| range(entry, bytes.len())));
+        let states = template.states().iter().zip(io.states.iter());
+        let states = states.filter(|(entry, _)| self.layout.placed(entry.place.buffer).is_some());
+        downloads.extend(states.map(|(entry, bytes)| range(entry, bytes.as_slice().len())));
+        downloads
+    }
+
+    /// Makes the batch of a run and hands it to the device.
+    fn submit(&mut self, io: &Io<'_, '_>, downloads: &[(usize, usize)]) -> Result<D::Pending, BackendError> {
+        let loaded = Arc::clone(&self.loaded);
+        let (template, plan, device) = (&loaded.template, &loaded.plan, &loaded.device);
+        let uploads = self.uploads(io)?;
+        let limits = device.driver.limits();
+        let schedule = plan.schedule(template, &self.layout, limits, &self.sizes, io.symbols)?;
+        let Self { arena, arguments, work, .. } = self;
+        let bound = |launch: usize| {
+            let weights = plan.launches[launch].weights.iter();
+            weights.filter_map(|b| loaded.weights[b.index()].as_deref()).collect()
+        };
+        let calls = schedule.planned.iter().map(|planned| Call {
+            kernel: &*loaded.kernels[plan.kernel_of[planned.launch]],
+            arguments: planned.arguments,
+            bound: bound(planned.launch),
+            grid: planned.grid,
+        });
+        let (arena, arguments) = (&*arena, &*arguments);
+        let table = Write { to: arguments, at: 0, words: schedule.arguments };
+        let uploads = uploads.into_iter().map(|(at, words)| Write { to: arena, at, words });
+        let batch = Batch {
+            graph: template.name(),
+            arena,
+            arguments,
+            pitch: schedule.pitch,
+            writes: std::iter::once(table).chain(uploads).filter(|w| !w.words.is_empty()).collect(),
+            calls: calls.collect(),
+            reads: downloads.iter().map(|&(at, count)| Read { from: arena, at, count }).collect(),
+        };
+        device.driver.submit(work, &batch)
+    }
+
+    /// Fails for the first check of a kernel that did not hold.
+    fn check(&self, failed: &[u32]) -> Result<(), BackendError> {
+        match self.loaded.plan.guards.iter().zip(failed).find(|(_, word)| **word != 0) {
+            None => Ok(()),
+            Some((guard, _)) => {
+                let step = &self.loaded.template.steps()[guard.step];
+                let step = format!("{} at {}", step.op.def().name(), step.location);
+                Err(BackendError::Step(StepError::Value { step, reason: guard.reason.to_owned() }))
+            }
+        }
+    }
+
+    /// Gives the caller what was read.
+    fn deliver(&self, io: &mut Io<'_, '_>, downloads: &[(usize, usize)], words: &[u32]) {
+        let template = &self.loaded.template;
+        let mut rest = words;
+        let mut ranges = downloads.iter().map(|&(_, count)| {
+            let (range, after) = rest.split_at(count);
+            rest = after;
+            range
+        });
+        ranges.next();
+        for (entry, bytes) in template.outputs().iter().zip(io.outputs.iter_mut()) {
+            words::narrowed(entry.place.dtype, ranges.next().unwrap_or_default(), bytes);
+        }
+        for (entry, state) in template.states().iter().zip(io.states.iter_mut()) {
+            if self.layout.placed(entry.place.buffer).is_some() {
+                let words = ranges.next().unwrap_or_default();
+                words::narrowed(entry.place.dtype, words, state.as_mut_slice());
+            }
+        }
+    }
+}
+
+impl<D: Driver> Context for DeviceContext<D> {
+    fn run(&mut self, mut io: Io<'_, '_>) -> Result<(), BackendError> {
+        stop(&io.control)?;
+        self.bind_sizes(io.symbols)?;
+        let downloads = self.downloads(&io);
+        let pending = self.submit(&io, &downloads)?;
+        let words = self.loaded.device.driver.read(&mut self.work, pending)?;
+        self.check(&words[..self.layout.guards])?;
+        stop(&io.control)?;
+        self.deliver(&mut io, &downloads, &words);
+        Ok(())
+    }
+
+    fn bytes(&self) -> (usize, usize) {
+        (self.arena_bytes, (self.layout.words * 4).saturating_sub(self.arena_bytes))
+    }
+}

@@ -1,0 +1,123 @@
+//! What a device must do for a backend: hold words, compile kernels, run a batch. What a batch contains is decided elsewhere, for every
+//! device alike.
+
+use crate::ir::Kernel;
+use rlx::backend::BackendError;
+use std::fmt;
+
+/// What a device takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Words that one binding may have.
+    pub binding_words: usize,
+    /// The first argument of a call stands at a multiple of so many words.
+    pub argument_words: usize,
+    /// Programs along the first axis of a grid at most.
+    pub grid: usize,
+}
+
+/// Words to be written before the first kernel.
+pub(crate) struct Write<'r, B> {
+    pub to: &'r B,
+    pub at: usize,
+    pub words: Vec<u32>,
+}
+
+/// A kernel to be run.
+pub(crate) struct Call<'r, D: Driver + ?Sized> {
+    pub kernel: &'r D::Kernel,
+    /// The first word of its arguments.
+    pub arguments: usize,
+    /// What it binds behind arguments and arena.
+    pub bound: Vec<&'r D::Buffer>,
+    pub grid: [usize; 2],
+}
+
+/// Words to be read after the last kernel.
+pub(crate) struct Read<'r, B> {
+    pub from: &'r B,
+    pub at: usize,
+    pub count: usize,
+}
+
+/// One run: words to write, kernels in order, ranges to read. A device makes one submission of it.
+pub(crate) struct Batch<'r, D: Driver + ?Sized> {
+    /// The graph, for messages.
+    pub graph: &'r str,
+    /// Holds nothing of earlier runs that a kernel may rely on.
+    pub arena: &'r D::Buffer,
+    pub arguments: &'r D::Buffer,
+    /// Words from one call's arguments to the next.
+    pub pitch: usize,
+    pub writes: Vec<Write<'r, D::Buffer>>,
+    pub calls: Vec<Call<'r, D>>,
+    pub reads: Vec<Read<'r, D::Buffer>>,
+}
+
+impl<D: Driver + ?Sized> Batch<'_, D> {
+    /// Words that come back, range behind range.
+    pub fn words_read(&self) -> usize {
+        self.reads.iter().map(|read| read.count).sum()
+    }
+}
+
+impl<D: Driver + ?Sized> fmt::Debug for Batch<'_, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (writes, calls) = (self.writes.len(), self.calls.len());
+        write!(f, "{}: {writes} writes, {calls} calls, {} words back", self.graph, self.words_read())
+    }
+}
+
+/// A device, or what stands for one.
+///
+/// Errors name the device, what was done, and the driver's words: [`lost`], [`refused`] and [`exhausted`] make them.
+pub(crate) trait Driver: Send + Sync + 'static {
+    /// Words on the device.
+    type Buffer: Send + Sync;
+    /// A kernel ready to run.
+    type Kernel: Send + Sync;
+    /// What runs of one context need besides their buffers.
+    type Work: Send;
+    /// A batch on its way.
+    type Pending;
+
+    /// The name in reports.
+    fn name(&self) -> String;
+    /// What it can do, in words.
+    fn capabilities(&self) -> Vec<String>;
+    /// What decides results and speed.
+    fn fingerprint(&self) -> String;
+    /// What it takes.
+    fn limits(&self) -> Limits;
+    /// Free memory in bytes, if the driver tells.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+    /// Room for words, whose content is undefined.
+    fn allocate(&self, what: &str, words: usize) -> Result<Self::Buffer, BackendError>;
+    /// Fills a buffer from its start.
+    fn upload(&self, what: &str, buffer: &Self::Buffer, words: &[u32]) -> Result<(), BackendError>;
+    /// Compiles a kernel.
+    fn compile(&self, kernel: &Kernel) -> Result<Self::Kernel, BackendError>;
+    /// What a context needs.
+    fn work(&self) -> Result<Self::Work, BackendError>;
+    /// Hands a batch to the device.
+    fn submit(&self, work: &mut Self::Work, batch: &Batch<'_, Self>) -> Result<Self::Pending, BackendError>;
+    /// Waits for a batch; the words it read, range behind range.
+    fn read(&self, work: &mut Self::Work, pending: Self::Pending) -> Result<Vec<u32>, BackendError>;
+}
+
+/// The device does not answer any more.
+pub(crate) fn lost(device: &str, during: &str, cause: impl fmt::Display) -> BackendError {
+    BackendError::Lost { reason: format!("{device}, {during}: {cause}") }
+}
+
+/// The device does not take something, a kernel for one.
+pub(crate) fn refused(device: &str, what: &str, cause: impl fmt::Display) -> BackendError {
+    BackendError::Unsupported { op: what.to_owned(), location: device.to_owned(), reason: cause.to_string() }
+}
+
+/// The device has no room.
+pub(crate) fn exhausted(device: &str, what: &str, words: usize) -> BackendError {
+    BackendError::OutOfMemory { bytes: (words as u64).saturating_mul(4), what: format!("{what} on {device}") }
+}

@@ -1,0 +1,133 @@
+//! A template's launches, and the calls of a run that they become: the same for every device.
+
+use super::driver::Limits;
+use super::layout::Layout;
+use crate::ir::{Binding, Kernel, Placement};
+use crate::lower::{Extents, Guard, Launch, LowerCx};
+use rlx::backend::BackendError;
+use rlx::plan::Template;
+use rlx_tensor::{DType, Symbol};
+use std::sync::Arc;
+
+/// A template's launches.
+pub(super) struct Plan {
+    pub launches: Vec<Launch>,
+    pub guards: Vec<Guard>,
+    /// For each launch its kernel's position among the kernels.
+    pub kernel_of: Vec<usize>,
+    pub kernels: Vec<Arc<Kernel>>,
+    pub dtypes: Vec<Option<DType>>,
+}
+
+/// A launch of this run: which of the plan's, where its arguments begin, and its grid.
+pub(super) struct Planned {
+    pub launch: usize,
+    pub arguments: usize,
+    pub grid: [usize; 2],
+}
+
+/// The launches of a run with the table of their arguments.
+pub(super) struct Schedule {
+    pub planned: Vec<Planned>,
+    pub arguments: Vec<u32>,
+    pub pitch: usize,
+}
+
+/// As many programs as asked for, or somewhat more, in two axes.
+fn grid(programs: usize, most: usize) -> [usize; 2] {
+    let across = programs.min(most);
+    [across, programs.div_ceil(across.max(1))]
+}
+
+impl Plan {
+    pub fn of(template: &Template) -> Result<Self, BackendError> {
+        let mut cx = LowerCx::new(template);
+        for (at, step) in template.steps().iter().enumerate() {
+            cx.lower(at, step)?;
+        }
+        let kernels = cx.kernels();
+        let position =
+            |l: &Launch| kernels.iter().position(|k| Arc::ptr_eq(k, &l.kernel)).unwrap_or_default();
+        let kernel_of = cx.launches.iter().map(position).collect();
+        let dtypes = super::layout::buffer_dtypes(template)?;
+        Ok(Plan { kernel_of, kernels, dtypes, launches: cx.launches, guards: cx.guards })
+    }
+
+    /// Words from one launch's arguments to the next.
+    pub fn pitch(&self, limits: Limits) -> usize {
+        let most = self.kernels.iter().map(|kernel| kernel.args.len()).max().unwrap_or(0).max(1);
+        most.next_multiple_of(limits.argument_words.max(1))
+    }
+
+    /// Every launch that has programs in this run, its views checked against the buffers they reach into.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] names the step and the kernel.
+    pub fn schedule(
+        &self,
+        template: &Template,
+        layout: &Layout,
+        limits: Limits,
+        sizes: &[usize],
+        symbols: &[usize],
+    ) -> Result<Schedule, BackendError> {
+        let symbol = |s: &Symbol| template.sizes().symbol_index(s).map(|i| symbols[i]);
+        let run = Extents { sizes, symbol: &symbol };
+        let pitch = self.pitch(limits);
+        let mut schedule = Schedule { planned: Vec::new(), arguments: Vec::new(), pitch };
+        for (at, launch) in self.launches.iter().enumerate() {
+            let step = &template.steps()[launch.step];
+            let refuse = |reason: &str| BackendError::Unsupported {
+                op: step.op.def().name().to_owned(),
+                location: step.location.clone(),
+                reason: format!("{}: {reason}", launch.kernel.name),
+            };
+            let too_large = || refuse("a size exceeds what a device's integers hold");
+            let programs = launch.programs.eval(&run).ok_or_else(too_large)?;
+            if programs == 0 {
+                continue;
+            }
+            let arguments = arguments(launch, layout, &run).ok_or_else(too_large)?;
+            for (view, source) in launch.kernel.views.iter().zip(&launch.views) {
+                let end = match view.binding {
+                    Binding::Arena => layout.end(source.buffer),
+                    Binding::Weight(_) => layout.elements(source.buffer),
+                };
+                if launch.kernel.reach(view, &arguments) > end as u64 {
+                    return Err(refuse("a view reaches beyond its buffer"));
+                }
+            }
+            let first = schedule.arguments.len();
+            schedule.arguments.extend(arguments.iter().map(|&value| value as u32));
+            schedule.arguments.resize(first + pitch, 0);
+            let grid = grid(programs, limits.grid);
+            schedule.planned.push(Planned { launch: at, arguments: first, grid });
+        }
+        Ok(schedule)
+    }
+}
+
+/// A launch's arguments in a run; `None` for a value beyond 31 bits.
+fn arguments(launch: &Launch, layout: &Layout, run: &Extents<'_>) -> Option<Vec<i32>> {
+    let sizes: Option<Vec<usize>> = launch.sizes.iter().map(|a| a.eval(run)).collect();
+    let mut places = Vec::with_capacity(launch.views.len());
+    for source in &launch.views {
+        let base = source.base.eval(run)?.checked_add(layout.offset(source.buffer))?;
+        let strides: Option<Vec<usize>> = source.strides.iter().map(|s| s.eval(run)).collect();
+        places.push(Placement { base, strides: strides? });
+    }
+    launch.kernel.arguments(&sizes?, &places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grid;
+
+    #[test]
+    fn a_grid_has_at_least_the_programs_asked_for_and_is_no_wider_than_allowed() {
+        for (programs, most) in [(1, 8), (8, 8), (9, 8), (100, 8), (65_536, 32_768)] {
+            let [x, y] = grid(programs, most);
+            assert!(x <= most && x * y >= programs && x * (y - 1) < programs, "{programs} {most}");
+        }
+    }
+}
