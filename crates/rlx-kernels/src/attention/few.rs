@@ -4,6 +4,7 @@ use super::generic::{Block, Place, State};
 use super::{AttentionArgs, BLOCK};
 use crate::isa::{Isa, Kernel, LANES, Simd};
 use crate::math::{exp2, exp2_of_all, tanh};
+use rlx_tensor::quant::CACHE_GROUP;
 use std::marker::PhantomData;
 
 /// Vectors of scores per row and block.
@@ -11,6 +12,10 @@ const WIDTH: usize = BLOCK / LANES;
 
 /// How keys and values are stored.
 pub(super) trait Stored: Copy + 'static {
+    /// Groups of [`CACHE_GROUP`] elements have a scale, as [`Block::key_scales`] and [`Block::value_scales`] hold them. A scale times an
+    /// integer is exact, so that what follows is what it is for an `f32` cache that holds these values.
+    const SCALED: bool;
+
     /// Widens 16 values.
     unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
     /// Widens `n <= 16` values.
@@ -27,9 +32,16 @@ pub(super) struct F16(u16);
 #[repr(transparent)]
 pub(super) struct Bf16(u16);
 
+/// An integer of a group that has a scale.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Q8(i8);
+
 macro_rules! stored {
     ($($type:ty: $load:ident, $load_part:ident;)*) => {$(
         impl Stored for $type {
+            const SCALED: bool = false;
+
             #[inline(always)]
             unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
                 // SAFETY: the caller guarantees the values.
@@ -49,6 +61,26 @@ stored! {
     f32: load, load_part;
     F16: load_f16, load_f16_part;
     Bf16: load_bf16, load_bf16_part;
+}
+
+impl Stored for Q8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Q8) -> S::V {
+        // SAFETY: the caller guarantees the values.
+        unsafe { s.to_float(s.iload_i8(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, p: *const Q8, n: usize) -> S::V {
+        let mut part = [Q8(0); LANES];
+        // SAFETY: the caller guarantees the values.
+        unsafe {
+            part.as_mut_ptr().copy_from_nonoverlapping(p, n.min(LANES));
+            Q8::load(s, part.as_ptr())
+        }
+    }
 }
 
 /// Widens `min(n, 16)` values.
@@ -238,21 +270,37 @@ unsafe fn score_tile<S: Simd, E: Stored, const R: usize, const N: usize>(
         let kt = block.k.cast::<E>();
         let next = block.next_k.cast::<E>();
         let mut acc = [[s.zero(); N]; R];
-        for d in 0..dim {
-            let mut keys = [s.zero(); N];
-            for n in 0..N {
-                let at = d * BLOCK + first + n * LANES;
-                keys[n] = E::load(s, kt.add(at));
-                if (size_of::<E>() * n).is_multiple_of(4) {
-                    s.prefetch(next.wrapping_add(at).cast());
-                }
-            }
-            for r in 0..R {
-                let x = s.splat(*q[r].add(d));
+        let mut from = 0;
+        while from < dim {
+            let mut scales = [s.zero(); N];
+            let mut to = dim;
+            if E::SCALED {
+                let group = block.key_scales.add(from / CACHE_GROUP * BLOCK + first);
                 for n in 0..N {
-                    acc[r][n] = s.fma(x, keys[n], acc[r][n]);
+                    scales[n] = s.load_f16(group.add(n * LANES));
+                }
+                to = from + CACHE_GROUP;
+            }
+            for d in from..to {
+                let mut keys = [s.zero(); N];
+                for n in 0..N {
+                    let at = d * BLOCK + first + n * LANES;
+                    keys[n] = E::load(s, kt.add(at));
+                    if E::SCALED {
+                        keys[n] = s.mul(keys[n], scales[n]);
+                    }
+                    if (size_of::<E>() * n).is_multiple_of(4) {
+                        s.prefetch(next.wrapping_add(at).cast());
+                    }
+                }
+                for r in 0..R {
+                    let x = s.splat(*q[r].add(d));
+                    for n in 0..N {
+                        acc[r][n] = s.fma(x, keys[n], acc[r][n]);
+                    }
                 }
             }
+            from = to;
         }
         for r in 0..R {
             for n in 0..N {
@@ -422,6 +470,10 @@ unsafe fn add_tile<S: Simd, E: Stored, const R: usize, const N: usize>(
             let mut values = [s.zero(); N];
             for n in 0..N {
                 values[n] = load_to(s, v.add(n * LANES), left - n * LANES);
+                if E::SCALED {
+                    let scale = *block.value_scales.add((at + n * LANES) / CACHE_GROUP);
+                    values[n] = s.mul(values[n], s.splat(scale));
+                }
                 if (size_of::<E>() * n).is_multiple_of(4) {
                     s.prefetch(next.wrapping_add(n * LANES).cast());
                 }

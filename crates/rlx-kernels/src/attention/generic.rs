@@ -1,6 +1,7 @@
 use super::{AttentionArgs, BLOCK, CHUNK, CacheDtype, FEW_ROWS, Keys, few, many, q8};
 use crate::isa::{Kernel, LANES, Simd};
 use crate::math::exp2;
+use std::ptr;
 
 /// What one tile computes.
 #[derive(Clone, Copy)]
@@ -134,6 +135,10 @@ pub(super) struct Block {
     /// What is read after this block; hints only.
     pub next_k: *const f32,
     pub next_v: *const f32,
+    /// Where keys are integers: binary16, `[group][BLOCK]`.
+    pub key_scales: *const u16,
+    /// Where values are integers: `[BLOCK][group]`.
+    pub value_scales: *const f32,
 }
 
 pub(super) struct AttentionF32;
@@ -264,6 +269,9 @@ unsafe fn attend_chunk<S: Simd>(
                 Keys::Cache { dtype: CacheDtype::Bf16, .. } => {
                     few::attend::<S, few::Bf16>(s, args, place, &block, state);
                 }
+                Keys::Cache { dtype: CacheDtype::Q8, .. } => {
+                    few::attend::<S, few::Q8>(s, args, place, &block, state);
+                }
                 _ => few::attend::<S, f32>(s, args, place, &block, state),
             }
         }
@@ -282,7 +290,18 @@ unsafe fn rows_block<S: Simd>(s: S, args: &AttentionArgs, place: &Place, index: 
         let row = place.first_row + start;
         let k = k.add(row * k_stride + place.kv_head * head_dim);
         let v = v.add(row * v_stride + place.kv_head * value_dim);
-        let mut block = Block { k, k_transposed: false, k_stride, v, v_stride, start, next_k: k, next_v: v };
+        let mut block = Block {
+            k,
+            k_transposed: false,
+            k_stride,
+            v,
+            v_stride,
+            start,
+            next_k: k,
+            next_v: v,
+            key_scales: ptr::null(),
+            value_scales: ptr::null(),
+        };
         if !place.has_many_rows(args) {
             transpose_keys(s, k, k_stride, keys, head_dim, args.scratch);
             (block.k, block.k_transposed, block.next_k) = (args.scratch, true, args.scratch);
@@ -300,7 +319,7 @@ unsafe fn rows_block<S: Simd>(s: S, args: &AttentionArgs, place: &Place, index: 
     }
 }
 
-/// One block of the cache; widened where a tile has many rows, or where it is stored as integers.
+/// One block of the cache; widened where a tile has many rows.
 #[inline(always)]
 unsafe fn cache_block<S: Simd>(
     s: S,
@@ -331,13 +350,17 @@ unsafe fn cache_block<S: Simd>(
             start,
             next_k: next_k.cast(),
             next_v: next_v.cast(),
+            key_scales: ptr::null(),
+            value_scales: ptr::null(),
         };
         let (keys, values) = (args.scratch, args.scratch.add(BLOCK * head_dim));
         let used = (place.total - start).min(BLOCK);
-        if dtype == CacheDtype::Q8 {
+        if dtype == CacheDtype::Q8 && place.has_many_rows(args) {
             let widened = q8::WidenArgs { k, v, keys, values, head_dim, value_dim, next: [next_k, next_v] };
             s.call::<q8::Widen>(&widened, used);
             (block.k, block.v, block.next_k, block.next_v) = (keys, values, keys, values);
+        } else if dtype == CacheDtype::Q8 {
+            q8::integers(s, &mut block, (head_dim, value_dim), used, values);
         } else if dtype != CacheDtype::F32 && place.has_many_rows(args) {
             let used = used * value_dim;
             if dtype == CacheDtype::F16 {

@@ -1,7 +1,8 @@
-//! Blocks of a cache of 8-bit integers as `f32`. A scale times an integer is exact, so what follows is what it is for an `f32` cache
-//! that holds these values.
+//! Blocks of a cache of 8-bit integers: as `f32` for tiles of many rows, with their scales apart for tiles of few. A scale times an
+//! integer is exact, so what follows is what it is for an `f32` cache that holds these values.
 
 use super::BLOCK;
+use super::generic::Block;
 use crate::isa::{Kernel, LANES, Simd};
 use rlx_tensor::quant::{CACHE_GROUP, Q8Head};
 
@@ -36,6 +37,31 @@ impl Kernel for Widen {
             widen_values(s, args, used);
         }
     }
+}
+
+/// Points a block, given as it is stored, at its integers and scales. The scales of the first `used` values become `f32` in `scratch`,
+/// which holds a block of values.
+#[inline(always)]
+pub(super) unsafe fn integers<S: Simd>(
+    s: S,
+    block: &mut Block,
+    (head_dim, value_dim): (usize, usize),
+    used: usize,
+    scratch: *mut f32,
+) {
+    let keys = Q8Head { dim: head_dim, positions: BLOCK, keys: true }.integers();
+    let values = Q8Head { dim: value_dim, positions: BLOCK, keys: false }.integers();
+    let (key_scales, value_scales) = (block.k.cast::<u16>(), block.v.cast::<u16>());
+    // SAFETY: the caller guarantees the block and the scratch; a block has `BLOCK` scales for each group, a multiple of the lanes.
+    unsafe {
+        for n in (0..used * (value_dim / CACHE_GROUP)).step_by(LANES) {
+            s.store(scratch.add(n), s.load_f16(value_scales.add(n)));
+        }
+        (block.k, block.v) = (block.k.byte_add(keys), block.v.byte_add(values));
+    }
+    (block.next_k, block.next_v) =
+        (block.next_k.wrapping_byte_add(keys), block.next_v.wrapping_byte_add(values));
+    (block.key_scales, block.value_scales) = (key_scales, scratch);
 }
 
 /// `scale * integer` of 16 integers.
