@@ -54,6 +54,24 @@ SHAPES = {
         bos_token_id=151643,
         eos_token_id=151643,
     ),
+    "Qwen2.5-1.5B": dict(
+        architectures=["Qwen2ForCausalLM"],
+        model_type="qwen2",
+        hidden_size=1536,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        intermediate_size=8960,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        rope_theta=1000000.0,
+        rms_norm_eps=1e-6,
+        use_sliding_window=False,
+        sliding_window=32768,
+        max_window_layers=28,
+        bos_token_id=151643,
+        eos_token_id=151643,
+    ),
 }
 SPECIAL_FIRST = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<reserved_{i}>" for i in range(14))]
 SPECIAL_LAST = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
