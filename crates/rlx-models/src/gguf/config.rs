@@ -2,10 +2,19 @@
 
 use crate::error::{ModelError, Result};
 use rlx::import::ImportError;
-use rlx::import::gguf::{GgufLoader, Metadata};
+use rlx::import::gguf::{Array, GgufLoader, Metadata, Value};
 use rlx::weights::WeightLoader;
 use rlx_tensor::DType;
 use serde_json::{Map, Value as Json, json};
+
+/// Key of the activation of a BERT, where it is not GELU by the error function.
+pub(super) const HIDDEN_ACTIVATION: &str = "hidden_activation";
+
+/// Key of the layers that slide.
+pub(super) const SLIDING_LAYERS: &str = "attention.sliding_window_pattern";
+
+/// More layers than a file can have tensors for are not asked after.
+const MAX_LAYERS: u64 = 4096;
 
 /// An architecture as files name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,6 +187,9 @@ fn bert(reader: &mut Reader<'_>) -> Result<()> {
     reader.put("max_position_embeddings", positions);
     let kinds = reader.dims("token_types.weight")?.first().copied().unwrap_or(0);
     reader.put("type_vocab_size", kinds);
+    if let Some(activation) = reader.text(HIDDEN_ACTIVATION)?.map(str::to_owned) {
+        reader.put("hidden_act", activation);
+    }
     reader.copy_numbers(&[("attention.layer_norm_epsilon", "layer_norm_eps")])
 }
 
@@ -282,6 +294,35 @@ fn rope(reader: &mut Reader<'_>, head_dim: u64) -> Result<()> {
     }
 }
 
+/// What gemma's scores are divided by the root of. The largest of both generations takes the width of a head as it would be without a
+/// key length of its own.
+pub(super) fn query_scalar(model_type: &str, layers: u64, width_of_head: u64, head_dim: u64) -> u64 {
+    let largest = [("gemma2", 46), ("gemma3_text", 62)];
+    if largest.contains(&(model_type, layers)) { width_of_head } else { head_dim }
+}
+
+/// Which layers slide, or after how many one does not.
+fn sliding_layers(reader: &mut Reader<'_>, layers: u64) -> Result<()> {
+    let key = reader.architecture.key(SLIDING_LAYERS);
+    let kind = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
+    let kinds: Vec<&str> = match reader.metadata.value(&key) {
+        None => return Ok(()),
+        Some(Value::Array(Array::Bool(slides))) => slides.iter().map(|&slides| kind(slides)).collect(),
+        Some(other) => match other.as_u64() {
+            Some(period) => {
+                let of = |layer: u64| kind(period == 0 || !(layer + 1).is_multiple_of(period));
+                (0..layers.min(MAX_LAYERS)).map(of).collect()
+            }
+            None => {
+                let expected = "a whole number, or true or false for each layer";
+                return Err(wrong(reader.metadata, &key, expected, other.kind()));
+            }
+        },
+    };
+    reader.put("layer_types", kinds);
+    Ok(())
+}
+
 /// What only some families say.
 fn family(reader: &mut Reader<'_>, width: u64, heads: u64, head_dim: u64) -> Result<()> {
     match reader.architecture.model_type {
@@ -311,7 +352,7 @@ fn family(reader: &mut Reader<'_>, width: u64, heads: u64, head_dim: u64) -> Res
             }
             let layers = reader.needed("block_count")?;
             let mut dense = Vec::new();
-            for layer in 0..layers.min(4096) {
+            for layer in 0..layers.min(MAX_LAYERS) {
                 if !reader.has(&format!("blk.{layer}.ffn_gate_inp.weight"))? {
                     dense.push(layer);
                 }
@@ -328,11 +369,13 @@ fn family(reader: &mut Reader<'_>, width: u64, heads: u64, head_dim: u64) -> Res
             }
         }
         "gemma2" | "gemma3_text" => {
-            // The largest of both generations divides by the width of a head as it would be without a key length of its own.
-            let largest = [("gemma2", 46), ("gemma3_text", 62)];
             let layers = reader.needed("block_count")?;
-            let own = largest.contains(&(reader.architecture.model_type, layers));
-            reader.put("query_pre_attn_scalar", if own { width / heads.max(1) } else { head_dim });
+            let model_type = reader.architecture.model_type;
+            reader.put(
+                "query_pre_attn_scalar",
+                query_scalar(model_type, layers, width / heads.max(1), head_dim),
+            );
+            sliding_layers(reader, layers)?;
             reader.copy(&[("attention.sliding_window", "sliding_window")])?;
             reader.copy_numbers(&[
                 ("attn_logit_softcapping", "attn_logit_softcapping"),

@@ -197,6 +197,7 @@ fn plan(
     let model_type = keys::model_type(built);
     let config = folder.config()?;
     let mut tensors: Vec<Tensor> = Vec::new();
+    let (scaled, factor) = keys::query_factor(built, &config)?;
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     for (_, param) in built.graph().params() {
         let Some(name) = &param.name else { continue };
@@ -204,7 +205,10 @@ fn plan(
         let (gguf, expert) = gguf_name(model_type, &canonical)
             .ok_or_else(|| keys::no_place(folder, "tensors", format!("`{name}`")))?;
         let shape = weights.shape(name)?.and_then(|shape| shape.known_dims()).unwrap_or_default();
-        let source = Source::of(model_type, &config, &canonical, name, &shape)?;
+        let mut source = Source::of(model_type, &config, &canonical, name, &shape)?;
+        if !scaled.is_empty() && canonical.ends_with(scaled) {
+            source.factor = factor;
+        }
         match (places.get(&gguf), expert) {
             (Some(&at), Some(_)) => tensors[at].sources.push(source),
             _ => {

@@ -1,11 +1,12 @@
 //! Metadata of the architecture: the way back of `gguf/config.rs`. What the format has no key for is refused.
 
+use super::super::config::{HIDDEN_ACTIVATION, SLIDING_LAYERS, query_scalar};
 use super::{LONGEST_TEXT, Scheme};
 use crate::arch::Built;
 use crate::blocks::rope::{Rope, RopeDefaults};
 use crate::error::{ModelError, Result};
 use rlx::import::ImportError;
-use rlx::import::gguf::{Metadata, Value};
+use rlx::import::gguf::{Array, Metadata, Value};
 use rlx::import::hf::{ConfigReader, HfFolder, PoolingMode};
 use rlx_graph::ops::attention::Attention;
 
@@ -24,6 +25,23 @@ pub(super) fn no_place(folder: &HfFolder, field: &str, found: String) -> ModelEr
         expected: "something that GGUF has a place for".to_owned(),
         found,
     })
+}
+
+/// A tensor of each layer that scales its queries, and the factor that makes up for the scale of scores that readers of a file take:
+/// gemma's configs may say another one, for which there is no key.
+pub(super) fn query_factor(built: &Built, cfg: &ConfigReader) -> Result<(&'static str, f32)> {
+    let Built::Decoder(model) = built else { return Ok(("", 1.0)) };
+    let info = &model.info;
+    let (ending, stem) = match info.model_type.as_str() {
+        "gemma2" => (".self_attn.q_proj.weight", "gemma2"),
+        "gemma3_text" => (".self_attn.q_norm.weight", "gemma3_text"),
+        _ => return Ok(("", 1.0)),
+    };
+    let heads = cfg.optional::<u64>("num_attention_heads")?.unwrap_or(1);
+    let width = cfg.optional::<u64>("hidden_size")?.unwrap_or(0);
+    let taken = query_scalar(stem, info.layers as u64, width / heads.max(1), info.head_dim as u64);
+    let meant = cfg.or("query_pre_attn_scalar", 256.0)?;
+    Ok((ending, (taken as f64 / meant).sqrt() as f32))
 }
 
 /// The name as checkpoints with the head have it.
@@ -61,6 +79,8 @@ struct Writer<'a> {
     architecture: &'static str,
     metadata: Metadata,
     tensors: Vec<(String, Vec<f32>)>,
+    /// The part of each head that is rotated.
+    partial: Option<f64>,
 }
 
 impl Writer<'_> {
@@ -117,7 +137,7 @@ pub(super) fn metadata(
     metadata.insert("general.file_type", Value::U32(scheme.file_type));
     metadata.insert("general.quantization_version", Value::U32(2));
     let cfg = folder.config()?;
-    let mut writer = Writer { folder, cfg, architecture, metadata, tensors: Vec::new() };
+    let mut writer = Writer { folder, cfg, architecture, metadata, tensors: Vec::new(), partial: None };
     match model_type {
         "gpt2" => gpt2(&mut writer)?,
         "bert" => bert(&mut writer)?,
@@ -151,8 +171,11 @@ fn bert(w: &mut Writer<'_>) -> Result<()> {
         ("max_position_embeddings", "context_length"),
     ])?;
     let activation = w.cfg.or("hidden_act", "gelu".to_owned())?;
-    if activation != "gelu" {
-        w.refuse("hidden_act", activation)?;
+    match activation.as_str() {
+        "gelu" => {}
+        // llama.cpp computes every BERT with this approximation.
+        "gelu_new" | "gelu_pytorch_tanh" => w.put(HIDDEN_ACTIVATION, Value::String(activation)),
+        _ => w.refuse("hidden_act", activation)?,
     }
     w.number("layer_norm_eps", "attention.layer_norm_epsilon", Some(1e-12))?;
     w.put("attention.causal", Value::Bool(false));
@@ -197,7 +220,7 @@ fn decoder(w: &mut Writer<'_>, built: &Built) -> Result<()> {
     }
     rope(w, info.head_dim, info.max_positions, model_type)?;
     windows(w, built, model_type)?;
-    family(w, info.head_dim, model_type)
+    family(w, model_type)
 }
 
 fn rope(w: &mut Writer<'_>, head_dim: usize, max_positions: usize, model_type: &str) -> Result<()> {
@@ -226,6 +249,7 @@ fn rope(w: &mut Writer<'_>, head_dim: usize, max_positions: usize, model_type: &
     let partial = partial.or(w.cfg.optional::<f64>("partial_rotary_factor")?).unwrap_or(1.0);
     w.count("rope.dimension_count", (head_dim as f64 * partial) as usize)?;
     let Some(section) = section else { return Ok(()) };
+    w.partial = Some(partial);
     let old = section.optional::<String>("type")?;
     let kind = section.optional::<String>("rope_type")?.or(old).unwrap_or_else(|| "default".to_owned());
     scaling(w, &section, &kind, RopeDefaults { head_dim, theta, max_positions, longrope_aliases: LONGROPE })
@@ -258,7 +282,7 @@ fn scaling(w: &mut Writer<'_>, section: &ConfigReader, kind: &str, defaults: Rop
             w.count("rope.scaling.original_context_length", original.unwrap_or(defaults.max_positions))
         }
         "llama3" => {
-            let rope = Rope::from_section(section, defaults, None, original)?;
+            let rope = Rope::from_section(section, defaults, w.partial, original)?;
             let plain = Rope::plain(defaults.theta, rope.rotary_dim);
             let pairs = plain.frequencies(0).into_iter().zip(rope.frequencies(0));
             let factors = pairs.map(|(plain, scaled)| plain / scaled).collect();
@@ -266,7 +290,7 @@ fn scaling(w: &mut Writer<'_>, section: &ConfigReader, kind: &str, defaults: Rop
             Ok(())
         }
         "longrope" | "su" => {
-            let rope = Rope::from_section(section, defaults, None, original)?;
+            let rope = Rope::from_section(section, defaults, w.partial, original)?;
             for (field, name) in [("long_factor", "long"), ("short_factor", "short")] {
                 let factors = section.required::<Vec<f64>>(field)?.iter().map(|&f| f as f32).collect();
                 w.tensors.push((format!("rope_factors_{name}.weight"), factors));
@@ -278,26 +302,31 @@ fn scaling(w: &mut Writer<'_>, section: &ConfigReader, kind: &str, defaults: Rop
     }
 }
 
-/// Windows: gemma and phi3 have a key, gemma's with its own pattern of layers; elsewhere a file means full attention.
+/// Windows: gemma and phi3 have a key, gemma's with the layers that slide where they are not those of its generation; elsewhere a file
+/// means full attention.
 fn windows(w: &mut Writer<'_>, built: &Built, model_type: &str) -> Result<()> {
     let nodes = built.graph().nodes().filter_map(|(_, node)| node.op.downcast::<Attention>());
     let found: Vec<Option<usize>> = nodes.map(|attention| attention.window).collect();
     let Some(window) = found.iter().copied().flatten().next() else { return Ok(()) };
-    let slides = |layer: usize| match model_type {
-        "gemma2" => layer.is_multiple_of(2),
-        "gemma3_text" => !(layer + 1).is_multiple_of(6),
-        _ => true,
+    let period = match model_type {
+        "gemma2" => Some(2),
+        "gemma3_text" => Some(6),
+        _ => None,
     };
-    let expected: Vec<Option<usize>> =
-        (0..found.len()).map(|layer| slides(layer).then_some(window)).collect();
-    let keyed = ["gemma2", "gemma3_text", "phi3"].contains(&model_type);
-    if !keyed || found != expected {
+    let slides: Vec<bool> = found.iter().map(Option::is_some).collect();
+    let usual = |layer: usize| period.is_none_or(|period| !(layer + 1).is_multiple_of(period));
+    let as_usual = slides.iter().enumerate().all(|(layer, &slides)| slides == usual(layer));
+    let keyed = period.is_some() || model_type == "phi3";
+    if !keyed || period.is_none() && !as_usual || found.iter().flatten().any(|&other| other != window) {
         return w.refuse("sliding_window", format!("windows {found:?}"));
+    }
+    if !as_usual {
+        w.put(SLIDING_LAYERS, Value::Array(Array::Bool(slides)));
     }
     w.count("attention.sliding_window", window)
 }
 
-fn family(w: &mut Writer<'_>, head_dim: usize, model_type: &str) -> Result<()> {
+fn family(w: &mut Writer<'_>, model_type: &str) -> Result<()> {
     match model_type {
         "mixtral" => {
             let (count, used) = (w.cfg.or("num_local_experts", 8)?, w.cfg.or("num_experts_per_tok", 2)?);
@@ -319,10 +348,6 @@ fn family(w: &mut Writer<'_>, head_dim: usize, model_type: &str) -> Result<()> {
             Ok(())
         }
         "gemma2" | "gemma3_text" => {
-            let scalar = w.cfg.or("query_pre_attn_scalar", 256.0)?;
-            if scalar != head_dim as f64 {
-                w.refuse("query_pre_attn_scalar", scalar)?;
-            }
             let caps = if model_type == "gemma2" { [Some(50.0), Some(30.0)] } else { [None, None] };
             w.number("attn_logit_softcapping", "attn_logit_softcapping", caps[0])?;
             w.number("final_logit_softcapping", "final_logit_softcapping", caps[1])

@@ -16,6 +16,8 @@ pub(super) struct Source {
     order: Order,
     /// Added to every value.
     offset: f32,
+    /// What every value is multiplied by then.
+    pub(super) factor: f32,
 }
 
 enum Order {
@@ -34,8 +36,13 @@ impl Source {
         name: &str,
         dims: &[usize],
     ) -> Result<Self> {
-        let mut source =
-            Source { name: name.to_owned(), dims: dims.to_vec(), order: Order::AsIs, offset: 0.0 };
+        let mut source = Source {
+            name: name.to_owned(),
+            dims: dims.to_vec(),
+            order: Order::AsIs,
+            offset: 0.0,
+            factor: 1.0,
+        };
         if ["llama", "mistral", "mixtral"].contains(&model_type) {
             let heads = config.optional::<usize>("num_attention_heads")?.unwrap_or(1);
             let kv_heads = config.optional::<usize>("num_key_value_heads")?.unwrap_or(heads);
@@ -87,7 +94,7 @@ impl Source {
                 }
             }
         }
-        out.iter_mut().for_each(|value| *value += self.offset);
+        out.iter_mut().for_each(|value| *value = (*value + self.offset) * self.factor);
         Ok(())
     }
 }
