@@ -7,8 +7,8 @@
 Workers speak worker.py's protocol. Every round asks each worker once for each work, in an order that turns from round to
 round, so that a change in the machine's load meets all of them; those that are not asked are stopped meanwhile. Printed per
 work and worker: median, tokens/s, the ratio to the first worker (the median over rounds of the quotient of the round's
-medians: above 1 the first is faster), the part of this machine's limit (multiply-adds, or reading the weights and the
-cache once) as `rlx doctor` measures it between works, the largest difference of the outputs' first values to the first
+medians: above 1 the first is faster), the part of this machine's limit (multiply-adds, products of bytes for the linear layers of
+quantised files, or reading the weights and the cache once) as `rlx doctor` measures it between works, the largest difference of the outputs' first values to the first
 worker's over their mean magnitude, and peak resident memory.
 """
 
@@ -192,7 +192,7 @@ def main():
         for worker in workers:
             worker.close()
     for row in rows:
-        least = config and floors.seconds(config, parse_work(row["work"]), plan.precision, limits, plan.weight_bytes.get(row["worker"]), lengths.get(row["work"]))
+        least = config and floors.seconds(config, parse_work(row["work"]), plan.precision, limits, plan.weight_bytes.get(row["worker"]), lengths.get(row["work"]), plan.cache_width.get(row["worker"]))
         row["of_limit"] = round(least * 1e3 / row["median_ms"], 4) if least else None
     print(f"{args.table or 'workers'}, {args.threads} threads{', ' + args.isa if args.isa else ''}: " + ", ".join(f"{name} {value / 1e9:.1f}e9" for name, value in sorted(limits.items())))
     print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))

@@ -1,5 +1,5 @@
 """llama.cpp through llama-cpp-python's low-level interface: one sequence. --model: a GGUF file. Options: `flash` turns
-flash attention on, `f32-cache` makes the KV cache f32 instead of f16."""
+flash attention on, `f32-cache` and `q8-cache` make the KV cache f32 or Q8_0 instead of f16."""
 
 import ctypes
 
@@ -29,6 +29,8 @@ class Context:
         params.flash_attn_type = 1 if "flash" in args.option else 0
         if "f32-cache" in args.option:
             params.type_k = params.type_v = 0
+        if "q8-cache" in args.option:
+            params.type_k = params.type_v = 8
         self.context = llama_cpp.llama_init_from_model(model, params)
         self.memory = llama_cpp.llama_get_memory(self.context)
 

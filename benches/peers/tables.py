@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 CANDLE = HERE / "candle" / "target" / "release" / "rlx-candle-peer"
 ISA_VARIABLE = "RLX_ISA"
 SHAPES = {"smollm": "SmolLM2-135M", "qwen": "Qwen2.5-0.5B"}
+QUANTISED_SHAPES = {**SHAPES, "qwen1.5b": "Qwen2.5-1.5B"}
 QUANTS = ["Q8_0", "Q4_0", "Q4_K_M", "Q6_K"]
 LLM_WORKS = ["prefill:512", "decode:128x16"]
 
@@ -20,6 +21,7 @@ class Plan:
     precision: str
     folder: Path | None
     weight_bytes: dict = field(default_factory=dict)
+    cache_width: dict = field(default_factory=dict)
 
 
 def python(peer, args, precision, *more):
@@ -95,15 +97,19 @@ def quantised(args, shape):
 
 
 def quantised_long(args, shape, kind):
-    """One file after 4,096 tokens, with a cache of f16 in both."""
+    """One file after 4,096 tokens, with caches of f16 and of 8-bit integers in both; llama.cpp has the latter with flash attention only."""
     file = args.models / "gguf" / f"{shape}-{kind}.gguf"
+    peer = python("llama", args, "bf16", f"--model {file}")
     workers = [
         ("rlx", f"{rlx(args, file)} --cache-type f16"),
-        ("llama.cpp", python("llama", args, "bf16", f"--model {file}")),
-        ("llama.cpp-flash", python("llama", args, "bf16", f"--model {file} --option flash")),
+        ("rlx q8_0", f"{rlx(args, file)} --cache-type q8_0"),
+        ("llama.cpp", peer),
+        ("llama.cpp-flash", f"{peer} --option flash"),
+        ("llama.cpp-flash q8_0", f"{peer} --option flash --option q8-cache"),
     ]
     sizes = {label: file.stat().st_size for label, _ in workers if file.exists()}
-    return Plan(["decode:4096x8"], workers, "bf16", args.models / f"{shape}-f32", sizes)
+    widths = {label: 34 / 32 for label, _ in workers if label.endswith("q8_0")}
+    return Plan(["decode:4096x8"], workers, "bf16", args.models / f"{shape}-f32", sizes, widths)
 
 
 TABLES = {
@@ -112,8 +118,8 @@ TABLES = {
     "texts": texts,
     **{f"{key}-{p}": lambda args, s=s, p=p: llm(args, s, p) for key, s in SHAPES.items() for p in ("f32", "bf16")},
     **{f"{key}-{p}-long": lambda args, s=s, p=p: long(args, s, p) for key, s in SHAPES.items() for p in ("f32", "bf16")},
-    **{f"{key}-{q}-long": lambda args, s=s, q=q: quantised_long(args, s, q) for key, s in SHAPES.items() for q in QUANTS},
-    **{f"{key}-quantised": lambda args, s=s: quantised(args, s) for key, s in SHAPES.items()},
+    **{f"{key}-{q}-long": lambda args, s=s, q=q: quantised_long(args, s, q) for key, s in QUANTISED_SHAPES.items() for q in QUANTS},
+    **{f"{key}-quantised": lambda args, s=s: quantised(args, s) for key, s in QUANTISED_SHAPES.items()},
 }
 
 
