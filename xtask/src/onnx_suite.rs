@@ -34,7 +34,10 @@ fn install(root: &Path) -> Result<PathBuf, String> {
     find(root).ok_or_else(|| format!("{REQUIREMENTS} is installed, but .venv holds no {DATA}"))
 }
 
-/// Runs the tests; arguments go to the runner. Without any, a test of the list that does not pass is an error.
+/// Devices whose results the list is held against.
+const DEVICES: [&str; 2] = ["cpu", "reference"];
+
+/// Runs the tests; arguments go to the runner. Without any, a test of the list that does not pass on one of the devices is an error.
 ///
 /// The runner is built with the whole workspace, whose features the tests have built the kernels with already.
 pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
@@ -49,11 +52,13 @@ pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     }
     process::run(&mut build)?;
     let data = data.to_string_lossy();
-    let mut all = vec![&*data];
-    match args {
-        [] => all.extend(["--expect", EXPECTED]),
-        args => all.extend(args.iter().map(String::as_str)),
-    }
     let runner = config.root.join(RUNNER);
-    process::run(&mut process::command(&runner.to_string_lossy(), &all, &config.root))
+    let run = |args: &[&str]| {
+        let args: Vec<&str> = [&*data].into_iter().chain(args.iter().copied()).collect();
+        process::run(&mut process::command(&runner.to_string_lossy(), &args, &config.root))
+    };
+    if !args.is_empty() {
+        return run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    DEVICES.iter().try_for_each(|device| run(&["--expect", EXPECTED, "--device", device]))
 }

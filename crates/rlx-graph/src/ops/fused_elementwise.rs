@@ -24,7 +24,7 @@ use std::fmt;
 use std::str::FromStr;
 
 op_struct! {
-    /// Runs a [`Program`] on each element of its operands. Steps are evaluated without rounding in between.
+    /// Runs a [`Program`] on each element of its operands. Each statement's result is rounded to F32, to F64 for operands of that.
     pub struct FusedElementwise = "fused_elementwise" {
         /// The program's text.
         program: String,
@@ -234,8 +234,8 @@ impl Program {
         self.steps.iter().flat_map(|s| &s.args).map(operand).max().unwrap_or(0)
     }
 
-    /// The result for one element of each operand; truth is 0 or 1.
-    pub fn eval(&self, operands: &[f64]) -> f64 {
+    /// The result for one element of each operand; truth is 0 or 1. Each statement's result goes through `rounded`.
+    pub fn eval(&self, operands: &[f64], rounded: impl Fn(f64) -> f64) -> f64 {
         let mut results: Vec<f64> = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
             let args: Vec<f64> = step
@@ -247,7 +247,7 @@ impl Program {
                     Arg::Number(value) => *value,
                 })
                 .collect();
-            results.push(step.function.eval(&args));
+            results.push(rounded(step.function.eval(&args)));
         }
         results.last().copied().unwrap_or(f64::NAN)
     }
@@ -327,12 +327,16 @@ impl OpDef for FusedElementwise {
         let kinds: Vec<Kind> =
             dtypes.iter().map(|&d| if d == DType::Bool { Kind::Truth } else { Kind::Float }).collect();
         let kind = program.kind(&kinds).map_err(|e| bad(e.to_string()))?;
-        let dtype = if kind == Kind::Truth { DType::Bool } else { float_dtype(dtypes.iter()) };
+        let float = float_dtype(dtypes.iter());
+        let dtype = if kind == Kind::Truth { DType::Bool } else { float };
         let values = inputs.iter().map(|t| to_f64(t)).collect::<Result<Vec<_>, _>>()?;
         let indices: Vec<Vec<usize>> = inputs.iter().map(|t| broadcast_indices(&dims, t.dims())).collect();
         let element = |at: usize| {
             let operands: Vec<f64> = values.iter().zip(&indices).map(|(v, i)| v[i[at]]).collect();
-            program.eval(&operands)
+            match float {
+                DType::F64 => program.eval(&operands, |v| v),
+                _ => program.eval(&operands, |v| f64::from(v as f32)),
+            }
         };
         let count = dims.iter().product();
         Ok(vec![from_f64(&dims, dtype, &(0..count).map(element).collect::<Vec<_>>())?])
