@@ -368,3 +368,29 @@ fn a_model_is_planned_without_its_weights() {
     let error = model.prepare(&[]).err().unwrap().to_string();
     assert!(error.contains("dim \"n\" has no size"), "{error}");
 }
+
+/// Models that once gave another result optimised than not, cut down by `onnx-fuzz`; their inputs carry values.
+#[test]
+fn what_once_differed_is_the_same_on_every_way() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("data/differences");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let graph = ModelProto::decode(bytes.as_slice()).unwrap().graph.unwrap();
+        let named: Vec<&TensorProto> =
+            graph.initializer.iter().filter(|t| graph.input.iter().any(|i| i.name == t.name)).collect();
+        let value = |t: &&TensorProto| crate::decode::tensor(t, &mut ExternalData::default()).unwrap();
+        let inputs: Vec<(&str, Value)> = named.iter().map(|t| (t.name.as_str(), value(t))).collect();
+        let reference = Session::with_backend(Arc::new(ReferenceBackend::default()));
+        let expected = OnnxModel::from_bytes(&bytes, &reference).unwrap().run(&inputs).unwrap();
+        let cpu = Session::new(rlx::devices::Device::Cpu).unwrap();
+        let found = OnnxModel::from_bytes(&bytes, &cpu).unwrap().run(&inputs).unwrap();
+        for ((name, a), (_, b)) in expected.iter().zip(&found) {
+            let reason = crate::suite::difference(a, b, 1e-5, 1e-5);
+            assert_eq!(reason, None, "{}: {name}", path.display());
+        }
+        count += 1;
+    }
+    assert!(count >= 4, "{count} models");
+}

@@ -225,7 +225,9 @@ impl Turn<'_> {
     fn elementwise(mut self) -> Option<Patch> {
         let node = self.draft.node(self.id);
         let rank = self.draft.shape(node.outputs()[0]).rank();
-        if rank < 3 {
+        // An image of fewer axes has its channels elsewhere once it is broadcast.
+        let image = |v: &ValueId| self.draft.shape(*v).rank() == rank && self.turned(*v).is_some();
+        if rank < 3 || !node.inputs().iter().any(image) {
             return None;
         }
         let mut inputs = Vec::with_capacity(node.inputs().len());
@@ -238,7 +240,7 @@ impl Turn<'_> {
                 front.extend_from_slice(dims);
                 let others = front.iter().enumerate().filter(|(axis, d)| *axis != 1 && **d != 1).count();
                 match () {
-                    () if self.turned(value).is_some() => self.last(value),
+                    () if dims.len() == rank && self.turned(value).is_some() => self.last(value),
                     () if others == 0 => self.patch.add(Reshape { dims: moved_all(&front) }, &[value.into()]),
                     () if dims.len() == rank => self.last(value),
                     () => {
@@ -303,6 +305,30 @@ mod tests {
           %3 : f32[1, 2, 3, 5] = conv(%2, @w) {strides=[2, 2], dilations=[1, 1], before=dims[0, 0], after=dims[0, 0], groups=1, bias=false, addend=false, activation=identity, channels_last=true}
           %4 : f32[1, 6, 5] = reshape(%3) {dims=dims[1, 6, 5]}
           return "y": %4
+        }
+        "#);
+    }
+
+    #[test]
+    fn an_image_of_a_line_broadcast_over_images_stays() {
+        let before = r#"graph "g" {
+  input @x : f32[2, 2, 5]
+  input @y : f32[2, 2, 1, 3]
+  param @w : f32[2, 2, 3]
+  %3 : f32[2, 2, 3] = conv(@x, @w) {strides=[1], dilations=[1], before=dims[0], after=dims[0], groups=1, bias=false, addend=false, activation=identity, channels_last=false}
+  %4 : f32[2, 2, 2, 3] = binary(@y, %3) {kind=add}
+  return "y": %4
+}"#;
+        insta::assert_snapshot!(after(&["channels_last", "dce"], before), @r#"
+        graph "g" {
+          input @x : f32[2, 2, 5]
+          input @y : f32[2, 2, 1, 3]
+          param @w : f32[2, 2, 3]
+          %3 : f32[2, 5, 2] = transpose(@x) {perm=[0, 2, 1]}
+          %4 : f32[2, 3, 2] = conv(%3, @w) {strides=[1], dilations=[1], before=dims[0], after=dims[0], groups=1, bias=false, addend=false, activation=identity, channels_last=true}
+          %5 : f32[2, 2, 3] = transpose(%4) {perm=[0, 2, 1]}
+          %6 : f32[2, 2, 2, 3] = binary(@y, %5) {kind=add}
+          return "y": %6
         }
         "#);
     }
