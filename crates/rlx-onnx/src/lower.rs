@@ -147,6 +147,49 @@ impl Lowering<'_> {
         Ok(value)
     }
 
+    /// Numbers that this node makes of a known operand, as F32: a weight of the registry where the operand is one, else a constant. They are
+    /// made once, whatever extents the node is lowered for; `what` tells them apart from others of the same operand.
+    pub fn derived(
+        &mut self,
+        operand: usize,
+        what: &str,
+        dims: &[usize],
+        make: impl FnOnce() -> Result<Tensor, Refusal>,
+    ) -> Result<ValueId, Refusal> {
+        let large = dims.iter().product::<usize>() * size_of::<f32>() > INLINE_BYTES;
+        match large && self.is_weight(operand) {
+            true => self.derived_weight(operand, what, Shape::new(dims, DType::F32), make),
+            false => Ok(self.region.graph.constant(make()?)),
+        }
+    }
+
+    /// Whether an operand is the same for every extent, so that what is made of it may be a weight.
+    pub fn is_weight(&self, operand: usize) -> bool {
+        !self.region.folding && self.slot(operand).is_ok_and(|slot| self.initial.contains(&slot))
+    }
+
+    /// What this node makes of a weight, as a weight of any dtype.
+    pub fn derived_weight(
+        &mut self,
+        operand: usize,
+        what: &str,
+        shape: Shape,
+        make: impl FnOnce() -> Result<Tensor, Refusal>,
+    ) -> Result<ValueId, Refusal> {
+        let slot = self.slot(operand)?;
+        let result = self.node.outputs.iter().flatten().next().copied().unwrap_or_default();
+        let name = format!("{}{slot}.{result}.{what}", self.prefix);
+        if self.weights.lookup(&name).is_none() {
+            let bytes = AlignedBytes::copied_from(make()?.bytes());
+            let registered = self.weights.register(&name, shape.clone(), bytes, WeightKind::Base);
+            registered.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        }
+        match self.region.graph.by_name(&name) {
+            Some(known) => Ok(known),
+            None => Ok(self.region.graph.param(&name, shape)?),
+        }
+    }
+
     /// An operand that may be left out.
     pub fn optional(&mut self, operand: usize) -> Result<Option<ValueId>, Refusal> {
         if self.has(operand) { self.value(operand).map(Some) } else { Ok(None) }

@@ -16,6 +16,7 @@ mod convolution;
 mod dropout;
 mod einsum;
 mod elementwise;
+mod integer;
 mod linear;
 mod loss;
 mod ml;

@@ -13,9 +13,10 @@ use rlx_graph::ops::layer_norm::LayerNorm;
 use rlx_graph::ops::matmul::MatMul;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::softmax::Softmax;
-use rlx_graph::ops::transpose::Transpose;
 use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Dim, Tensor};
+
+mod nbits;
 
 type Lowered = Result<Vec<ValueId>, Refusal>;
 
@@ -39,7 +40,7 @@ pub const ROWS: &[Row] = &[
     Row::lower("MultiHeadAttention", multi_head).of(MICROSOFT),
     Row::lower("GroupQueryAttention", group_query).of(MICROSOFT),
     Row::lower("RotaryEmbedding", rotary).of(MICROSOFT),
-    Row::lower("MatMulNBits", matmul_n_bits).of(MICROSOFT),
+    Row::lower("MatMulNBits", nbits::matmul_n_bits).of(MICROSOFT),
 ];
 
 fn biased(l: &mut Lowering<'_>, kind: ActivationKind) -> Lowered {
@@ -449,60 +450,6 @@ fn rotary(l: &mut Lowering<'_>) -> Lowered {
     };
     let y = rotary_of(l, four, positions, caches, l.node.flag("interleaved", false)?)?;
     Ok(vec![if dims.len() == 4 { y } else { attention::join_heads(l, y)? }])
-}
-
-/// The weight is written out when the graph is built: `[n, k]` F32 of blocks with a scale and a zero point each.
-fn matmul_n_bits(l: &mut Lowering<'_>) -> Lowered {
-    let size = |name: &str| usize::try_from(l.node.int(name, 0).unwrap_or(0)).unwrap_or(0);
-    let (k, n, block, bits) = (size("K"), size("N"), size("block_size"), size("bits").max(1));
-    let bits = if l.node.attrs.contains_key("bits") { bits } else { 4 };
-    if !matches!(bits, 2 | 4 | 8) || block == 0 || k == 0 || n == 0 {
-        return unsupported(format!("{bits} bits in blocks of {block}"));
-    }
-    if l.has(4) {
-        return unsupported("an order of groups");
-    }
-    let packed = l.known(1)?;
-    let packed = packed.tensor()?.bytes().to_vec();
-    let scales = l.known(2)?.floats()?;
-    let zeros = if l.has(3) { Some(l.known(3)?) } else { None };
-    let blocks = k.div_ceil(block);
-    let per_byte = 8 / bits;
-    let (block_bytes, zero_bytes) = (block.div_ceil(per_byte), blocks.div_ceil(per_byte));
-    if packed.len() != n * blocks * block_bytes || scales.len() != n * blocks {
-        return invalid(format!("{} bytes and {} scales for {n} x {k}", packed.len(), scales.len()));
-    }
-    let mask = ((1u32 << bits) - 1) as u8;
-    let code = |bytes: &[u8], i: usize| f64::from(bytes[i / per_byte] >> (i % per_byte * bits) & mask);
-    let zero = |row: usize, b: usize| -> Result<f64, Refusal> {
-        Ok(match &zeros {
-            None => f64::from(1u32 << (bits - 1)),
-            Some(given) if given.tensor()?.dtype() == DType::U8 => {
-                code(&given.tensor()?.bytes()[row * zero_bytes..(row + 1) * zero_bytes], b)
-            }
-            Some(given) => given.floats()?[row * blocks + b],
-        })
-    };
-    let mut weight = vec![0f32; n * k];
-    for row in 0..n {
-        for b in 0..blocks {
-            let (scale, zero) = (scales[row * blocks + b], zero(row, b)?);
-            let bytes = &packed[(row * blocks + b) * block_bytes..][..block_bytes];
-            for i in 0..block.min(k - b * block) {
-                weight[row * k + b * block + i] = ((code(bytes, i) - zero) * scale) as f32;
-            }
-        }
-    }
-    let x = l.value(0)?;
-    let weight = l.tensor(Tensor::from_slice(&[n, k], &weight)?);
-    let dtype = l.dtype(0)?;
-    let weight = l.cast(weight, dtype)?;
-    let weight = l.add(Transpose { perm: vec![1, 0] }, &[weight])?;
-    let mut y = l.add(MatMul::plain(), &[x, weight])?;
-    if let Some(bias) = l.optional(5)? {
-        y = l.expand().binary(BinaryOp::Add, y, bias)?;
-    }
-    Ok(vec![y])
 }
 
 #[cfg(test)]

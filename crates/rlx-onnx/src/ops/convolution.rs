@@ -1,25 +1,24 @@
 //! Convolutions, plain, transposed and of integers; windows gathered and deformed.
 
-use super::Row;
+use super::{Row, integer};
 use crate::error::{Refusal, invalid};
 use crate::lower::{Host, Lowering};
 use crate::model::NodeDef;
 use crate::value::{Value, from_floats};
 use rlx_graph::ValueId;
 use rlx_graph::eval::strides;
-use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::conv::Conv;
 use rlx_graph::ops::conv_transpose::ConvTranspose;
-use rlx_graph::ops::unary::UnaryOp;
-use rlx_tensor::{DType, Dim};
+use rlx_graph::ops::transpose::Transpose;
+use rlx_tensor::{DType, Dim, Tensor};
 
 type Lowered = Result<Vec<ValueId>, Refusal>;
 
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
     Row::lower("Conv", conv),
-    Row::lower("ConvInteger", conv_integer),
-    Row::lower("QLinearConv", qlinear_conv),
+    Row::lower("ConvInteger", integer::conv_integer),
+    Row::lower("QLinearConv", integer::qlinear_conv),
     Row::lower("ConvTranspose", conv_transpose),
     Row::host("DeformConv", deform_conv),
     Row::host("Col2Im", col2im),
@@ -102,7 +101,7 @@ fn groups(node: &NodeDef) -> Result<usize, Refusal> {
 }
 
 /// The convolution of a node whose images and weights are operands `x` and `w`.
-fn conv_op(l: &Lowering<'_>, x: usize, w: usize, bias: bool) -> Result<Conv, Refusal> {
+pub fn conv_op(l: &Lowering<'_>, x: usize, w: usize, bias: bool) -> Result<Conv, Refusal> {
     let (images, weights) = (l.dims(x)?, l.dims(w)?);
     if images.len() < 3 || weights.len() != images.len() {
         return invalid(format!("images of rank {}, weights of rank {}", images.len(), weights.len()));
@@ -124,63 +123,6 @@ fn conv(l: &mut Lowering<'_>) -> Lowered {
     let mut inputs = vec![l.value(0)?, l.value(1)?];
     inputs.extend(l.optional(2)?);
     Ok(vec![l.add(op, &inputs)?])
-}
-
-/// A value of codes less its zero point, for each channel of `axis` or for all, as I32.
-fn centred(l: &mut Lowering<'_>, x: usize, zero: usize, axis: usize) -> Result<ValueId, Refusal> {
-    let value = l.value(x)?;
-    let wide = l.cast(value, DType::I32)?;
-    let Some(zero) = l.optional(zero)? else { return Ok(wide) };
-    let zero = l.cast(zero, DType::I32)?;
-    let zero = spread(l, zero, axis, x)?;
-    Ok(l.expand().binary(BinaryOp::Sub, wide, zero)?)
-}
-
-/// A number, or one for each channel, as it is broadcast over an operand's shape.
-fn spread(l: &mut Lowering<'_>, value: ValueId, axis: usize, like: usize) -> Result<ValueId, Refusal> {
-    let mut dims = vec![1; l.rank(like)?];
-    let count: usize = l.dims_of(value)?.iter().product();
-    if count == 1 {
-        return l.reshape(value, &[]);
-    }
-    dims[axis] = count;
-    l.reshape(value, &dims)
-}
-
-fn conv_integer(l: &mut Lowering<'_>) -> Lowered {
-    let op = conv_op(l, 0, 1, false)?;
-    let (x, w) = (centred(l, 0, 2, 1)?, centred(l, 1, 3, 0)?);
-    Ok(vec![l.add(op, &[x, w])?])
-}
-
-fn qlinear_conv(l: &mut Lowering<'_>) -> Lowered {
-    let op = conv_op(l, 0, 3, l.has(8))?;
-    let (x, w) = (centred(l, 0, 2, 1)?, centred(l, 3, 5, 0)?);
-    let mut inputs = vec![x, w];
-    inputs.extend(l.optional(8)?);
-    let sums = l.add(op, &inputs)?;
-    let sums = l.cast(sums, DType::F64)?;
-    let scale_of = |l: &mut Lowering<'_>, operand: usize| {
-        let scale = l.value(operand)?;
-        l.cast(scale, DType::F64)
-    };
-    let (x_scale, w_scale, y_scale) = (scale_of(l, 1)?, scale_of(l, 4)?, scale_of(l, 6)?);
-    let w_scale = spread(l, w_scale, 1, 0)?;
-    let x_scale = l.reshape(x_scale, &[])?;
-    let y_scale = l.reshape(y_scale, &[])?;
-    let scale = l.expand().binary(BinaryOp::Mul, x_scale, w_scale)?;
-    let scale = l.expand().binary(BinaryOp::Div, scale, y_scale)?;
-    let scaled = l.expand().binary(BinaryOp::Mul, sums, scale)?;
-    let mut rounded = l.expand().unary(UnaryOp::Round, scaled)?;
-    let dtype = l.dtype(7)?;
-    let zero = l.value(7)?;
-    let zero = l.cast(zero, DType::F64)?;
-    let zero = l.reshape(zero, &[])?;
-    rounded = l.expand().binary(BinaryOp::Add, rounded, zero)?;
-    let (low, high) = if dtype == DType::I8 { (-128.0, 127.0) } else { (0.0, 255.0) };
-    rounded = l.expand().scalar(BinaryOp::Max, rounded, low)?;
-    rounded = l.expand().scalar(BinaryOp::Min, rounded, high)?;
-    Ok(vec![l.cast(rounded, dtype)?])
 }
 
 fn conv_transpose(l: &mut Lowering<'_>) -> Lowered {
@@ -223,9 +165,93 @@ fn conv_transpose(l: &mut Lowering<'_>) -> Lowered {
         op.before.push(before);
         op.after.push(after - extra[axis] as i64);
     }
+    if let Some(result) = by_phases(l, &op, &images, &weights)? {
+        return Ok(vec![result]);
+    }
     let mut inputs = vec![l.value(0)?, l.value(1)?];
     inputs.extend(l.optional(2)?);
     Ok(vec![l.add(op, &inputs)?])
+}
+
+/// A transposed convolution with known weights as a plain one. Elements of the result that stand `stride` apart see the same elements of
+/// the window, so that each of these phases is a convolution; all of them are outputs of one, moved to their places afterwards.
+fn by_phases(
+    l: &mut Lowering<'_>,
+    op: &ConvTranspose,
+    images: &[usize],
+    weights: &[usize],
+) -> Result<Option<ValueId>, Refusal> {
+    let axes = images.len() - 2;
+    let (batch, channels, each) = (images[0], images[1], weights[1]);
+    let cut = op.before.iter().any(|&b| b < 0);
+    let known = l.constant(1).filter(|_| axes <= 2 && !cut && !images.contains(&0) && !weights.contains(&0));
+    let Some(known) = known.filter(|_| l.dtype(0).is_ok_and(|d| d == DType::F32)) else { return Ok(None) };
+    let spans: Vec<usize> = (0..axes).map(|a| (weights[2 + a] - 1) * op.dilations[a] + 1).collect();
+    let sizes: Vec<usize> = (0..axes).map(|a| spans[a].div_ceil(op.strides[a])).collect();
+    let (mut positions, mut kept) = (Vec::new(), Vec::new());
+    for axis in 0..axes {
+        let reach = ((images[2 + axis] - 1) * op.strides[axis] + spans[axis]) as i64;
+        let len = usize::try_from(reach - op.before[axis] - op.after[axis]);
+        let Some(len) = len.ok().filter(|&len| len > 0) else { return Ok(None) };
+        let end = op.before[axis] as usize + len;
+        kept.push(len);
+        positions.push(end.div_ceil(op.strides[axis]).max(images[2 + axis] + sizes[axis] - 1));
+    }
+    let phases: usize = op.strides.iter().product();
+    let outputs = each * op.groups;
+    let dims = [&[outputs * phases, channels / op.groups][..], &sizes].concat();
+    let weight = l.derived(1, "phases", &dims, || {
+        let values = known.floats()?;
+        let to_phase = strides(&op.strides);
+        let (to, from) = (strides(&dims), strides(weights));
+        let mut turned = vec![0f32; dims.iter().product()];
+        for (i, value) in turned.iter_mut().enumerate() {
+            let (row, channel) = (i / to[0], i / to[1] % dims[1]);
+            let (output, phase) = (row / phases, row % phases);
+            let group = output / each;
+            let mut at = (group * dims[1] + channel) * from[0] + output % each * from[1];
+            let mut inside = true;
+            for axis in 0..axes {
+                let tap = sizes[axis] - 1 - i / to[2 + axis] % sizes[axis];
+                let offset = phase / to_phase[axis] % op.strides[axis] + op.strides[axis] * tap;
+                inside &= offset < spans[axis] && offset.is_multiple_of(op.dilations[axis]);
+                at += offset / op.dilations[axis] * from[2 + axis];
+            }
+            if inside {
+                *value = values[at] as f32;
+            }
+        }
+        Ok(Tensor::from_slice(&dims, &turned)?)
+    })?;
+    let before: Vec<usize> = sizes.iter().map(|size| size - 1).collect();
+    let after: Vec<usize> = (0..axes).map(|a| positions[a] - images[2 + a]).collect();
+    let mut inputs = vec![l.value(0)?, weight];
+    if let Some(bias) = l.optional(2)? {
+        let bias = l.reshape(bias, &[outputs, 1])?;
+        let bias = l.broadcast(bias, &[outputs, phases])?;
+        inputs.push(l.reshape(bias, &[outputs * phases])?);
+    }
+    let plain = Conv {
+        before: Geometry::dims(&before),
+        after: Geometry::dims(&after),
+        groups: op.groups,
+        bias: op.bias,
+        ..Conv::plain(axes)
+    };
+    let y = l.add(plain, &inputs)?;
+    // [batch, outputs, phase of each axis, position of each axis]: the phase goes behind its position.
+    let split = [&[batch, outputs][..], &op.strides, &positions].concat();
+    let mut y = l.reshape(y, &split)?;
+    let perm = [0, 1].into_iter().chain((0..axes).flat_map(|a| [2 + axes + a, 2 + a])).collect();
+    y = l.add(Transpose { perm }, &[y])?;
+    let whole: Vec<usize> = (0..axes).map(|a| positions[a] * op.strides[a]).collect();
+    y = l.reshape(y, &[&[batch, outputs][..], &whole].concat())?;
+    for axis in 0..axes {
+        if (op.before[axis], kept[axis]) != (0, whole[axis]) {
+            y = l.expand().slice(y, 2 + axis, op.before[axis] as usize, kept[axis])?;
+        }
+    }
+    Ok(Some(y))
 }
 
 /// The value between elements of a plane; zero outside.

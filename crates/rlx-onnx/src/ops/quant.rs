@@ -1,6 +1,6 @@
 //! Quantised numbers: scales and zero points a tensor, an axis or a block.
 
-use super::{Row, interpret_lowering, linear};
+use super::{Row, integer, interpret_lowering, linear};
 use crate::error::{Refusal, invalid};
 use crate::lower::{Host, Lowering};
 use crate::model::axis_of;
@@ -8,7 +8,6 @@ use crate::value::{CodedTensor, ElementType, Value, from_floats};
 use rlx_graph::ValueId;
 use rlx_graph::eval::{from_f64, strides};
 use rlx_graph::ops::binary::BinaryOp;
-use rlx_graph::ops::matmul::MatMul;
 use rlx_graph::ops::reduce::{Reduce, ReduceOp};
 use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Tensor};
@@ -18,8 +17,8 @@ pub const ROWS: &[Row] = &[
     Row::both("QuantizeLinear", quantize_lower, quantize),
     Row::both("DequantizeLinear", dequantize_lower, dequantize),
     Row::both("DynamicQuantizeLinear", dynamic_quantize_lower, dynamic_quantize),
-    Row::host("QLinearMatMul", q_linear_matmul),
-    Row::both("MatMulInteger", matmul_integer_lower, matmul_integer),
+    Row::both("QLinearMatMul", integer::qlinear_matmul, q_linear_matmul),
+    Row::both("MatMulInteger", integer::matmul_integer, matmul_integer),
 ];
 
 /// For each element of a value, the position of its scale.
@@ -209,63 +208,20 @@ fn dynamic_quantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal>
     Ok(vec![codes_of(l, x, [Some(divisor), Some(shift)], DType::U8)?, scale, zero])
 }
 
-/// F32 holds every integer up to this one.
-const EXACT: f64 = 16_777_216.0;
-
-/// Products with known weights: sums of so few terms that F32 holds them exactly, added up as integers.
-fn matmul_integer_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
-    let one = |l: &Lowering<'_>, operand: usize| {
-        !l.has(operand) || l.shape(operand).is_ok_and(|s| s.dims().iter().all(|d| *d == 1))
-    };
-    let known = l.constant(1).filter(|w| w.dims().is_some_and(|dims| dims.len() == 2));
-    let zeros = if l.has(3) { l.constant(3).map(Some) } else { Some(None) };
-    let (Some(weight), Some(zeros), true) = (known, zeros, one(l, 2) && l.rank(0)? >= 2) else {
-        return Err(Refusal::Host);
-    };
-    let dims = weight.dims().unwrap_or_default().to_vec();
-    let mut centred = weight.floats()?;
-    if let Some(zeros) = zeros {
-        let at = row_or_column(&dims, zeros.dims().unwrap_or_default(), false)?;
-        let zeros = zeros.floats()?;
-        centred.iter_mut().zip(at).for_each(|(w, i)| *w -= zeros[i]);
-    }
-    let x = l.value(0)?;
-    let mut x = l.cast(x, DType::F32)?;
-    if let Some(zero) = l.optional(2)? {
-        let zero = l.cast(zero, DType::F32)?;
-        let zero = l.reshape(zero, &[])?;
-        x = l.expand().binary(BinaryOp::Sub, x, zero)?;
-    }
-    let largest = centred.iter().fold(1.0f64, |most, w| most.max(w.abs()));
-    let (k, n, axis) = (dims[0], dims[1], l.rank(0)? - 1);
-    let terms = ((EXACT / (255.0 * largest)) as usize).max(1);
-    let mut sum = None;
-    for start in (0..k.max(1)).step_by(terms) {
-        let len = terms.min(k - start);
-        let part: Vec<f32> = centred[start * n..(start + len) * n].iter().map(|&w| w as f32).collect();
-        let part = l.tensor(Tensor::from_slice(&[len, n], &part)?);
-        let rows = if len == k { x } else { l.expand().slice(x, axis, start, len)? };
-        let product = l.add(MatMul::plain(), &[rows, part])?;
-        let product = l.cast(product, DType::I32)?;
-        sum = Some(match sum {
-            None => product,
-            Some(sum) => l.expand().binary(BinaryOp::Add, sum, product)?,
-        });
-    }
-    sum.map_or_else(|| invalid("there is no column to multiply with"), |sum| Ok(vec![sum]))
-}
-
 /// A tensor or an axis of plain integers, as part of a region.
 fn dequantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
-    let (dims, scale_dims) = (l.dims(0)?, l.dims(1)?);
+    if let Some(weight) = dequantized_weight(l)? {
+        return Ok(vec![weight]);
+    }
+    let (rank, scale_dims) = (l.rank(0)?, l.dims(1)?);
     let dtype = l.dtype(1)?;
     if l.node.int("output_dtype", 0)? != 0 || scale_dims.len() > 1 || dtype != DType::F32 {
         return Err(Refusal::Host);
     }
     let (x, mut scale, zero) = (l.value(0)?, l.value(1)?, l.optional(2)?);
-    let mut wide = vec![1; dims.len()];
+    let mut wide = vec![1; rank];
     if scale_dims.iter().product::<usize>() != 1 {
-        let axis = axis_of(l.node.int("axis", 1)?, dims.len())?;
+        let axis = axis_of(l.node.int("axis", 1)?, rank)?;
         wide[axis] = scale_dims[0];
     }
     scale = l.reshape(scale, &wide)?;
@@ -276,6 +232,29 @@ fn dequantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
         y = l.expand().binary(BinaryOp::Sub, y, zero)?;
     }
     Ok(vec![l.expand().binary(BinaryOp::Mul, y, scale)?])
+}
+
+/// Known codes as a weight of F32, whatever their scales: what multiplies with it packs it once.
+fn dequantized_weight(l: &mut Lowering<'_>) -> Result<Option<ValueId>, Refusal> {
+    let given = (0..l.count()).filter(|&operand| l.has(operand)).collect::<Vec<_>>();
+    let plain = l.node.int("output_dtype", 0)? == 0 && l.dtype(1)? == DType::F32;
+    let known: Vec<Value> = given.iter().filter_map(|&operand| l.constant(operand)).collect();
+    let Some(dims) = known.first().and_then(Value::dims).map(<[usize]>::to_vec) else { return Ok(None) };
+    if !plain || known.len() != given.len() {
+        return Ok(None);
+    }
+    let node = l.node;
+    let weight = l.derived(0, "numbers", &dims, || {
+        let [x, scale, rest @ ..] = known.as_slice() else { return invalid("operand 1 is missing") };
+        let scale_dims = scale.dims().unwrap_or_default();
+        let at = scale_positions(&dims, scale_dims, node.int("axis", 1)?, node.int("block_size", 0)?)?;
+        let (scale, zero) = (scale.floats()?, rest.first().map(Value::floats).transpose()?);
+        let zero = zero.unwrap_or_else(|| vec![0.0; scale.len()]);
+        let values = x.floats()?;
+        let numbers = values.iter().zip(&at).map(|(v, &s)| ((v - zero[s]) * scale[s]) as f32);
+        Ok(Tensor::from_slice(&dims, &numbers.collect::<Vec<f32>>())?)
+    });
+    weight.map(Some)
 }
 
 fn dynamic_quantize(h: &Host<'_>) -> Result<Vec<Value>, Refusal> {

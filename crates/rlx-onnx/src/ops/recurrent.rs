@@ -5,13 +5,15 @@ use crate::error::{Refusal, invalid};
 use crate::lower::Host;
 use crate::value::{Value, from_floats};
 
+mod unrolled;
+
 type Evaluated = Result<Vec<Value>, Refusal>;
 
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
-    Row::host("RNN", |h| recurrent(h, Cell::Rnn)),
-    Row::host("GRU", |h| recurrent(h, Cell::Gru)),
-    Row::host("LSTM", |h| recurrent(h, Cell::Lstm)),
+    Row::both("RNN", |l| unrolled::lower(l, Cell::Rnn), |h| recurrent(h, Cell::Rnn)),
+    Row::both("GRU", |l| unrolled::lower(l, Cell::Gru), |h| recurrent(h, Cell::Gru)),
+    Row::both("LSTM", |l| unrolled::lower(l, Cell::Lstm), |h| recurrent(h, Cell::Lstm)),
 ];
 
 #[derive(Clone, Copy, PartialEq)]

@@ -1,7 +1,7 @@
-//! Cases with ONNX Runtime's results, written by `scripts/goldens/onnx_contrib.py`.
+//! Cases with ONNX Runtime's results, written by `scripts/goldens/onnx_contrib.py` and `onnx_weights.py`.
 
 use crate::suite::{difference, interface, read_value};
-use crate::{OnnxError, OnnxModel, Value};
+use crate::{OnnxError, OnnxModel, OnnxReport, Value};
 use rlx::Session;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::devices::Device;
@@ -11,15 +11,20 @@ use std::sync::Arc;
 /// Cases that are refused, each with what its message names.
 const REFUSED: &[(&str, &str)] = &[];
 
-fn cases() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/contrib");
+/// Ops that `com.microsoft` adds.
+const CONTRIB: &str = "data/contrib";
+/// Ops whose weights are known before a run: nothing of them is left to the host.
+const WEIGHTS: &str = "data/weights";
+
+fn cases(folder: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut cases: Vec<PathBuf> =
         std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
     cases
 }
 
-fn results(case: &Path, session: &Session) -> Result<Vec<(String, Value)>, OnnxError> {
+fn results(case: &Path, session: &Session) -> Result<(Vec<(String, Value)>, OnnxReport), OnnxError> {
     let file = case.join("model.onnx");
     let (model, facts) = (OnnxModel::open_on(&file, session)?, interface(&file)?);
     let data = case.join("test_data_set_0");
@@ -27,13 +32,14 @@ fn results(case: &Path, session: &Session) -> Result<Vec<(String, Value)>, OnnxE
     for (i, (name, kind)) in facts.inputs.iter().enumerate() {
         inputs.push((name, read_value(&data.join(format!("input_{i}.pb")), *kind)?));
     }
-    model.run(&inputs)
+    let results = model.run(&inputs)?;
+    Ok((results, model.report()))
 }
 
-fn wrong(case: &Path, session: &Session) -> Option<String> {
+fn wrong(case: &Path, session: &Session, compiled: bool) -> Option<String> {
     let name = case.file_name().unwrap().to_string_lossy().into_owned();
     let refused = REFUSED.iter().find(|(refused, _)| *refused == name);
-    let found = match (results(case, session), refused) {
+    let (found, report) = match (results(case, session), refused) {
         (Err(error @ OnnxError::Unsupported { .. }), Some((_, word))) if error.to_string().contains(word) => {
             return None;
         }
@@ -41,6 +47,9 @@ fn wrong(case: &Path, session: &Session) -> Option<String> {
         (Ok(_), Some(_)) => return Some(format!("{name}: is no longer refused")),
         (Err(error), _) => return Some(format!("{name}: {error}")),
     };
+    if compiled && !report.host.is_empty() {
+        return Some(format!("{name}: on the host: {:?}", report.host));
+    }
     let facts = interface(&case.join("model.onnx")).unwrap();
     found.iter().zip(&facts.outputs).enumerate().find_map(|(i, ((_, value), (_, kind)))| {
         let file = case.join(format!("test_data_set_0/output_{i}.pb"));
@@ -49,19 +58,26 @@ fn wrong(case: &Path, session: &Session) -> Option<String> {
     })
 }
 
-fn check(session: &Session) {
-    let cases = cases();
-    assert!(cases.len() >= 40, "{} cases", cases.len());
-    let wrong: Vec<String> = cases.iter().filter_map(|case| wrong(case, session)).collect();
+fn check(folder: &str, least: usize, session: &Session, compiled: bool) {
+    let cases = cases(folder);
+    assert!(cases.len() >= least, "{} cases", cases.len());
+    let wrong: Vec<String> = cases.iter().filter_map(|case| wrong(case, session, compiled)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn the_cpu_gives_what_onnx_runtime_gives() {
-    check(&Session::new(Device::Cpu).unwrap());
+    check(CONTRIB, 40, &Session::new(Device::Cpu).unwrap(), false);
+}
+
+#[test]
+fn the_cpu_compiles_known_weights_with_onnx_runtimes_results() {
+    check(WEIGHTS, 75, &Session::new(Device::Cpu).unwrap(), true);
 }
 
 #[test]
 fn the_reference_evaluation_gives_what_onnx_runtime_gives() {
-    check(&Session::with_backend(Arc::new(ReferenceBackend::default())));
+    let session = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    check(CONTRIB, 40, &session, false);
+    check(WEIGHTS, 75, &session, false);
 }

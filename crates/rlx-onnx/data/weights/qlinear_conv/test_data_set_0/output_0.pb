@@ -1,0 +1,1 @@
+Jü‘ht}saƒedƒjo•y]rpT~ŠS]€`…di{p`om\cpd‹vpsˆs…v„bLjbUŠ~on…triU]yaj}hr„x‚p[Ufƒa`^{€€kxUAA3"H`DF8K\E/8-Ln(!<8[76E>SeE<NEJgZUPX^mp|woa€}|‹{]u‹†n…‰x“}ƒw‚jvnƒy”¥†Šo•m|oykv‹^ne™faj†xkyp“xteš}d†n„Škr{v|qz~‡qxv{sReukk‚~y~]i}jMfd„tk€Z^gR\`ml~‚wstj

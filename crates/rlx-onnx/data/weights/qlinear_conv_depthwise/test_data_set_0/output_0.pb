@@ -1,0 +1,1 @@
+JÀpjtzpv}}ryvqq~vqvvwz~|s|wx‡‚xƒy™‰‘uŠ™‚ƒx|rz‚usjmms{n}sswt„q}yls}pu„xphwopqnn}nll^ƒjozqphsju{ˆw{„p€z]twZ{|duncugtmnpyy„€zkp}}vƒ…~wt~t}lƒ{ƒ~p~†qƒ‚‹{‘Š„‡}~‡{„…~}‚o˜‡„‘}sŠ„v~†Š|{l

@@ -1,0 +1,1 @@
+JÀ‚„‚„„‚ƒ‚…ƒ‚ƒƒ„…„‚„detoepf†znv~bw†onpei_ngoqpmnnpsotpprqvptrnptouqvph_nghifeuecdUzafrih_jamivdir]mgIadFhiPa[ObSaZZ]ffljif^si`jhhdllidciich^{y{|zv~z|w|{{~z~|}zz}y|~}|~w†€ƒ|y‚ƒ~z}|{v

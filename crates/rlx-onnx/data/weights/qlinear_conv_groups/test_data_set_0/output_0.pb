@@ -1,0 +1,1 @@
+JÐRyrizVY_JH>PHT^Taj]zbbMdO^]hi]`P^OvcGFNDVh‚ptos kun]ena^n‰|Žmzqo]_pppkj^l`~Œ}syx„„ƒ˜‹†‚‡—§•™~™{}xtŽl˜¡›x•‘{¥ˆŠl¬¤Ž„~‰‘v‡‚™w›sƒ|Œ„Žn~uz•€~v~|ŒaS‡„~vŒ{„x\˜—žŒo’’ƒ lu¨–¾³j³ˆ®¶ }¢¤£¦{§Á¶—“ºÊŸ¨©t¤’Ÿ¥­‚odvykmMulUhZ<Xs]OfTh^JbVSW\cU\RYasYbTaaoRfŸ“~|‡”~~uokƒ~bkfkƒhtk~{…gehqen}˜v{fqqxla\}†‹wury}‡˜‰ˆ“–’˜“z‡ŠŸŠ–zyœ‡†xŽ~”‹•§

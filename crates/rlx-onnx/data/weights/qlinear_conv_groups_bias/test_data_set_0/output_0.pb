@@ -1,0 +1,1 @@
+JÐirpnrjklggdhgikilnkrmlhmhlknnklhlhqmffhfjn€{|{|ˆz|{vxzwvz‚~ƒz}{{vw{ƒ{{zƒyvzw‚~|}}€€œ–•’“œ¥š–œŒ–Šˆ–ƒœ¡žŠš˜‹£“”ƒ¨£–—‘”˜‰}s¨X«PufˆvChU_ŸmiVjf‹‹&“}xiWŠbw[¦¢³‰Gxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxjemohi[mi^gaS`lb\f^gcYd_]_ae^b]`dl`d^ddj]f„€‚}|‚}}{yx~}wxwy~x{x}|~xwxzwy}ƒ{|wzz{yvuvwwvwvvvvvwxwwwwwwxwvwwxwwwvvxwwwvwwvwwwwx

@@ -1,0 +1,1 @@
+J;„mqhfd‚GToSDS6dxŠ`rRcLkeE[„]q
