@@ -50,7 +50,7 @@ class Worker:
         ready = self.process.stdout.readline().split()
         if ready[:1] != ["ready"] or self.process.stdout.readline().strip() != "written":
             raise SystemExit(f"{command[0]} ended with status {self.process.wait()}")
-        self.first_ms = float(ready[2])
+        self.opened_ms, self.first_ms = float(ready[1]), float(ready[2])
         self.process.send_signal(signal.SIGSTOP)
 
     def ask(self, n):

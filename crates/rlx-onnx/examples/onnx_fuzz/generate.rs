@@ -3,7 +3,7 @@
 
 use crate::graph::{Attr, Id, Info, Model, Node};
 use crate::random::Random;
-use crate::{layers, motifs, movement};
+use crate::{coded, control, layers, motifs, movement};
 use rlx_tensor::{DType, Tensor};
 
 /// Relative rounding of one operation, with room for another order.
@@ -62,6 +62,15 @@ const STEPS: &[(usize, Step)] = &[
     (1, motifs::written_norm),
     (1, motifs::residual_block),
     (1, motifs::linear),
+    (1, coded::quantise),
+    (1, coded::product),
+    (1, coded::convolution),
+    (1, layers::conv_transpose),
+    (1, layers::recurrent),
+    (1, movement::scatter),
+    (1, control::branch),
+    (1, control::repeated),
+    (1, control::kept),
 ];
 
 impl Maker {
@@ -98,8 +107,7 @@ impl Maker {
 
     /// What nothing reads is an output, sometimes a value within, sometimes every value.
     fn finish(mut self) -> Model {
-        let read: Vec<Id> =
-            self.model.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+        let read: Vec<Id> = self.model.nodes.iter().flat_map(Node::reads).collect();
         let made: Vec<Id> = self.model.nodes.iter().flat_map(|n| n.outputs.iter().copied()).collect();
         let every = self.random.once_in(8);
         for id in made {
@@ -184,6 +192,22 @@ impl Maker {
         let bound = values.iter().map(|v| v.unsigned_abs()).max().unwrap_or(0) as f64;
         let tensor = Tensor::from_slice(&[values.len()], values).unwrap_or_else(|_| Tensor::scalar(0i64));
         self.constant(tensor, bound)
+    }
+
+    /// A constant of codes of eight bits.
+    pub fn codes(&mut self, dims: &[usize], dtype: DType) -> Id {
+        let count = dims.iter().product();
+        let tensor = match dtype {
+            DType::I8 => {
+                let codes: Vec<i8> = (0..count).map(|_| self.random.between(-128, 127) as i8).collect();
+                Tensor::from_slice(dims, &codes)
+            }
+            _ => {
+                let codes: Vec<u8> = (0..count).map(|_| self.random.between(0, 255) as u8).collect();
+                Tensor::from_slice(dims, &codes)
+            }
+        };
+        self.constant(tensor.unwrap_or_else(|_| Tensor::scalar(0u8)), 255.0)
     }
 
     /// A constant, which steps do not pick by chance.

@@ -52,6 +52,15 @@ pub enum Attr {
     Float(f32),
     Ints(Vec<i64>),
     Text(&'static str),
+    Graph(Body),
+}
+
+/// A graph within: it sees every value around it.
+#[derive(Debug, Clone)]
+pub struct Body {
+    pub inputs: Vec<Id>,
+    pub nodes: Vec<Node>,
+    pub outputs: Vec<Id>,
 }
 
 /// One application of an op.
@@ -62,6 +71,21 @@ pub struct Node {
     pub inputs: Vec<Option<Id>>,
     pub outputs: Vec<Id>,
     pub attrs: Vec<(&'static str, Attr)>,
+}
+
+impl Node {
+    /// Operands, and what graphs within take from around them.
+    pub fn reads(&self) -> Vec<Id> {
+        let mut reads: Vec<Id> = self.inputs.iter().flatten().copied().collect();
+        for (_, attr) in &self.attrs {
+            let Attr::Graph(body) = attr else { continue };
+            let made =
+                |id: &Id| body.inputs.contains(id) || body.nodes.iter().any(|n| n.outputs.contains(id));
+            let within = body.nodes.iter().flat_map(Node::reads).chain(body.outputs.iter().copied());
+            reads.extend(within.filter(|id| !made(id)));
+        }
+        reads
+    }
 }
 
 /// A model under construction.
@@ -98,7 +122,7 @@ impl Model {
         let mut kept = Vec::new();
         for node in self.nodes.drain(..).rev() {
             if node.outputs.iter().any(|&id| needed[id]) {
-                node.inputs.iter().flatten().for_each(|&id| needed[id] = true);
+                node.reads().into_iter().for_each(|id| needed[id] = true);
                 kept.push(node);
             }
         }
@@ -112,7 +136,7 @@ impl Model {
     /// values they were made with.
     pub fn file(&self, symbols: bool, defaults: bool) -> Vec<u8> {
         let mut graph = GraphProto { name: "random".into(), ..GraphProto::default() };
-        graph.node = self.nodes.iter().map(node_proto).collect();
+        graph.node = self.nodes.iter().map(|node| self.node_proto(node)).collect();
         graph.initializer = self.constants.iter().map(|(id, tensor)| tensor_proto(*id, tensor)).collect();
         if defaults {
             graph.initializer.extend(self.inputs.iter().map(|(id, tensor)| tensor_proto(*id, tensor)));
@@ -129,6 +153,37 @@ impl Model {
         let tensor = TensorType { elem_type: onnx_type(self.values[id].dtype), shape: None };
         let value_type = Some(TypeProto { tensor: Some(tensor), ..TypeProto::default() });
         ValueInfoProto { name: name(id), value_type }
+    }
+
+    fn node_proto(&self, node: &Node) -> NodeProto {
+        NodeProto {
+            op_type: node.op.into(),
+            input: node.inputs.iter().map(|id| id.map_or_else(String::new, name)).collect(),
+            output: node.outputs.iter().map(|&id| name(id)).collect(),
+            attribute: node.attrs.iter().map(|(name, value)| self.attribute(name, value)).collect(),
+            ..NodeProto::default()
+        }
+    }
+
+    fn attribute(&self, name: &str, value: &Attr) -> AttributeProto {
+        let mut proto = AttributeProto { name: name.into(), ..AttributeProto::default() };
+        match value {
+            Attr::Int(value) => (proto.kind, proto.i) = (2, *value),
+            Attr::Float(value) => (proto.kind, proto.f) = (1, *value),
+            Attr::Ints(values) => (proto.kind, proto.ints) = (7, values.clone()),
+            Attr::Text(text) => (proto.kind, proto.s) = (3, text.as_bytes().to_vec().into()),
+            Attr::Graph(body) => {
+                let graph = GraphProto {
+                    name: "body".into(),
+                    node: body.nodes.iter().map(|node| self.node_proto(node)).collect(),
+                    input: body.inputs.iter().map(|&id| self.declared(id, false)).collect(),
+                    output: body.outputs.iter().map(|&id| self.output(id)).collect(),
+                    ..GraphProto::default()
+                };
+                (proto.kind, proto.g) = (5, Some(graph));
+            }
+        }
+        proto
     }
 
     fn declared(&self, id: Id, symbols: bool) -> ValueInfoProto {
@@ -153,25 +208,4 @@ fn tensor_proto(id: Id, tensor: &Tensor) -> TensorProto {
         raw_data: Some(tensor.bytes().to_vec().into()),
         ..TensorProto::default()
     }
-}
-
-fn node_proto(node: &Node) -> NodeProto {
-    NodeProto {
-        op_type: node.op.into(),
-        input: node.inputs.iter().map(|id| id.map_or_else(String::new, name)).collect(),
-        output: node.outputs.iter().map(|&id| name(id)).collect(),
-        attribute: node.attrs.iter().map(|(name, value)| attribute(name, value)).collect(),
-        ..NodeProto::default()
-    }
-}
-
-fn attribute(name: &str, value: &Attr) -> AttributeProto {
-    let mut proto = AttributeProto { name: name.into(), ..AttributeProto::default() };
-    match value {
-        Attr::Int(value) => (proto.kind, proto.i) = (2, *value),
-        Attr::Float(value) => (proto.kind, proto.f) = (1, *value),
-        Attr::Ints(values) => (proto.kind, proto.ints) = (7, values.clone()),
-        Attr::Text(text) => (proto.kind, proto.s) = (3, text.as_bytes().to_vec().into()),
-    }
-    proto
 }

@@ -42,7 +42,7 @@ pub fn minimise(engines: &mut Engines, model: &Model, difference: &Difference) -
             let mut candidate = smallest.clone();
             let node = candidate.nodes.remove(at);
             let others = |model: &Model, id| {
-                model.outputs.contains(&id) || model.nodes.iter().any(|n| n.inputs.contains(&Some(id)))
+                model.outputs.contains(&id) || model.nodes.iter().any(|n| n.reads().contains(&id))
             };
             if node.outputs.iter().any(|&other| other != id && others(&candidate, other)) {
                 continue;

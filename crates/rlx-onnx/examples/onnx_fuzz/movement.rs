@@ -263,3 +263,53 @@ pub fn triangle(m: &mut Maker) -> Option<()> {
     m.emit("Trilu", &[x, k], vec![("upper", upper)], limits);
     Some(())
 }
+
+/// Updates written to, or added at, places that are known or computed.
+pub fn scatter(m: &mut Maker) -> Option<()> {
+    let x = m.pick(|info| info.dtype == DType::F32 && (1..=3).contains(&info.rank()))?;
+    let info = m.info(x).clone();
+    let by_slice = m.random.once_in(2);
+    let axis = if by_slice { 0 } else { axis_of(m, x)? };
+    let (extent, count) = (info.dims[axis] as i64, m.random.between(1, 4) as usize);
+    let mut dims = info.dims.clone();
+    dims[axis] = count;
+    let places = if by_slice { vec![count, 1] } else { dims.clone() };
+    let reduction = *m.random.pick(&["none", "add"]);
+    let mut at: Vec<i64> =
+        (0..places.iter().product()).map(|_| m.random.between(-extent, extent - 1)).collect();
+    if reduction == "none" {
+        // Of several updates of one place any may stay.
+        let stride: usize = if by_slice { 1 } else { dims[axis + 1..].iter().product() };
+        let count = (count as i64).min(extent) as usize;
+        dims[axis] = count;
+        let places: usize = if by_slice { count } else { dims.iter().product() };
+        at = (0..places).map(|i| ((i / stride) % count) as i64).collect();
+    }
+    let places = if by_slice { vec![dims[axis], 1] } else { dims.clone() };
+    let tensor = rlx_tensor::Tensor::from_slice(&places, &at).ok()?;
+    let mut index = m.constant(tensor, extent as f64);
+    if m.random.once_in(3) {
+        // Not known before the run.
+        let zero = m.pick(|i| i.dtype == DType::I64 && i.exact() && i.rank() >= 1)?;
+        let zero = m.emit("ReduceMax", &[zero], vec![("keepdims", Attr::Int(0))], whole_number());
+        let zero = m.emit("Sub", &[zero, zero], Vec::new(), whole_number());
+        index = m.emit("Add", &[index, zero], Vec::new(), Info { dims: places, ..whole_number() });
+    }
+    let updates = m.weight(&dims, 2.0);
+    let most = (info.size() + 2.0 * at.len() as f64).max(2.0);
+    let error = info.error + at.len() as f64 * crate::generate::EPS * most;
+    let written =
+        Info { low: -most, high: most, error: if reduction == "add" { error } else { info.error }, ..info };
+    let mut attrs = vec![("reduction", Attr::Text(reduction))];
+    if !by_slice {
+        attrs.push(("axis", Attr::Int(axis as i64)));
+    }
+    let op = if by_slice { "ScatterND" } else { "ScatterElements" };
+    m.emit(op, &[x, index, updates], attrs, written);
+    Some(())
+}
+
+/// What is known of a single I64.
+fn whole_number() -> Info {
+    Info { dims: Vec::new(), dtype: DType::I64, low: -1e6, high: 1e6, error: 0.0 }
+}
