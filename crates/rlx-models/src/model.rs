@@ -70,7 +70,7 @@ pub struct Model {
     built: Built,
     pipeline: Arc<ModelCompilePipeline>,
     executables: Executables,
-    tokenizer: TextTokenizer,
+    tokenizer: Arc<TextTokenizer>,
     stop: Vec<u32>,
     encoder: Mutex<Option<EncoderRunner>>,
     artefact: Option<Arc<Artefact>>,
@@ -330,7 +330,11 @@ impl Model {
         };
         let opened = Self::on_built(model.folder()?, weights, options, (backend, cache), built, tokenizer)?;
         let (convention, header_bytes) = (Convention::Gguf, model.header_bytes());
-        Ok(Self { convention, header_bytes, tokenizer_writer: writer, ..opened })
+        let mut tokenizer_writer = writer;
+        if let (Some(writer), Built::Decoder(_)) = (&mut tokenizer_writer, &opened.built) {
+            writer.built = Some(Arc::clone(&opened.tokenizer));
+        }
+        Ok(Self { convention, header_bytes, tokenizer_writer, ..opened })
     }
 
     /// Opens a model from a folder already found.
@@ -452,7 +456,7 @@ impl Model {
             built,
             pipeline,
             executables,
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
             stop,
             encoder,
             artefact: None,

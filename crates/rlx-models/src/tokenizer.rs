@@ -60,17 +60,24 @@ pub struct StoredTokenizer {
 }
 
 impl StoredTokenizer {
-    /// The stored form of a `tokenizer.json`. Tables are used only if they give the library's ids for samples and the whole vocabulary.
+    /// The stored form of a `tokenizer.json`. Tables are used only if they give the library's ids for samples and the tokens of the
+    /// vocabulary, of a large one 8,192 or more.
     ///
     /// # Errors
     /// As [`TextTokenizer::from_bytes`].
     pub fn new(path: &Path, json: &[u8], vocab: usize) -> Result<Self> {
+        TextTokenizer::from_bytes(path, json, vocab)?.stored_from(json)
+    }
+}
+
+impl TextTokenizer {
+    /// The stored form of this tokenizer, which `json` says.
+    fn stored_from(&self, json: &[u8]) -> Result<StoredTokenizer> {
         let whole = StoredTokenizer { tables: Vec::new(), rest: json.to_vec() };
-        let library = TextTokenizer::from_bytes(path, json, vocab)?;
-        let (Some((tables, rest)), Inner::Library(judge)) = (prebuilt::write(json), &library.inner) else {
+        let (Some((tables, rest)), Inner::Library(judge)) = (prebuilt::write(json), &self.inner) else {
             return Ok(whole);
         };
-        let broken = |error: &dyn std::fmt::Display| library.broken(error.to_string());
+        let broken = |error: &dyn std::fmt::Display| self.broken(error.to_string());
         let sample = String::from_utf8_lossy(&json[..json.len().min(1 << 16)]);
         let texts: Vec<&str> = sample.split_inclusive('\n').chain(SAMPLES.iter().copied()).collect();
         let table = prebuilt::TokenTable::open(Arc::new(tables.clone()));
@@ -185,6 +192,8 @@ impl TextTokenizer {
     /// As [`TextTokenizer::to_json`] and [`StoredTokenizer::new`].
     pub fn stored(&self) -> Result<StoredTokenizer> {
         match (&self.tables, self.to_json()?) {
+            // What cuts texts is no part of the stored form.
+            (_, Some(json)) if self.max_tokens.is_none() => self.stored_from(&json),
             (_, Some(json)) => StoredTokenizer::new(&self.path, &json, self.vocab),
             (Some((tables, rest)), None) => {
                 Ok(StoredTokenizer { tables: tables.bytes().to_vec(), rest: rest.clone() })

@@ -8,7 +8,9 @@ use rlx::aot::AotCache;
 use rlx::aot::container::Stamp;
 use rlx::aot::wire::WireWriter;
 use rlx::config::Config;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Vocabularies below this are built anew each time.
 const LEAST_TOKENS: usize = 20_000;
@@ -24,6 +26,8 @@ pub(crate) struct TableWriter {
     key: Vec<u8>,
     model: GgufModel,
     vocab: usize,
+    /// The one that was built, where it is the whole of what the file says.
+    pub built: Option<Arc<TextTokenizer>>,
     used: AtomicBool,
 }
 
@@ -34,11 +38,19 @@ impl TableWriter {
     }
 
     fn write(&self) -> Result<()> {
-        let stored = self.model.tokenizer(self.vocab)?.stored()?;
+        let started = Instant::now();
+        let stored = match &self.built {
+            Some(built) => built.stored()?,
+            None => self.model.tokenizer(self.vocab)?.stored()?,
+        };
         if !stored.tables.is_empty() {
             let layout = (stored.rest.len() as u64).to_le_bytes();
             let content = [stored.rest, stored.tables].concat();
             self.cache.store_packed(&self.stamp, &self.key, &layout, &content, 1);
+            let ms = started.elapsed().as_millis();
+            tracing::info!(
+                "the tokenizer's tables are in the cache for later runs; making them took {ms} ms"
+            );
         }
         Ok(())
     }
@@ -98,7 +110,15 @@ fn tokenizer_in(
     let tokenizer = model.tokenizer(vocab)?;
     Ok((
         tokenizer,
-        Some(TableWriter { cache, stamp, key, model: model.clone(), vocab, used: AtomicBool::new(false) }),
+        Some(TableWriter {
+            cache,
+            stamp,
+            key,
+            model: model.clone(),
+            vocab,
+            built: None,
+            used: AtomicBool::new(false),
+        }),
     ))
 }
 
