@@ -1,5 +1,6 @@
 //! Project tasks: `cargo xtask <task>`. Each task is one module and one row of [`TASKS`].
 
+mod arm;
 mod build_figures;
 mod ci;
 mod config;
@@ -45,6 +46,11 @@ const TASKS: &[Task] = &[
         name: "onnx-fuzz",
         usage: "[--graphs N] [--seed S] [--python PYTHON] [--corpus FOLDER]  random models, run in several ways",
         run: onnx_fuzz::run,
+    },
+    Task {
+        name: "arm",
+        usage: "[FILTER]..  the kernels' tests as AArch64 code, by an emulator",
+        run: arm::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
     Task {

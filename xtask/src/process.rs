@@ -48,6 +48,8 @@ pub fn install_hint(program: &str) -> &'static str {
     match program {
         "cargo" => "install Rust with rustup",
         "apt-get" => "install a Vulkan driver (Mesa's will do) with the system's package manager",
+        "aarch64-linux-gnu-gcc" => "install a cross compiler for AArch64 (Debian: gcc-aarch64-linux-gnu)",
+        "qemu-aarch64" => "install an emulator of AArch64 programs (Debian: qemu-user)",
         "git" => "install git with the system's package manager",
         "python3" => "install Python 3.9 or newer with its `venv` module (Debian: python3 and python3-venv)",
         _ => "install it with the system's package manager",
