@@ -1,13 +1,16 @@
 //! Devices through wgpu: Vulkan here, and what else it is built with.
 
+mod pipelines;
 mod work;
 
 use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, exhausted, lost, refused};
 use crate::ffi::trusted;
 use crate::ir::Kernel;
-use crate::lower::MAX_WEIGHTS;
+use crate::lower::MAX_BOUND;
 use crate::print::wgsl;
+use pipelines::Pipelines;
+use rlx::aot::AotCache;
 use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
 use rlx::config::Config;
 use rlx::devices::Device;
@@ -54,11 +57,11 @@ impl BackendProvider for GpuProvider {
         }
     }
 
-    fn open(&self, index: u32, _config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
+    fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
         let adapter = adapters().into_iter().nth(index as usize).ok_or_else(|| BackendError::Lost {
             reason: format!("adapter {index} has gone since it was counted"),
         })?;
-        Ok(Arc::new(DeviceBackend::open(Gpu::open(&adapter)?)?))
+        Ok(Arc::new(DeviceBackend::open(Gpu::open(&adapter, AotCache::from_config(config))?)?))
     }
 }
 
@@ -76,9 +79,10 @@ struct Gpu {
     info: wgpu::AdapterInfo,
     limits: wgpu::Limits,
     faults: Arc<Mutex<Faults>>,
-    /// Layouts for kernels of so many weights.
-    layouts: Vec<(wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    /// Layouts for kernels of so many weights and so many states.
+    layouts: Vec<Vec<(wgpu::BindGroupLayout, wgpu::PipelineLayout)>>,
     allocated: AtomicU64,
+    pipelines: Option<Pipelines>,
 }
 
 /// A buffer, with a number that no other has had.
@@ -91,6 +95,7 @@ struct Words {
 struct Compiled {
     pipeline: wgpu::ComputePipeline,
     weights: usize,
+    states: usize,
 }
 
 fn lock(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
@@ -111,19 +116,17 @@ fn storage(binding: u32, read_only: bool, dynamic: bool) -> wgpu::BindGroupLayou
 }
 
 impl Gpu {
-    fn open(adapter: &wgpu::Adapter) -> Result<Self, BackendError> {
+    fn open(adapter: &wgpu::Adapter, cache: Option<AotCache>) -> Result<Self, BackendError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         let refused = |reason: String| lost(&info.name, "opening it", reason);
-        if (limits.max_storage_buffers_per_shader_stage as usize) < 2 + MAX_WEIGHTS {
+        if (limits.max_storage_buffers_per_shader_stage as usize) < 2 + MAX_BOUND {
             let count = limits.max_storage_buffers_per_shader_stage;
-            return Err(refused(format!(
-                "a kernel may bind {count} buffers, {} are needed",
-                2 + MAX_WEIGHTS
-            )));
+            return Err(refused(format!("a kernel may bind {count} buffers, {} are needed", 2 + MAX_BOUND)));
         }
         let desc = wgpu::DeviceDescriptor {
             label: Some("rlx"),
             required_limits: limits.clone(),
+            required_features: Pipelines::wanted(adapter),
             ..wgpu::DeviceDescriptor::default()
         };
         let (device, queue) = wait(adapter.request_device(&desc)).map_err(|e| refused(e.to_string()))?;
@@ -136,8 +139,8 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&told).error = Some(error.to_string());
         }));
-        let layout = |weights: u32| {
-            let bound = (0..weights).map(|w| storage(wgsl::FIRST_WEIGHT + w, true, false));
+        let layout = |weights: u32, states: u32| {
+            let bound = (0..weights + states).map(|b| storage(wgsl::FIRST_WEIGHT + b, b < weights, false));
             let entries: Vec<_> =
                 [storage(0, true, true), storage(1, false, false)].into_iter().chain(bound).collect();
             let desc = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
@@ -149,8 +152,12 @@ impl Gpu {
             });
             (group, pipeline)
         };
-        let layouts = (0..=MAX_WEIGHTS as u32).map(layout).collect();
-        Ok(Gpu { device, queue, info, limits, faults, layouts, allocated: AtomicU64::new(0) })
+        let most = MAX_BOUND as u32;
+        let of_weights = |weights| (0..=most - weights).map(|states| layout(weights, states)).collect();
+        let layouts = (0..=most).map(of_weights).collect();
+        let pipelines = cache.and_then(|cache| Pipelines::open(&device, &info, cache));
+        let allocated = AtomicU64::new(0);
+        Ok(Gpu { device, queue, info, limits, faults, layouts, allocated, pipelines })
     }
 
     /// Calls the device; what it says against it becomes an error. `words` is how many it is asked for.
@@ -241,16 +248,21 @@ impl Driver for Gpu {
         Ok(Words { buffer, number: self.allocated.fetch_add(1, Ordering::Relaxed) })
     }
 
-    fn upload(&self, what: &str, to: &Words, words: &[u32]) -> Result<(), BackendError> {
+    fn upload(&self, what: &str, to: &Words, at: usize, words: &[u32]) -> Result<(), BackendError> {
         self.guarded(what, words.len(), || {
-            self.write(&to.buffer, 0, words);
+            self.write(&to.buffer, at, words);
             // What is written waits in memory of the host until something is submitted.
             self.queue.submit([]);
         })
     }
 
+    fn download(&self, what: &str, from: &Words, at: usize, count: usize) -> Result<Vec<u32>, BackendError> {
+        work::download(self, what, from, at, count)
+    }
+
     fn compile(&self, kernel: &Kernel) -> Result<Compiled, BackendError> {
-        let (text, weights) = (wgsl::print(kernel), kernel.weights() as usize);
+        let (weights, states) = (kernel.weights() as usize, kernel.states() as usize);
+        let text = wgsl::print(kernel);
         let pipeline = self.guarded(&format!("kernel {}", kernel.name), 0, || {
             let module = trusted::module(&self.device, &kernel.name, &text);
             let options = wgpu::PipelineCompilationOptions {
@@ -259,14 +271,20 @@ impl Driver for Gpu {
             };
             self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
                 label: Some(&kernel.name),
-                layout: Some(&self.layouts[weights].1),
+                layout: Some(&self.layouts[weights][states].1),
                 module: &module,
                 entry_point: Some("main"),
                 compilation_options: options,
-                cache: None,
+                cache: self.pipelines.as_ref().map(|pipelines| &pipelines.cache),
             })
         })?;
-        Ok(Compiled { pipeline, weights })
+        Ok(Compiled { pipeline, weights, states })
+    }
+
+    fn keep(&self) {
+        if let Some(pipelines) = &self.pipelines {
+            pipelines.keep();
+        }
     }
 
     fn work(&self) -> Result<Work, BackendError> {

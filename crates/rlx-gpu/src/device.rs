@@ -7,14 +7,16 @@ mod context;
 pub(crate) mod driver;
 mod layout;
 mod plan;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod replay;
 mod self_test;
+mod states;
 mod words;
 
 use crate::ir::Kernel;
 use crate::lower::find;
 use context::DeviceContext;
 use driver::{Driver, exhausted};
-use layout::Layout;
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
@@ -69,12 +71,21 @@ impl<D: Driver> OpenDevice<D> {
 
     fn upload(&self, name: &str, words: &[u32]) -> Result<D::Buffer, BackendError> {
         let buffer = self.allocate(name, words.len())?;
-        self.driver.upload(name, &buffer, words)?;
+        self.driver.upload(name, &buffer, 0, words)?;
         Ok(buffer)
     }
 
     fn compile(&self, kernels: &[Arc<Kernel>]) -> Result<Vec<Arc<D::Kernel>>, BackendError> {
-        kernels.iter().map(|k| shared(&self.kernels, k.hash(), || self.driver.compile(k))).collect()
+        let mut made = false;
+        let mut compile = |kernel: &Kernel| {
+            made = true;
+            self.driver.compile(kernel)
+        };
+        let kernels = kernels.iter().map(|k| shared(&self.kernels, k.hash(), || compile(k))).collect();
+        if made {
+            self.driver.keep();
+        }
+        kernels
     }
 }
 
@@ -148,8 +159,8 @@ impl<D: Driver> Backend for DeviceBackend<D> {
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
         let plan = Plan::of(lir.template())?;
-        let layout = Layout::new(lir, &plan.dtypes, plan.guards.len());
-        Ok((layout.words * 4).saturating_sub(lir.arena_bytes()))
+        let arena = (plan.layout(lir).words * 4).saturating_sub(lir.arena_bytes());
+        Ok(arena + plan.widening(lir))
     }
 
     fn load(

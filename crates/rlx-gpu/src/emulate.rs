@@ -58,9 +58,13 @@ impl Driver for Emulator {
         Ok(Words(RwLock::new(Machine::new(words))))
     }
 
-    fn upload(&self, _what: &str, buffer: &Words, words: &[u32]) -> Result<(), BackendError> {
-        buffer.write().write(0, words);
+    fn upload(&self, _what: &str, to: &Words, at: usize, words: &[u32]) -> Result<(), BackendError> {
+        to.write().write(at, words);
         Ok(())
+    }
+
+    fn download(&self, _what: &str, from: &Words, at: usize, count: usize) -> Result<Vec<u32>, BackendError> {
+        Ok(from.read().words(at, count).to_vec())
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<Kernel, BackendError> {
@@ -82,10 +86,14 @@ impl Driver for Emulator {
                 let table = batch.arguments.read();
                 table.words(call.arguments, kernel.args.len()).iter().map(|&word| word as i32).collect()
             };
-            let bound: Vec<_> = call.bound.iter().map(|words| words.read()).collect();
-            let weights: Vec<&[u32]> = bound.iter().map(|machine| machine.words(0, machine.len())).collect();
+            let (weights, states) = call.bound.split_at(kernel.weights() as usize);
+            let weights: Vec<_> = weights.iter().map(|words| words.read()).collect();
+            let weights: Vec<&[u32]> =
+                weights.iter().map(|machine| machine.words(0, machine.len())).collect();
+            let mut states: Vec<_> = states.iter().map(|words| words.write()).collect();
+            let mut states: Vec<&mut Machine> = states.iter_mut().map(|machine| &mut **machine).collect();
             let programs = call.grid[0] * call.grid[1];
-            let ran = batch.arena.write().run(kernel, &arguments, &weights, programs);
+            let ran = batch.arena.write().run(kernel, &arguments, &weights, &mut states, programs);
             ran.map_err(|e| refused(&self.name(), &format!("kernel {}", kernel.name), e))?;
         }
         let mut words = Vec::with_capacity(batch.words_read());

@@ -78,6 +78,8 @@ pub enum Binding {
     Arena,
     /// A weight of this position; read only.
     Weight(u32),
+    /// A state of this position, which stays on the device between runs; read and written.
+    State(u32),
 }
 
 /// What a kernel may do with a view.
@@ -349,9 +351,18 @@ impl Kernel {
     pub fn weights(&self) -> u32 {
         let weight = |view: &View| match view.binding {
             Binding::Weight(at) => at + 1,
-            Binding::Arena => 0,
+            Binding::Arena | Binding::State(_) => 0,
         };
         self.views.iter().map(weight).max().unwrap_or(0)
+    }
+
+    /// Number of states that it binds, behind the weights.
+    pub fn states(&self) -> u32 {
+        let state = |view: &View| match view.binding {
+            Binding::State(at) => at + 1,
+            Binding::Arena | Binding::Weight(_) => 0,
+        };
+        self.views.iter().map(state).max().unwrap_or(0)
     }
 
     /// A digest of everything it does: the same on every machine and in every build that prints the same text.

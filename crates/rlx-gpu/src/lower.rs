@@ -27,8 +27,8 @@ use std::sync::Arc;
 pub(crate) const LANES: u32 = 64;
 /// Constants up to this many words stand in the arena; larger ones are bound as weights are.
 pub(crate) const SMALL_CONSTANT: usize = 1024;
-/// Weights that one kernel binds at most: what every device binds, less arguments and arena.
-pub(crate) const MAX_WEIGHTS: usize = 6;
+/// Weights and states that one kernel binds at most: what every device binds, less arguments and arena.
+pub(crate) const MAX_BOUND: usize = 6;
 
 /// A size of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,6 +126,8 @@ pub(crate) struct Launch {
     pub sizes: Vec<Amount>,
     pub views: Vec<Source>,
     pub weights: Vec<BufferId>,
+    /// States that stay on the device, bound behind the weights.
+    pub states: Vec<BufferId>,
     pub programs: Amount,
 }
 
@@ -203,6 +205,7 @@ pub(crate) fn element(dtype: DType) -> Option<Element> {
 /// Lowers a template's steps.
 pub(crate) struct LowerCx<'t> {
     template: &'t Template,
+    resident: Arc<[bool]>,
     step: usize,
     kernels: HashMap<String, Arc<Kernel>>,
     pub launches: Vec<Launch>,
@@ -211,7 +214,8 @@ pub(crate) struct LowerCx<'t> {
 
 impl<'t> LowerCx<'t> {
     pub fn new(template: &'t Template) -> Self {
-        Self { template, step: 0, kernels: HashMap::new(), launches: Vec::new(), guards: Vec::new() }
+        let (kernels, resident) = (HashMap::new(), resident(template));
+        Self { template, resident, step: 0, kernels, launches: Vec::new(), guards: Vec::new() }
     }
 
     /// Lowers a step.
@@ -278,7 +282,9 @@ impl<'t> LowerCx<'t> {
 
     pub fn draft(&self, name: impl Into<String>) -> Draft<'t> {
         let b = Builder::new(name, LANES);
-        Draft { b, template: self.template, sizes: Vec::new(), views: Vec::new(), weights: Vec::new() }
+        let (template, resident) = (self.template, Arc::clone(&self.resident));
+        let (sizes, views, weights, states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Draft { b, template, resident, sizes, views, weights, states }
     }
 
     /// A word that a check of the launch being drafted sets.
@@ -293,16 +299,17 @@ impl<'t> LowerCx<'t> {
     /// # Errors
     /// [`BackendError::Unsupported`] for a kernel that the verifier refuses or that binds too much.
     pub fn launch(&mut self, draft: Draft<'_>, programs: Amount) -> Result<(), BackendError> {
-        let Draft { b, sizes, views, weights, .. } = draft;
+        let Draft { b, sizes, views, weights, states, .. } = draft;
         let kernel = b.finish();
         verify(&kernel).map_err(|fault| self.unsupported(fault.to_string()))?;
-        if weights.len() > MAX_WEIGHTS {
-            let reason = format!("its kernel binds {} weights, of at most {MAX_WEIGHTS}", weights.len());
+        let bound = weights.len() + states.len();
+        if bound > MAX_BOUND {
+            let reason = format!("its kernel binds {bound} weights and states, of at most {MAX_BOUND}");
             return Err(self.unsupported(reason));
         }
         let kernel = self.kernels.entry(kernel.to_string()).or_insert_with(|| Arc::new(kernel));
         let kernel = Arc::clone(kernel);
-        self.launches.push(Launch { step: self.step, kernel, sizes, views, weights, programs });
+        self.launches.push(Launch { step: self.step, kernel, sizes, views, weights, states, programs });
         Ok(())
     }
 }
@@ -311,9 +318,22 @@ impl<'t> LowerCx<'t> {
 pub(crate) struct Draft<'t> {
     pub b: Builder,
     template: &'t Template,
+    resident: Arc<[bool]>,
     sizes: Vec<Amount>,
     views: Vec<Source>,
     weights: Vec<BufferId>,
+    states: Vec<BufferId>,
+}
+
+/// For each buffer whether it is a state that stays on the device: one that ops only append to. A failed run has to put back what
+/// others overwrote, so those go up and come down with each run.
+pub(crate) fn resident(template: &Template) -> Arc<[bool]> {
+    let overwritten: Vec<usize> = template.overwritten_states().collect();
+    let stays = |(_, buffer): (BufferId, &rlx::plan::Buffer)| match buffer.kind {
+        BufferKind::State(at) => !overwritten.contains(&at),
+        _ => false,
+    };
+    template.buffer_ids().map(stays).collect()
 }
 
 /// Whether a buffer is bound as a weight.
@@ -365,6 +385,13 @@ impl Draft<'_> {
                     _ => Storage::Word(element),
                 };
                 (Binding::Weight(at as u32), storage)
+            }
+            false if self.resident[operand.buffer.index()] => {
+                let at = self.states.iter().position(|&s| s == operand.buffer).unwrap_or_else(|| {
+                    self.states.push(operand.buffer);
+                    self.states.len() - 1
+                });
+                (Binding::State(at as u32), Storage::Word(element))
             }
             false => (Binding::Arena, Storage::Word(element)),
         };

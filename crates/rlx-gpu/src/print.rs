@@ -5,7 +5,16 @@
 pub mod cuda;
 pub mod wgsl;
 
-use crate::ir::{Kernel, Value, ViewId};
+use crate::ir::{Binding, Kernel, Value, ViewId};
+
+/// What a binding's array of words is called.
+fn array(binding: Binding) -> String {
+    match binding {
+        Binding::Arena => "arena".to_owned(),
+        Binding::Weight(weight) => format!("weight{weight}"),
+        Binding::State(state) => format!("state{state}"),
+    }
+}
 
 /// The element of a view that coordinates name, as an index in any of the languages: values are called `v0`, arguments `a0`.
 fn index(kernel: &Kernel, view: ViewId, at: &[Value]) -> String {

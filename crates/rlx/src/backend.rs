@@ -6,18 +6,19 @@ pub mod cpu;
 pub(crate) mod fake;
 pub mod reference;
 mod registry;
+mod state;
 
 pub(crate) use contain::contain;
 pub use registry::{
     BackendProvider, BackendRegistry, CpuProvider, DeviceProbe, ReferenceProvider, register_backend,
 };
+pub use state::{ResidentState, StateBuffer};
 
 use crate::plan::{Lir, PlanTarget, Template};
 use crate::weights::{Packed, PackedKey, RegistryError, WeightRegistry};
 use rlx_graph::EvalError;
 use rlx_graph::passes::Target;
 use rlx_kernels::schedule::{FrameError, RunControl, StepError};
-use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::storage::mapped::MappedRange;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -184,7 +185,7 @@ pub struct Io<'i, 'b> {
     /// Each output's bytes.
     pub outputs: &'i mut [&'b mut [u8]],
     /// Each state's buffer.
-    pub states: &'i mut [AlignedBytes],
+    pub states: &'i mut [StateBuffer],
     /// Limits and observers.
     pub control: RunControl<'i>,
 }

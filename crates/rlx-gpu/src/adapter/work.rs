@@ -37,7 +37,7 @@ fn group(gpu: &Gpu, kernel: &Compiled, pitch: usize, buffers: &[&Words]) -> wgpu
     let resources = std::iter::once(wgpu::BindingResource::Buffer(window)).chain(whole);
     let entries: Vec<wgpu::BindGroupEntry<'_>> =
         (0..).zip(resources).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
-    let layout = &gpu.layouts[kernel.weights].0;
+    let layout = &gpu.layouts[kernel.weights][kernel.states].0;
     gpu.device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries })
 }
 
@@ -46,8 +46,7 @@ impl Work {
         match &self.results {
             Some((buffer, held)) if *held >= words => Ok(buffer.clone()),
             _ => {
-                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let buffer = gpu.buffer("the results of a run", words, usage)?;
+                let buffer = gpu.buffer("the results of a run", words, MAPPED)?;
                 self.results = Some((buffer.clone(), words));
                 Ok(buffer)
             }
@@ -96,33 +95,66 @@ impl Work {
 
     /// Waits for a batch and gives what it read.
     pub fn read(&mut self, gpu: &Gpu, pending: &Submitted) -> Result<Vec<u32>, BackendError> {
-        let during = format!("running {}", pending.graph);
-        let lost = |reason: String| lost(&gpu.name(), &during, reason);
-        let results = match &self.results {
-            Some((results, _)) if pending.words > 0 => results,
-            _ => return Ok(Vec::new()),
-        };
-        let range = 0..pending.words as u64 * 4;
-        let outcome = Arc::new(Mutex::new(None));
-        let told = Arc::clone(&outcome);
-        results.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-        });
-        let submission = pending.submission.clone();
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(PATIENCE) };
-        gpu.device.poll(wait).map_err(|e| lost(e.to_string()))?;
-        gpu.alive(&during)?;
-        match outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(lost(error.to_string())),
-            None => return Err(lost("results were not mapped when the run had ended".to_owned())),
+        match &self.results {
+            Some((results, _)) if pending.words > 0 => {
+                let during = format!("running {}", pending.graph);
+                mapped(gpu, &during, &pending.submission, results, pending.words)
+            }
+            _ => Ok(Vec::new()),
         }
-        let read = {
-            let view = results.get_mapped_range(range).map_err(|e| lost(e.to_string()))?;
-            let word = |c: &[u8]| c.try_into().map(u32::from_le_bytes).unwrap_or_default();
-            view.chunks_exact(4).map(word).collect()
-        };
-        results.unmap();
-        gpu.alive(&during).map(|()| read)
     }
+}
+
+const MAPPED: wgpu::BufferUsages = wgpu::BufferUsages::MAP_READ.union(wgpu::BufferUsages::COPY_DST);
+
+/// Copies words of a buffer to one that the host may map, and reads them.
+pub(super) fn download(
+    gpu: &Gpu,
+    what: &str,
+    from: &Words,
+    at: usize,
+    count: usize,
+) -> Result<Vec<u32>, BackendError> {
+    let during = format!("reading {what}");
+    gpu.alive(&during)?;
+    let results = gpu.buffer(&during, count, MAPPED)?;
+    let submission = gpu.guarded(&during, count, || {
+        let mut encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let bytes = Some(count as u64 * 4);
+        encoder.copy_buffer_to_buffer(&from.buffer, at as u64 * 4, &results, 0, bytes);
+        gpu.queue.submit([encoder.finish()])
+    })?;
+    mapped(gpu, &during, &submission, &results, count)
+}
+
+/// The words of a buffer when a submission has ended.
+fn mapped(
+    gpu: &Gpu,
+    during: &str,
+    submission: &wgpu::SubmissionIndex,
+    results: &wgpu::Buffer,
+    words: usize,
+) -> Result<Vec<u32>, BackendError> {
+    let lost = |reason: String| lost(&gpu.name(), during, reason);
+    let range = 0..words as u64 * 4;
+    let outcome = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&outcome);
+    results.map_async(wgpu::MapMode::Read, range.clone(), move |result| {
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+    });
+    let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: Some(PATIENCE) };
+    gpu.device.poll(wait).map_err(|e| lost(e.to_string()))?;
+    gpu.alive(during)?;
+    match outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return Err(lost(error.to_string())),
+        None => return Err(lost("results were not mapped when the run had ended".to_owned())),
+    }
+    let read = {
+        let view = results.get_mapped_range(range).map_err(|e| lost(e.to_string()))?;
+        let word = |c: &[u8]| c.try_into().map(u32::from_le_bytes).unwrap_or_default();
+        view.chunks_exact(4).map(word).collect()
+    };
+    results.unmap();
+    gpu.alive(during).map(|()| read)
 }

@@ -3,10 +3,11 @@
 use super::Loaded;
 use super::driver::{Batch, Call, Driver, Read, Write};
 use super::layout::Layout;
+use super::states::{self, Resident};
 use super::words;
 use crate::lower::is_weight;
 use rlx::backend::{BackendError, Context, Io};
-use rlx::plan::{BufferKind, InterfaceEntry, Lir, PlanError};
+use rlx::plan::{BufferId, BufferKind, InterfaceEntry, Lir, PlanError};
 use rlx_kernels::schedule::{FrameError, RunControl, StepError};
 use rlx_tensor::time::Instant;
 use std::fmt;
@@ -44,7 +45,7 @@ fn stop(control: &RunControl<'_>) -> Result<(), BackendError> {
 
 impl<D: Driver> DeviceContext<D> {
     pub fn new(loaded: Arc<Loaded<D>>, lir: &Lir) -> Result<Self, BackendError> {
-        let layout = Layout::new(lir, &loaded.plan.dtypes, loaded.plan.guards.len());
+        let layout = loaded.plan.layout(lir);
         let arena = loaded.device.allocate("the arena of a run", layout.words)?;
         let table = loaded.plan.pitch(loaded.device.driver.limits()) * loaded.plan.launches.len().max(1);
         let arguments = loaded.device.allocate("the arguments of a run", table)?;
@@ -66,7 +67,7 @@ impl<D: Driver> DeviceContext<D> {
     }
 
     /// What a run writes to the arena before its first kernel.
-    fn uploads(&self, io: &Io<'_, '_>) -> Result<Vec<(usize, Vec<u32>)>, BackendError> {
+    fn uploads(&self, io: &mut Io<'_, '_>) -> Result<Vec<(usize, Vec<u32>)>, BackendError> {
         let template = &self.loaded.template;
         let mut uploads = vec![(0, vec![0; self.layout.guards])];
         for (id, buffer) in template.buffer_ids() {
@@ -77,7 +78,7 @@ impl<D: Driver> DeviceContext<D> {
             let words = match &buffer.kind {
                 BufferKind::Input(i) => words::widened(&template.inputs()[*i].name, dtype, io.inputs[*i])?,
                 BufferKind::State(i) => {
-                    words::widened(&template.states()[*i].name, dtype, io.states[*i].as_slice())?
+                    words::widened(&template.states()[*i].name, dtype, io.states[*i].bytes()?)?
                 }
                 BufferKind::Const(tensor) if !is_weight(template, id) => {
                     words::widened("a constant", dtype, tensor.bytes())?
@@ -89,7 +90,7 @@ impl<D: Driver> DeviceContext<D> {
         Ok(uploads)
     }
 
-    /// What comes back: the words of checks, outputs, states.
+    /// What comes back: the words of checks, outputs, states that do not stay.
     fn downloads(&self, io: &Io<'_, '_>) -> Vec<(usize, usize)> {
         let template = &self.loaded.template;
         let range = |entry: &InterfaceEntry, bytes: usize| {
@@ -101,21 +102,30 @@ impl<D: Driver> DeviceContext<D> {
         downloads.extend(outputs.map(|(entry, bytes)| range(entry, bytes.len())));
         let states = template.states().iter().zip(io.states.iter());
         let states = states.filter(|(entry, _)| self.layout.placed(entry.place.buffer).is_some());
-        downloads.extend(states.map(|(entry, bytes)| range(entry, bytes.as_slice().len())));
+        downloads.extend(states.map(|(entry, state)| range(entry, state.len())));
         downloads
     }
 
     /// Makes the batch of a run and hands it to the device.
-    fn submit(&mut self, io: &Io<'_, '_>, downloads: &[(usize, usize)]) -> Result<D::Pending, BackendError> {
+    fn submit(
+        &mut self,
+        io: &mut Io<'_, '_>,
+        downloads: &[(usize, usize)],
+    ) -> Result<D::Pending, BackendError> {
         let loaded = Arc::clone(&self.loaded);
         let (template, plan, device) = (&loaded.template, &loaded.plan, &loaded.device);
         let uploads = self.uploads(io)?;
+        let residents = states::settle(&loaded, io.states)?;
+        let resident =
+            |buffer: BufferId| residents.iter().find(|(id, _)| *id == buffer).map(|(_, state)| *state);
+        let words = |buffer: BufferId| resident(buffer).map_or(0, Resident::words);
         let limits = device.driver.limits();
-        let schedule = plan.schedule(template, &self.layout, limits, &self.sizes, io.symbols)?;
+        let schedule = plan.schedule(template, &self.layout, limits, &self.sizes, io.symbols, &words)?;
         let Self { arena, arguments, work, .. } = self;
         let bound = |launch: usize| {
-            let weights = plan.launches[launch].weights.iter();
-            weights.filter_map(|b| loaded.weights[b.index()].as_deref()).collect()
+            let launch = &plan.launches[launch];
+            let weights = launch.weights.iter().filter_map(|b| loaded.weights[b.index()].as_deref());
+            weights.chain(launch.states.iter().filter_map(|&b| resident(b).map(Resident::buffer))).collect()
         };
         let calls = schedule.planned.iter().map(|planned| Call {
             kernel: &*loaded.kernels[plan.kernel_of[planned.launch]],
@@ -151,7 +161,12 @@ impl<D: Driver> DeviceContext<D> {
     }
 
     /// Gives the caller what was read.
-    fn deliver(&self, io: &mut Io<'_, '_>, downloads: &[(usize, usize)], words: &[u32]) {
+    fn deliver(
+        &self,
+        io: &mut Io<'_, '_>,
+        downloads: &[(usize, usize)],
+        words: &[u32],
+    ) -> Result<(), BackendError> {
         let template = &self.loaded.template;
         let mut rest = words;
         let mut ranges = downloads.iter().map(|&(_, count)| {
@@ -166,9 +181,10 @@ impl<D: Driver> DeviceContext<D> {
         for (entry, state) in template.states().iter().zip(io.states.iter_mut()) {
             if self.layout.placed(entry.place.buffer).is_some() {
                 let words = ranges.next().unwrap_or_default();
-                words::narrowed(entry.place.dtype, words, state.as_mut_slice());
+                words::narrowed(entry.place.dtype, words, state.bytes_mut()?);
             }
         }
+        Ok(())
     }
 }
 
@@ -177,12 +193,11 @@ impl<D: Driver> Context for DeviceContext<D> {
         stop(&io.control)?;
         self.bind_sizes(io.symbols)?;
         let downloads = self.downloads(&io);
-        let pending = self.submit(&io, &downloads)?;
+        let pending = self.submit(&mut io, &downloads)?;
         let words = self.loaded.device.driver.read(&mut self.work, pending)?;
         self.check(&words[..self.layout.guards])?;
         stop(&io.control)?;
-        self.deliver(&mut io, &downloads, &words);
-        Ok(())
+        self.deliver(&mut io, &downloads, &words)
     }
 
     fn bytes(&self) -> (usize, usize) {

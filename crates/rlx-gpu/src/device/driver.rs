@@ -28,7 +28,7 @@ pub(crate) struct Call<'r, D: Driver + ?Sized> {
     pub kernel: &'r D::Kernel,
     /// The first word of its arguments.
     pub arguments: usize,
-    /// What it binds behind arguments and arena.
+    /// What it binds behind arguments and arena: weights, then states.
     pub bound: Vec<&'r D::Buffer>,
     pub grid: [usize; 2],
 }
@@ -95,10 +95,20 @@ pub(crate) trait Driver: Send + Sync + 'static {
     }
     /// Room for words, whose content is undefined.
     fn allocate(&self, what: &str, words: usize) -> Result<Self::Buffer, BackendError>;
-    /// Fills a buffer from its start.
-    fn upload(&self, what: &str, buffer: &Self::Buffer, words: &[u32]) -> Result<(), BackendError>;
+    /// Writes words of a buffer that no run uses now.
+    fn upload(&self, what: &str, to: &Self::Buffer, at: usize, words: &[u32]) -> Result<(), BackendError>;
+    /// Reads words of a buffer that no run uses now.
+    fn download(
+        &self,
+        what: &str,
+        from: &Self::Buffer,
+        at: usize,
+        count: usize,
+    ) -> Result<Vec<u32>, BackendError>;
     /// Compiles a kernel.
     fn compile(&self, kernel: &Kernel) -> Result<Self::Kernel, BackendError>;
+    /// Keeps for later processes what was compiled.
+    fn keep(&self) {}
     /// What a context needs.
     fn work(&self) -> Result<Self::Work, BackendError>;
     /// Hands a batch to the device.

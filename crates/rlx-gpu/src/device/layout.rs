@@ -43,7 +43,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub fn new(lir: &Lir, dtypes: &[Option<DType>], guards: usize) -> Self {
+    /// `apart` are buffers that are bindings of their own.
+    pub fn new(lir: &Lir, dtypes: &[Option<DType>], apart: &[bool], guards: usize) -> Self {
         let template = lir.template();
         let count = |(id, dtype): (BufferId, &Option<DType>)| {
             let bytes = dtype.and_then(DType::element_bytes).unwrap_or(1);
@@ -51,7 +52,8 @@ impl Layout {
         };
         let ids = || template.buffer_ids().map(|(id, _)| id);
         let elements: Vec<usize> = ids().zip(dtypes).map(count).collect();
-        let used = |id: BufferId| dtypes[id.index()].is_some() && !is_weight(template, id);
+        let used =
+            |id: BufferId| dtypes[id.index()].is_some() && !apart[id.index()] && !is_weight(template, id);
         let in_arena = |id: BufferId| matches!(template.buffers()[id.index()].kind, BufferKind::Arena);
         let shared: Vec<BufferId> = ids().filter(|&id| used(id) && in_arena(id)).collect();
         let lifetimes: Vec<Lifetime> = shared

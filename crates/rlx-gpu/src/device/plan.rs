@@ -3,9 +3,9 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
-use crate::lower::{Extents, Guard, Launch, LowerCx};
+use crate::lower::{Extents, Guard, Launch, LowerCx, resident};
 use rlx::backend::BackendError;
-use rlx::plan::Template;
+use rlx::plan::{BufferId, Lir, Template};
 use rlx_tensor::{DType, Symbol};
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ pub(super) struct Plan {
     pub kernel_of: Vec<usize>,
     pub kernels: Vec<Arc<Kernel>>,
     pub dtypes: Vec<Option<DType>>,
+    /// Buffers of states that stay on the device.
+    pub resident: Arc<[bool]>,
 }
 
 /// A launch of this run: which of the plan's, where its arguments begin, and its grid.
@@ -50,7 +52,24 @@ impl Plan {
             |l: &Launch| kernels.iter().position(|k| Arc::ptr_eq(k, &l.kernel)).unwrap_or_default();
         let kernel_of = cx.launches.iter().map(position).collect();
         let dtypes = super::layout::buffer_dtypes(template)?;
-        Ok(Plan { kernel_of, kernels, dtypes, launches: cx.launches, guards: cx.guards })
+        let resident = resident(template);
+        Ok(Plan { kernel_of, kernels, dtypes, resident, launches: cx.launches, guards: cx.guards })
+    }
+
+    /// Where a specialisation's buffers stand.
+    pub fn layout(&self, lir: &Lir) -> Layout {
+        Layout::new(lir, &self.dtypes, &self.resident, self.guards.len())
+    }
+
+    /// Bytes by which states are larger on the device than on the host.
+    pub fn widening(&self, lir: &Lir) -> usize {
+        let ids = lir.template().buffer_ids().map(|(id, _)| id).zip(&self.dtypes);
+        let wider = ids.filter(|(id, _)| self.resident[id.index()]).map(|(id, dtype)| {
+            let bytes = lir.buffer_bytes(id);
+            let elements = bytes / dtype.and_then(DType::element_bytes).unwrap_or(4);
+            (elements * 4).saturating_sub(bytes)
+        });
+        wider.sum()
     }
 
     /// Words from one launch's arguments to the next.
@@ -70,6 +89,7 @@ impl Plan {
         limits: Limits,
         sizes: &[usize],
         symbols: &[usize],
+        state_words: &dyn Fn(BufferId) -> usize,
     ) -> Result<Schedule, BackendError> {
         let symbol = |s: &Symbol| template.sizes().symbol_index(s).map(|i| symbols[i]);
         let run = Extents { sizes, symbol: &symbol };
@@ -92,6 +112,7 @@ impl Plan {
                 let end = match view.binding {
                     Binding::Arena => layout.end(source.buffer),
                     Binding::Weight(_) => layout.elements(source.buffer),
+                    Binding::State(_) => state_words(source.buffer),
                 };
                 if launch.kernel.reach(view, &arguments) > end as u64 {
                     return Err(refuse("a view reaches beyond its buffer"));

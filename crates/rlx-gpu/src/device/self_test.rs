@@ -123,7 +123,7 @@ fn expected(trial: &Trial) -> Result<Vec<u32>, String> {
     machine.write(PLACES[0], &trial.operand);
     let weights = [trial.weight.as_slice()];
     let weights = &weights[..trial.kernel.weights() as usize];
-    machine.run(&trial.kernel, &trial.arguments, weights, PROGRAMS).map_err(|e| e.to_string())?;
+    machine.run(&trial.kernel, &trial.arguments, weights, &mut [], PROGRAMS).map_err(|e| e.to_string())?;
     Ok(machine.words(PLACES[1], COUNT).to_vec())
 }
 
@@ -136,7 +136,7 @@ fn found<D: Driver>(driver: &D, trial: &Trial) -> Result<Vec<u32>, BackendError>
         false => Some(driver.allocate("a self-test's weight", weight.len())?),
     };
     if let Some(buffer) = &bound {
-        driver.upload("a self-test's weight", buffer, weight)?;
+        driver.upload("a self-test's weight", buffer, 0, weight)?;
     }
     let pitch = trial.arguments.len().next_multiple_of(driver.limits().argument_words.max(1));
     let arguments = driver.allocate("a self-test's arguments", pitch)?;

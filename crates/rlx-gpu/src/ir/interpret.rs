@@ -73,6 +73,35 @@ impl Machine {
         self.arena.fill(0x7fc0_dead);
     }
 
+    /// A word that a lane of the running launch reads, or why it must not.
+    fn load(&mut self, at: usize, who: u32) -> Result<u32, &'static str> {
+        let bits = *self.arena.get(at).ok_or("outside the binding")?;
+        if !self.written_ever[at] {
+            return Err("read before anything was written");
+        }
+        let (launch, writer) = self.writer[at];
+        if launch == self.launch && writer != who {
+            return Err("read while another lane writes it");
+        }
+        let (launch, reader) = self.reader[at];
+        let again = launch == self.launch && reader != who;
+        self.reader[at] = (self.launch, if again { MANY } else { who });
+        Ok(bits)
+    }
+
+    /// Writes a word for a lane of the running launch, or says why it must not.
+    fn store(&mut self, at: usize, who: u32, bits: u32) -> Result<(), &'static str> {
+        let word = self.arena.get_mut(at).ok_or("outside the binding")?;
+        for (launch, other) in [self.writer[at], self.reader[at]] {
+            if launch == self.launch && other != who {
+                return Err("written while another lane uses it");
+            }
+        }
+        (self.writer[at], self.written_ever[at]) = ((self.launch, who), true);
+        *word = bits;
+        Ok(())
+    }
+
     /// Runs a kernel as `programs` programs.
     ///
     /// # Errors
@@ -82,24 +111,27 @@ impl Machine {
         kernel: &Kernel,
         arguments: &[i32],
         weights: &[&[u32]],
+        states: &mut [&mut Machine],
         programs: usize,
     ) -> Result<(), Violation> {
         self.launch += 1;
+        states.iter_mut().for_each(|state| state.launch += 1);
         let lanes = kernel.lanes as usize;
         for program in 0..programs {
             let values = vec![0; kernel.types.len() * lanes];
-            let mut run = Run { machine: self, kernel, arguments, weights, program, lanes, values };
+            let mut run = Run { machine: self, kernel, arguments, weights, states, program, lanes, values };
             run.block(&kernel.body)?;
         }
         Ok(())
     }
 }
 
-struct Run<'m> {
+struct Run<'m, 's> {
     machine: &'m mut Machine,
     kernel: &'m Kernel,
     arguments: &'m [i32],
     weights: &'m [&'m [u32]],
+    states: &'m mut [&'s mut Machine],
     program: usize,
     lanes: usize,
     values: Vec<u32>,
@@ -109,7 +141,7 @@ fn f(bits: u32) -> f32 {
     f32::from_bits(bits)
 }
 
-impl Run<'_> {
+impl Run<'_, '_> {
     fn at(&self, value: Value, lane: usize) -> u32 {
         self.values[value.0 as usize * self.lanes + lane]
     }
@@ -242,6 +274,14 @@ impl Run<'_> {
         Ok(element)
     }
 
+    /// What is read and written of a binding.
+    fn memory(&mut self, binding: Binding) -> &mut Machine {
+        match binding {
+            Binding::State(state) => self.states[state as usize],
+            Binding::Arena | Binding::Weight(_) => self.machine,
+        }
+    }
+
     fn load(&mut self, id: u32, at: &[Value], lane: usize) -> Result<u32, Violation> {
         let view = &self.kernel.views[id as usize];
         let element = self.element(id, view, at, lane)?;
@@ -254,20 +294,10 @@ impl Run<'_> {
         let at = usize::try_from(word).map_err(|_| outside())?;
         let bits = match view.binding {
             Binding::Weight(weight) => *self.weights[weight as usize].get(at).ok_or_else(outside)?,
-            Binding::Arena => {
-                let bits = *self.machine.arena.get(at).ok_or_else(outside)?;
+            binding => {
                 let who = (self.program * self.lanes + lane) as u32;
-                let (launch, writer) = self.machine.writer[at];
-                if !self.machine.written_ever[at] {
-                    return Err(self.violation(id, word, "read before anything was written"));
-                }
-                if launch == self.machine.launch && writer != who {
-                    return Err(self.violation(id, word, "read while another lane writes it"));
-                }
-                let (launch, reader) = self.machine.reader[at];
-                let again = launch == self.machine.launch && reader != who;
-                self.machine.reader[at] = (self.machine.launch, if again { MANY } else { who });
-                bits
+                let loaded = self.memory(binding).load(at, who);
+                loaded.map_err(|what| self.violation(id, word, what))?
             }
         };
         Ok(match view.storage {
@@ -283,18 +313,10 @@ impl Run<'_> {
     fn store(&mut self, id: u32, at: &[Value], bits: u32, lane: usize) -> Result<(), Violation> {
         let view = &self.kernel.views[id as usize];
         let word = self.element(id, view, at, lane)?;
-        let at = usize::try_from(word).ok().filter(|&at| at < self.machine.arena.len());
-        let Some(at) = at else { return Err(self.violation(id, word, "outside the binding")) };
+        let at = usize::try_from(word).map_err(|_| self.violation(id, word, "outside the binding"))?;
         let who = (self.program * self.lanes + lane) as u32;
-        for (launch, other) in [self.machine.writer[at], self.machine.reader[at]] {
-            if launch == self.machine.launch && other != who {
-                return Err(self.violation(id, word, "written while another lane uses it"));
-            }
-        }
-        self.machine.writer[at] = (self.machine.launch, who);
-        self.machine.written_ever[at] = true;
-        self.machine.arena[at] = bits;
-        Ok(())
+        let stored = self.memory(view.binding).store(at, who, bits);
+        stored.map_err(|what| self.violation(id, word, what))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Kernels as CUDA C++ for run-time compilation: no header is needed.
 //!
-//! The parameters are the arguments, the arena, then the weights, each a pointer to 32-bit words.
+//! The parameters are the arguments, the arena, then the weights and the states, each a pointer to 32-bit words.
 
 use crate::ir::{
-    ArgDef, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, ViewId,
+    ArgDef, BinaryFn, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, ViewId,
 };
 use std::fmt::{self, Write};
 
@@ -71,7 +71,8 @@ impl Printer<'_> {
         let kernel = self.kernel;
         writeln!(self.text, "// {} {}\n{PRELUDE}", kernel.name, kernel.hash())?;
         let weights = (0..kernel.weights()).map(|w| format!(", const unsigned *__restrict__ weight{w}"));
-        let weights: String = weights.collect();
+        let states = (0..kernel.states()).map(|s| format!(", unsigned *state{s}"));
+        let weights: String = weights.chain(states).collect();
         writeln!(self.text, "extern \"C\" __global__ void __launch_bounds__({}) {ENTRY}(", kernel.lanes)?;
         writeln!(self.text, "    const int *__restrict__ args, unsigned *arena{weights}) {{")?;
         let mut arrays = Vec::new();
@@ -137,7 +138,8 @@ impl Printer<'_> {
                     Element::F32 => format!("__float_as_uint(v{})", value.0),
                 };
                 let guard = mask.map_or(String::new(), |m| format!("if (v{}) ", m.0));
-                self.line(&format!("{guard}arena[{}] = {word};", super::index(self.kernel, *view, at)))
+                let array = super::array(self.kernel.views[view.0 as usize].binding);
+                self.line(&format!("{guard}{array}[{}] = {word};", super::index(self.kernel, *view, at)))
             }
             Inst::Fold(function, x) => self.fold(result, *function, *x),
             Inst::Stage(x) => {
@@ -210,10 +212,7 @@ impl Printer<'_> {
 
     fn load(&mut self, v: Value, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
         let view = &self.kernel.views[id.0 as usize];
-        let array = match view.binding {
-            Binding::Arena => "arena".to_owned(),
-            Binding::Weight(weight) => format!("weight{weight}"),
-        };
+        let array = super::array(view.binding);
         let half = format!("({array}[i / 2] >> (i & 1) * 16)");
         let load = match view.storage {
             Storage::Word(Element::Bool) => format!("{array}[i] != 0u"),

@@ -1,9 +1,9 @@
 //! Kernels as WGSL.
 //!
-//! Group 0: binding 0 holds the arguments, binding 1 the arena, then come the weights. Every binding is an array of 32-bit words. A kernel that the verifier accepts needs no bounds checks of the compiler.
+//! Group 0: binding 0 holds the arguments, binding 1 the arena, then come the weights and the states. Every binding is an array of 32-bit words. A kernel that the verifier accepts needs no bounds checks of the compiler.
 
 use crate::ir::{
-    ArgDef, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, ViewId,
+    ArgDef, BinaryFn, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, ViewId,
 };
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
@@ -84,6 +84,13 @@ impl Printer<'_> {
             let at = FIRST_WEIGHT + weight;
             writeln!(self.text, "@group(0) @binding({at}) var<storage, read> weight{weight}: array<u32>;")?;
         }
+        for state in 0..kernel.states() {
+            let at = FIRST_WEIGHT + kernel.weights() + state;
+            writeln!(
+                self.text,
+                "@group(0) @binding({at}) var<storage, read_write> state{state}: array<u32>;"
+            )?;
+        }
         let mut arrays = BTreeSet::new();
         shared(&kernel.body, kernel, &mut arrays);
         for (name, element) in arrays {
@@ -154,13 +161,14 @@ impl Printer<'_> {
             Inst::Load { view, at, mask } => self.load(v, *view, at, *mask),
             Inst::Store { view, at, value, mask } => {
                 let index = super::index(self.kernel, *view, at);
+                let array = super::array(self.kernel.views[view.0 as usize].binding);
                 let word = match self.kernel.ty(*value).element {
                     Element::Bool => format!("select(0u, 1u, v{})", value.0),
                     _ => format!("bitcast<u32>(v{})", value.0),
                 };
                 match mask {
-                    Some(m) => self.line(format_args!("if (v{}) {{ arena[{index}] = {word}; }}", m.0)),
-                    None => self.line(format_args!("arena[{index}] = {word};")),
+                    Some(m) => self.line(format_args!("if (v{}) {{ {array}[{index}] = {word}; }}", m.0)),
+                    None => self.line(format_args!("{array}[{index}] = {word};")),
                 }
             }
             Inst::Fold(function, x) => self.fold(v, *function, *x),
@@ -232,10 +240,7 @@ impl Printer<'_> {
     fn load(&mut self, v: u32, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
         let view = &self.kernel.views[id.0 as usize];
         let index = super::index(self.kernel, id, at);
-        let array = match view.binding {
-            Binding::Arena => "arena".to_owned(),
-            Binding::Weight(weight) => format!("weight{weight}"),
-        };
+        let array = super::array(view.binding);
         let half = |word: String| format!("({word} >> (u32(i{v} & 1) * 16u))");
         let word = match view.storage {
             Storage::Word(_) => format!("{array}[i{v}]"),

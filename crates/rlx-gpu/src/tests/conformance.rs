@@ -114,7 +114,43 @@ fn every_case_on_the_first_adapter() {
     let found = provider.probe();
     let present = matches!(found, rlx::backend::DeviceProbe::Present(count) if count > 0);
     assert!(present, "{found:?}; Debian's mesa-vulkan-drivers have an adapter for every machine");
-    let backend = provider.open(0, &rlx::config::Config::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = rlx::config::Config::default();
+    config.cache_dir = Some(folder.path().to_owned());
+    let backend = provider.open(0, &config).unwrap();
     println!("{} {:?} {}", backend.name(), backend.capabilities(), backend.fingerprint());
     every_case_on(&backend);
+}
+
+/// A second process finds what the first had the driver make, where the driver gives it away; a file that was cut is made anew.
+#[cfg(feature = "wgpu")]
+#[test]
+fn pipelines_are_kept_in_the_cache_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = rlx::config::Config::default();
+    config.cache_dir = Some(folder.path().to_owned());
+    let graph: Graph = "graph \"g\" {\n  input @x : f32[rows, 4]\n  %1 : f32[rows, 4] = softmax(@x) {axis=1}\n  return \"y\": %1\n}"
+        .parse()
+        .unwrap();
+    let x = [1.0f32, 2.0, 3.0, 4.0];
+    let run = || {
+        let backend = crate::provider().unwrap().open(0, &config).unwrap();
+        let compiled = Session::with_backend(backend).compile(&graph).unwrap();
+        let outputs = compiled.run(&[("x", TensorArg::typed(&[1, 4], &x))]).unwrap();
+        outputs[0].1.as_slice::<f32>().unwrap().to_vec()
+    };
+    let files = || {
+        let listed = std::fs::read_dir(folder.path().join("kernels")).into_iter().flatten().flatten();
+        listed.map(|file| file.path()).collect::<Vec<_>>()
+    };
+    let first = run();
+    let Some(file) = files().pop() else {
+        println!("the driver gives no pipelines away");
+        return;
+    };
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert_eq!(run(), first);
+    assert_eq!(run(), first);
+    assert_eq!(files(), [file]);
 }

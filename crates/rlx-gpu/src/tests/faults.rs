@@ -2,6 +2,7 @@
 
 use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Call, Driver, Limits, Read, Write, exhausted, lost, refused};
+use crate::device::replay::signature;
 use crate::emulate::Emulator;
 use crate::ir::Kernel;
 use rlx::backend::{Backend, BackendError, BackendProvider, BackendRegistry, CpuProvider, DeviceProbe};
@@ -33,6 +34,19 @@ enum Fault {
 struct Script {
     fault: Mutex<Option<(Fault, usize)>>,
     binding_words: Option<usize>,
+    moved: Mutex<Moved>,
+    /// Of the last batch.
+    signature: Mutex<Vec<u64>>,
+}
+
+/// Words that batches wrote and read, that went up or down apart from them, and batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Moved {
+    written: usize,
+    read: usize,
+    up: usize,
+    down: usize,
+    batches: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -42,6 +56,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Script {
     fn fail(&self, fault: Fault, after: usize) {
         *lock(&self.fault) = Some((fault, after));
+    }
+
+    /// What was moved since it was asked for last.
+    fn moved(&self) -> Moved {
+        std::mem::take(&mut lock(&self.moved))
     }
 
     fn heal(&self) {
@@ -97,8 +116,25 @@ impl Driver for Failing {
         }
     }
 
-    fn upload(&self, what: &str, buffer: &Self::Buffer, words: &[u32]) -> Result<(), BackendError> {
-        self.0.upload(what, buffer, words)
+    fn upload(&self, what: &str, to: &Self::Buffer, at: usize, words: &[u32]) -> Result<(), BackendError> {
+        lock(&self.1.moved).up += words.len();
+        self.0.upload(what, to, at, words)
+    }
+
+    fn download(
+        &self,
+        what: &str,
+        from: &Self::Buffer,
+        at: usize,
+        count: usize,
+    ) -> Result<Vec<u32>, BackendError> {
+        match self.1.strikes(Fault::Read) {
+            true => Err(lost(NAME, &format!("reading {what}"), "it fell off the bus")),
+            false => {
+                lock(&self.1.moved).down += count;
+                self.0.download(what, from, at, count)
+            }
+        }
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<Kernel, BackendError> {
@@ -114,6 +150,13 @@ impl Driver for Failing {
 
     fn submit(&self, work: &mut (), batch: &Batch<'_, Self>) -> Result<Vec<u32>, BackendError> {
         let mut words = self.0.submit(work, &of_the_interpreter(batch))?;
+        let number = |of: *const Self::Buffer| of as u64;
+        let kernel = |of: &Kernel| std::ptr::from_ref(of) as u64;
+        *lock(&self.1.signature) = signature(batch, kernel, |of| number(of));
+        let mut moved = lock(&self.1.moved);
+        moved.written += batch.writes.iter().map(|write| write.words.len()).sum::<usize>();
+        (moved.read, moved.batches) = (moved.read + batch.words_read(), moved.batches + 1);
+        drop(moved);
         if self.1.strikes(Fault::MidRun) {
             return Err(lost(NAME, &format!("running {}", batch.graph), "it fell off the bus"));
         }
@@ -309,4 +352,140 @@ fn work_goes_on_along_the_chain_and_comes_back_when_the_device_does() {
     // A hint is not left for another device.
     script.fail(Fault::MidRun, 0);
     assert!(devices.run_chain(Some(GPU), &x()).is_err());
+}
+
+/// A step of a decoder's attention: one row of two heads, keys and values that the cache keeps.
+fn cached() -> Graph {
+    r#"graph "cached" {
+  input @q : f32[rows, 16]
+  input @starts : i32[2]
+  input @past : i32[1]
+  input @table : i32[1, blocks]
+  state @k : f16[blocks, 2, 8, 64]
+  state @v : f16[blocks, 2, 64, 8]
+  %6 : f32[rows, 16] = attention(@q, @q, @q, @starts, @past, @table, @k, @v) {heads=2, kv_heads=2, head_dim=8, scale=0.3, causal=true, window=none, softcap=none, mask=false, cache=true}
+  return "y": %6
+}"#
+    .parse()
+    .unwrap()
+}
+
+/// Words of both caches of 3 blocks.
+const CACHE: usize = 2 * 3 * 2 * 8 * 64;
+
+struct Decode {
+    compiled: CompiledGraph,
+    state: State,
+}
+
+impl Decode {
+    fn on(session: &Session) -> Self {
+        let compiled = session.compile(&cached()).unwrap();
+        let state = compiled.new_state(&DimBinding::new().with("blocks", 3)).unwrap();
+        Decode { compiled, state }
+    }
+
+    fn step(&mut self, past: i32) -> Result<Vec<f32>, SessionError> {
+        let q: Vec<f32> = (0..16).map(|i| ((i * 7 + past * 5) % 11) as f32 / 4.0 - 1.0).collect();
+        let inputs = [
+            ("q", TensorArg::typed(&[1, 16], &q)),
+            ("starts", TensorArg::typed(&[2], &[0i32, 1])),
+            ("past", TensorArg::typed(&[1], std::slice::from_ref(&past))),
+            ("table", TensorArg::typed(&[1, 3], &[2i32, 0, 1])),
+        ];
+        Ok(floats(&self.compiled.run_with(&mut self.state, &inputs)?))
+    }
+}
+
+#[test]
+fn a_cache_stays_on_the_device_and_only_results_come_back() {
+    let script = Arc::new(Script::default());
+    let (mut device, mut cpu) =
+        (Decode::on(&session(&script)), Decode::on(&Session::new(Device::Cpu).unwrap()));
+    script.moved();
+    for past in 0..70 {
+        let (found, expected) = (device.step(past).unwrap(), cpu.step(past).unwrap());
+        let close = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(close, "after {past}: {found:?} {expected:?}");
+        let moved = script.moved();
+        let small = moved.written + moved.read < 1000 && moved.down == 0 && moved.batches == 1;
+        assert!(small && moved.up == if past == 0 { CACHE } else { 0 }, "after {past}: {moved:?}");
+    }
+    for cache in 0..2 {
+        assert!(device.state.is_resident(cache) && !cpu.state.is_resident(cache));
+        let found = device.state.buffer(cache).unwrap().to_vec();
+        assert_eq!(found, cpu.state.buffer(cache).unwrap());
+    }
+    assert_eq!(script.moved().down, CACHE);
+    device.step(70).unwrap();
+    assert_eq!(script.moved().up, 0, "to have looked at a cache does not move it");
+    // What the host writes goes up again.
+    device.state.buffer_mut(0).unwrap()[0] ^= 1;
+    device.step(71).unwrap();
+    assert_eq!(script.moved().up, CACHE / 2);
+}
+
+#[test]
+fn a_cache_goes_from_device_to_device_with_its_content() {
+    let (first, second) = (Arc::new(Script::default()), Arc::new(Script::default()));
+    let (mut device, mut cpu) =
+        (Decode::on(&session(&first)), Decode::on(&Session::new(Device::Cpu).unwrap()));
+    let other = session(&second).compile(&cached()).unwrap();
+    let at_home = Session::new(Device::Cpu).unwrap().compile(&cached()).unwrap();
+    for past in 0..3 {
+        device.step(past).unwrap();
+        cpu.step(past).unwrap();
+    }
+    for compiled in [other, at_home] {
+        device.compiled = compiled;
+        let (found, expected) = (device.step(3).unwrap(), cpu.step(3).unwrap());
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} {expected:?}");
+    }
+    assert_eq!(first.moved().down, CACHE);
+    assert_eq!((second.moved().down, device.state.is_resident(0)), (CACHE, false));
+}
+
+/// A cache on a device that is lost is lost with it: that is said wherever it is used from then on, and no older content takes its place.
+#[test]
+fn a_cache_that_was_lost_is_an_error_on_every_device() {
+    let script = Arc::new(Script::default());
+    let mut decode = Decode::on(&session(&script));
+    decode.step(0).unwrap();
+    script.fail(Fault::Read, 0);
+    contains(&decode.step(1).unwrap_err(), &["lost", NAME]);
+    contains(&decode.state.buffer(0).unwrap_err(), &["lost", NAME, "state k"]);
+    decode.compiled = Session::new(Device::Cpu).unwrap().compile(&cached()).unwrap();
+    let error = decode.step(1).unwrap_err();
+    contains(&error, &["lost", NAME, "state k"]);
+    assert!(error.is_device_fault());
+}
+
+/// A step that fails in mid-run and is run again gives what it would have given.
+#[test]
+fn a_step_that_failed_can_be_run_again_on_the_same_cache() {
+    let script = Arc::new(Script::default());
+    let (mut failed, mut plain) = (Decode::on(&session(&script)), Decode::on(&session(&Arc::default())));
+    for past in 0..4 {
+        script.fail(Fault::MidRun, 0);
+        contains(&failed.step(past).unwrap_err(), &["lost", NAME]);
+        script.heal();
+        assert_eq!(failed.step(past).unwrap(), plain.step(past).unwrap(), "after {past}");
+    }
+}
+
+/// A decode step launches the same kernels on the same memory as the one before, whatever is in it: a driver may replay it.
+#[test]
+fn decode_steps_have_one_signature_and_prompts_another() {
+    let script = Arc::new(Script::default());
+    let mut decode = Decode::on(&session(&script));
+    let signatures: Vec<Vec<u64>> = (0..4)
+        .map(|past| {
+            decode.step(past).unwrap();
+            std::mem::take(&mut *lock(&script.signature))
+        })
+        .collect();
+    assert!(signatures[0].len() > 8, "{signatures:?}");
+    assert!(signatures.iter().all(|s| *s == signatures[0]), "{signatures:?}");
+    let other = Decode::on(&session(&script)).step(0).map(|_| std::mem::take(&mut *lock(&script.signature)));
+    assert_ne!(other.unwrap(), signatures[0], "another state is other memory");
 }

@@ -70,7 +70,7 @@ fn the_interpreter_computes_and_finds_what_must_not_be() {
         let mut machine = Machine::new(64);
         machine.write(0, &(0..written as u32).map(|i| (i as f32).to_bits()).collect::<Vec<_>>());
         let arguments = kernel.arguments(&[10], &placed(x, out)).unwrap();
-        machine.run(&kernel, &arguments, &[], 2).map(|()| machine.words(out, 10).to_vec())
+        machine.run(&kernel, &arguments, &[], &mut [], 2).map(|()| machine.words(out, 10).to_vec())
     };
     let negated: Vec<f32> = run(0, 32, 10).unwrap().into_iter().map(f32::from_bits).collect();
     assert_eq!(negated, [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0, -8.0, -9.0, 0.0]);

@@ -3,7 +3,7 @@
 use crate::cpu::{check_decoder, check_encoder, open};
 use crate::goldens::{Golden, folders, name_of};
 use rlx::backend::{Backend, DeviceProbe};
-use rlx::config::Config;
+use rlx::config::{ByteSize, Config};
 use rlx_models::Built;
 use std::sync::Arc;
 
@@ -23,7 +23,10 @@ fn every_family_on_the_first_adapter() {
     };
     let found = provider.probe();
     assert!(matches!(found, DeviceProbe::Present(count) if count > 0), "{found:?}");
-    let backend: Arc<dyn Backend> = provider.open(0, &Config::default()).unwrap();
+    let mut config = Config::default();
+    // Nothing is kept of this run.
+    config.cache_bytes = Some(ByteSize(0));
+    let backend: Arc<dyn Backend> = provider.open(0, &config).unwrap();
     for folder in folders() {
         let (golden, label) = (Golden::open(&folder), format!("{} on {}", name_of(&folder), backend.name()));
         let model = open(&folder, &backend);

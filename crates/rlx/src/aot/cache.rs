@@ -22,9 +22,10 @@ pub const DEFAULT_CACHE_BYTES: u64 = 10 << 30;
 /// Age from which an unfinished file is taken for abandoned.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
-const KINDS: [&str; 2] = ["plans", "packed"];
+const KINDS: [&str; 3] = ["plans", "packed", "kernels"];
 const PLAN: &str = "plan";
 const PACKED: &str = "packed";
+const KERNEL: &str = "kernel";
 
 /// A folder of plans and packed weights.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub struct AotCache {
 /// A file of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheEntry {
-    /// `plans` or `packed`.
+    /// `plans`, `packed` or `kernels`.
     pub kind: &'static str,
     /// The digest that names it.
     pub name: String,
@@ -206,6 +207,21 @@ impl AotCache {
     ) -> bool {
         let large = [Section { name: PACKED, about: layout, bytes: content }];
         self.store(KINDS[1], &Container { stamp, key, small: &[], large: &large }, threads)
+    }
+
+    /// What a device's driver made of a kernel, or of several.
+    pub fn kernel(&self, stamp: &Stamp, key: &[u8]) -> Option<Vec<u8>> {
+        self.find(KINDS[2], stamp, key, |opened| {
+            let reason = || "it holds no kernel".to_owned();
+            let refused = || AotCacheError::Refused { path: opened.path().to_path_buf(), reason: reason() };
+            opened.small(KERNEL).map(<[u8]>::to_vec).ok_or_else(refused)
+        })
+    }
+
+    /// Stores what a device's driver made of a kernel. What keeps it from being stored is a warning.
+    pub fn store_kernel(&self, stamp: &Stamp, key: &[u8], bytes: &[u8]) -> bool {
+        let small = [Section { name: KERNEL, about: &[], bytes }];
+        self.store(KINDS[2], &Container { stamp, key, small: &small, large: &[] }, 1)
     }
 
     fn store(&self, kind: &str, container: &Container<'_>, threads: usize) -> bool {

@@ -290,7 +290,7 @@ impl Context for CpuContext {
             launch.write(region, bytes);
         }
         for (&region, state) in self.regions.states.iter().zip(io.states.iter_mut()) {
-            launch.write(region, state.as_mut_slice());
+            launch.write(region, state.bytes_mut()?);
         }
         Ok(launch.run(&self.pool, io.control)?)
     }

@@ -158,24 +158,24 @@ impl Buffers<'_> {
 }
 
 impl ReferenceContext {
-    fn fill(&self, io: &Io<'_, '_>) -> Vec<Vec<u8>> {
-        let content = |kind: &BufferKind| match kind {
-            BufferKind::Input(i) => io.inputs[*i].to_vec(),
-            BufferKind::State(i) => io.states[*i].as_slice().to_vec(),
-            BufferKind::Param(i) => self.params[*i].bytes().to_vec(),
-            BufferKind::Const(tensor) => tensor.bytes().to_vec(),
-            _ => Vec::new(),
+    fn fill(&self, io: &mut Io<'_, '_>) -> Result<Vec<Vec<u8>>, BackendError> {
+        let mut content = |kind: &BufferKind| match kind {
+            BufferKind::Input(i) => Ok(io.inputs[*i].to_vec()),
+            BufferKind::State(i) => io.states[*i].bytes().map(<[u8]>::to_vec),
+            BufferKind::Param(i) => Ok(self.params[*i].bytes().to_vec()),
+            BufferKind::Const(tensor) => Ok(tensor.bytes().to_vec()),
+            _ => Ok(Vec::new()),
         };
         self.template.buffers().iter().map(|b| content(&b.kind)).collect()
     }
 }
 
 impl Context for ReferenceContext {
-    fn run(&mut self, io: Io<'_, '_>) -> Result<(), BackendError> {
+    fn run(&mut self, mut io: Io<'_, '_>) -> Result<(), BackendError> {
         let template = Arc::clone(&self.template);
         let mut sizes = Vec::new();
         template.sizes().eval(io.symbols, &mut sizes).map_err(crate::plan::PlanError::from)?;
-        let bytes = self.fill(&io);
+        let bytes = self.fill(&mut io)?;
         let mut buffers = Buffers { bytes, sizes: &sizes };
         let value =
             |symbol: &Symbol| template.sizes().symbol_index(symbol).map(|i| Dim::Known(io.symbols[i]));
@@ -207,7 +207,7 @@ impl Context for ReferenceContext {
         for (buffer, bytes) in template.buffers().iter().zip(&buffers.bytes) {
             match buffer.kind {
                 BufferKind::Output(i) => io.outputs[i].copy_from_slice(&bytes[..io.outputs[i].len()]),
-                BufferKind::State(i) => io.states[i].as_mut_slice().copy_from_slice(bytes),
+                BufferKind::State(i) => io.states[i].bytes_mut()?.copy_from_slice(bytes),
                 _ => {}
             }
         }

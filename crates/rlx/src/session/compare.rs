@@ -4,7 +4,7 @@ use super::compiled::{CompiledGraph, State};
 use super::error::SessionError;
 use super::value::TensorArg;
 use super::{CompileOptions, Session};
-use crate::backend::Backend;
+use crate::backend::{Backend, StateBuffer};
 use rlx_graph::eval::to_f64;
 use rlx_graph::passes::{PASSES, PassOptions};
 use rlx_graph::{Graph, Node, NodeId, Source, ValueId};
@@ -89,18 +89,18 @@ impl CompiledGraph {
     pub fn compare(
         &self,
         other: &Arc<dyn Backend>,
-        state: Option<&State>,
+        state: Option<&mut State>,
         inputs: &[(&str, TensorArg<'_>)],
     ) -> Result<Comparison, SessionError> {
         let graph = self.kept_graph()?;
         let values: Vec<ValueId> = graph.nodes().flat_map(|(_, node)| node.outputs.clone()).collect();
-        let mut before = state.map_or_else(State::default, copy_state);
+        let mut before = state.map_or_else(|| Ok(State::default()), copy_state)?;
         let binding = self.bind_inputs(&before, inputs)?;
         if before.buffers.is_empty() && !self.template().states().is_empty() {
             before = self.new_state(&binding)?;
         }
         let tapped = self.tap(&values)?;
-        let found = tapped.run_with(&mut copy_state(&before), inputs)?;
+        let found = tapped.run_with(&mut copy_state(&mut before)?, inputs)?;
         let taps: HashMap<String, Tensor> = found.into_iter().collect();
         let mut known: HashMap<ValueId, Tensor> = HashMap::new();
         for value in values {
@@ -123,7 +123,19 @@ impl CompiledGraph {
         }
         let session = Session::with_backend(Arc::clone(other)).with_weights(Arc::clone(self.weights()));
         let mut comparison = Comparison::default();
-        let one = OneNode { graph, known: &known, binding: &binding, state: &before, session: &session };
+        let states: Vec<AlignedBytes> = before
+            .buffers
+            .iter_mut()
+            .map(|b| Ok(AlignedBytes::copied_from(b.bytes()?)))
+            .collect::<Result<_, SessionError>>()?;
+        let one = OneNode {
+            graph,
+            known: &known,
+            binding: &binding,
+            state: &states,
+            dims: &before.dims,
+            session: &session,
+        };
         for (id, node) in graph.nodes() {
             match one.writer_of_a_state(id, node) {
                 Some(writer) => {
@@ -142,7 +154,8 @@ struct OneNode<'c> {
     graph: &'c Graph,
     known: &'c HashMap<ValueId, Tensor>,
     binding: &'c DimBinding,
-    state: &'c State,
+    state: &'c [AlignedBytes],
+    dims: &'c [Vec<usize>],
     session: &'c Session,
 }
 
@@ -167,7 +180,7 @@ impl OneNode<'_> {
         let shape = |&v: &ValueId| {
             let declared = self.graph.shape(v);
             let dims = match self.graph.states().position(|(state, _)| state == v) {
-                Some(position) => self.state.dims[position].clone(),
+                Some(position) => self.dims[position].clone(),
                 None => declared.eval(self.binding)?,
             };
             Ok(Shape::new(&dims, declared.dtype()))
@@ -205,9 +218,9 @@ impl OneNode<'_> {
                 Source::Param => graph.param(&name, record.shape.clone())?,
                 Source::State => {
                     let position = self.graph.states().position(|(v, _)| v == value).unwrap_or(0);
-                    let dims = &self.state.dims[position];
+                    let dims = &self.dims[position];
                     state.dims.push(dims.clone());
-                    state.buffers.push(AlignedBytes::copied_from(self.state.buffers[position].as_slice()));
+                    state.buffers.push(AlignedBytes::copied_from(self.state[position].as_slice()).into());
                     graph.state(&name, Shape::new(dims, record.shape.dtype()))?
                 }
                 _ => {
@@ -235,9 +248,10 @@ impl OneNode<'_> {
     }
 }
 
-fn copy_state(state: &State) -> State {
-    let buffers = state.buffers.iter().map(|b| AlignedBytes::copied_from(b.as_slice())).collect();
-    State { buffers, dims: state.dims.clone() }
+fn copy_state(state: &mut State) -> Result<State, SessionError> {
+    let copy = |buffer: &mut StateBuffer| Ok(AlignedBytes::copied_from(buffer.bytes()?).into());
+    let buffers = state.buffers.iter_mut().map(copy).collect::<Result<_, SessionError>>()?;
+    Ok(State { buffers, dims: state.dims.clone() })
 }
 
 /// The unit roundoff that results of a dtype are held to: f64 results are made of f32 arithmetic at worst.

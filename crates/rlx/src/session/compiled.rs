@@ -4,7 +4,7 @@ use super::context::{RunContext, check_inputs};
 use super::error::SessionError;
 use super::report::{CompileReport, StepReport};
 use super::value::TensorArg;
-use crate::backend::{Backend, BackendError, Program, contain};
+use crate::backend::{Backend, BackendError, Program, StateBuffer, contain};
 use crate::memory::{MemoryEstimate, estimate_with};
 use crate::plan::{InterfaceEntry, Lir, Template};
 use crate::weights::{WeightHandle, WeightKind, WeightRegistry};
@@ -87,24 +87,42 @@ type VerifyWeights = dyn Fn() -> Result<(), SessionError> + Send + Sync;
 /// positions in use (a KV cache) stays there unseen, for the next run writes those positions before it reads them.
 #[derive(Debug, Default)]
 pub struct State {
-    pub(super) buffers: Vec<AlignedBytes>,
+    pub(super) buffers: Vec<StateBuffer>,
     pub(super) dims: Vec<Vec<usize>>,
 }
 
 impl State {
     /// Bytes of all buffers.
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(AlignedBytes::len).sum()
+        self.buffers.iter().map(StateBuffer::len).sum()
     }
 
-    /// A buffer's bytes, by position in declaration order.
-    pub fn buffer(&self, index: usize) -> Option<&[u8]> {
-        self.buffers.get(index).map(AlignedBytes::as_slice)
+    fn at(&mut self, index: usize) -> Result<&mut StateBuffer, SessionError> {
+        let count = self.buffers.len();
+        let missing =
+            || SessionError::State { reason: format!("there are {count} buffers, none at {index}") };
+        self.buffers.get_mut(index).ok_or_else(missing)
+    }
+
+    /// A buffer's bytes, by position in declaration order. Brings them back if a device keeps them.
+    ///
+    /// # Errors
+    /// [`SessionError::State`] for a position without a buffer; a device that is lost took its content along.
+    pub fn buffer(&mut self, index: usize) -> Result<&[u8], SessionError> {
+        Ok(self.at(index)?.bytes()?)
     }
 
     /// As [`State::buffer`], to be written: the content of a cache saved earlier.
-    pub fn buffer_mut(&mut self, index: usize) -> Option<&mut [u8]> {
-        self.buffers.get_mut(index).map(AlignedBytes::as_mut_slice)
+    ///
+    /// # Errors
+    /// As [`State::buffer`].
+    pub fn buffer_mut(&mut self, index: usize) -> Result<&mut [u8], SessionError> {
+        Ok(self.at(index)?.bytes_mut()?)
+    }
+
+    /// Whether a device keeps a buffer's content.
+    pub fn is_resident(&self, index: usize) -> bool {
+        self.buffers.get(index).is_some_and(StateBuffer::is_resident)
     }
 
     /// Extents of each buffer, in declaration order.
@@ -325,7 +343,7 @@ impl CompiledGraph {
             let buffer = AlignedBytes::try_zeroed(bytes).ok_or_else(|| SessionError::State {
                 reason: format!("the system refuses {bytes} bytes for {} of {dims:?}", entry.name),
             })?;
-            state.buffers.push(buffer);
+            state.buffers.push(buffer.into());
             state.dims.push(dims);
         }
         Ok(state)

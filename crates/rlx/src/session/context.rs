@@ -187,7 +187,7 @@ impl RunContext {
     ) -> Result<(), SessionError> {
         self.health.check()?;
         for (at, copy) in &mut self.saved {
-            let now = state.buffers[*at].as_slice();
+            let now = state.buffers[*at].bytes()?;
             if copy.len() != now.len() {
                 *copy = AlignedBytes::copied_from(now);
             } else {
@@ -199,7 +199,7 @@ impl RunContext {
         let result = self.health.contain(|| inner.run(io));
         if result.is_err() {
             for (at, copy) in &self.saved {
-                state.buffers[*at].as_mut_slice().copy_from_slice(copy.as_slice());
+                state.buffers[*at] = AlignedBytes::copied_from(copy.as_slice()).into();
             }
         }
         Ok(result?)
