@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     // Without the guard the process ends all the same, by a bare signal.
     let _ = rlx_tensor::storage::guard::install();
     // The process registers its backends here and nowhere else, so that the kind is free.
-    #[cfg(feature = "gpu")]
+    #[cfg(any(feature = "gpu", feature = "cuda"))]
     let _ = rlx_gpu::register();
     let outcome = args::parse().and_then(|cli| {
         warnings::show(cli.shared.verbose);

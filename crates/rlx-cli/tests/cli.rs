@@ -555,10 +555,10 @@ fn a_flag_comes_before_the_environment() {
 #[test]
 fn devices_reports_whatever_device_is_asked_for_and_only_bad_use_is_status_2() {
     for (variable, value, told) in [
-        ("RLX_DEVICE", "cuda", "the device asked for: this build has no backend for cuda"),
+        ("RLX_DEVICE", "rocm", "the device asked for: this build has no backend for rocm"),
         ("RLX_DEVICE", "cpu:7", "the device asked for: there is no device cpu:7"),
         ("RLX_DEVICE_CHAIN", "cuda,metal", "the device asked for: "),
-        ("RLX_DENY_DEVICES", "cpu,gpu", "the device asked for: "),
+        ("RLX_DENY_DEVICES", "cpu,gpu,cuda", "the device asked for: "),
     ] {
         for arguments in [&["devices"][..], &["devices", &model("llama")]] {
             let report = run_with((variable, value), arguments);
@@ -575,6 +575,23 @@ fn devices_reports_whatever_device_is_asked_for_and_only_bad_use_is_status_2() {
         assert!(generated.starts_with("status 1\n") && generated.contains("rlx devices"), "{generated}");
     }
     assert!(run_with(("RLX_DEVICE", "tpu"), &["devices"]).starts_with("status 2\n"));
+}
+
+/// Holds with and without a card: one line for it, with what it can do or what is missing, and everything else works.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_build_with_cuda_starts_without_a_driver_and_says_what_is_missing() {
+    let report = json(&["devices", "--json"]);
+    let rows = report["devices"].as_array().expect("rows");
+    let row = rows.iter().find(|row| row["device"] == "cuda").expect("a row for cuda:0");
+    assert_eq!(row["registered"], true);
+    if row["available"] == false {
+        let blocker = row["blocker"].as_str().expect("what is missing");
+        assert!(blocker.contains("CUDA") && !blocker.contains('\n'), "{blocker}");
+        let asked = run(&["generate", "--device", "cuda", "--prompt", "x", "-n", "1"]);
+        assert!(asked.starts_with("status 1\n") && asked.contains(blocker), "{asked}");
+    }
+    assert!(run(&["generate", "--device", "cpu", "--prompt", "x", "-n", "1"]).starts_with("status 0\n"));
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! GPU backends: kernels from one description, printed for what drivers compile, checked by an interpreter.
 //!
-//! With the feature `wgpu`, [`register`] adds the devices that Vulkan sees to the process, as `gpu:0`, `gpu:1`, ..
+//! [`register`] adds devices to the process: with the feature `wgpu` those that Vulkan sees, as `gpu:0`, `gpu:1`, .., with the feature
+//! `cuda` those that CUDA's driver sees, as `cuda:0`, `cuda:1`, ..
 
 #[cfg(feature = "wgpu")]
 mod adapter;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod emulate;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod ffi;
 pub mod ir;
 mod lower;
@@ -26,12 +29,21 @@ pub fn provider() -> Option<Arc<dyn BackendProvider>> {
     None
 }
 
-/// Adds the devices to the process, if this build has any: from then on sessions, `GraphDevices` and the command line know `gpu`.
+/// NVIDIA's cards; `None` if this build has no CUDA. A build that has it starts without a driver too, and says what is missing.
+pub fn cuda_provider() -> Option<Arc<dyn BackendProvider>> {
+    #[cfg(feature = "cuda")]
+    return Some(Arc::new(cuda::CudaProvider));
+    #[cfg(not(feature = "cuda"))]
+    None
+}
+
+/// Adds the devices to the process, if this build has any: from then on sessions, `GraphDevices` and the command line know them.
 ///
 /// # Errors
 /// [`DeviceError::AlreadyRegistered`].
 pub fn register() -> Result<(), DeviceError> {
-    provider().map_or(Ok(()), register_backend)
+    let providers = provider().into_iter().chain(cuda_provider());
+    providers.into_iter().try_for_each(register_backend)
 }
 
 #[cfg(test)]

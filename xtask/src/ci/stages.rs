@@ -28,7 +28,7 @@ fn fmt(run: &Run) -> Result<(), String> {
 }
 
 /// Features that the default build leaves out, tested all the same; one set for all stages, so that nothing is built twice.
-pub const FEATURES: &str = "rlx-cli/gpu,rlx-gpu/translate";
+pub const FEATURES: &str = "rlx-cli/gpu,rlx-cli/cuda,rlx-gpu/translate";
 
 fn clippy(run: &Run) -> Result<(), String> {
     let args = ["clippy", "--workspace", "--all-targets", "--locked", "--features", FEATURES];
