@@ -6,6 +6,7 @@ mod ci;
 mod config;
 mod deny;
 mod disassembly;
+mod gpu_bench;
 mod minilm;
 mod onnx_fuzz;
 mod onnx_suite;
@@ -57,6 +58,11 @@ const TASKS: &[Task] = &[
         name: "disassembly",
         usage: "hot loops of the kernels that keep operands on the stack",
         run: |config, _| disassembly::run(config),
+    },
+    Task {
+        name: "gpu-bench",
+        usage: "[--dry] [--device NAME] [--program FILE]  devices held to the op cases and timed, PyTorch beside",
+        run: gpu_bench::run,
     },
     Task {
         name: "build-figures",

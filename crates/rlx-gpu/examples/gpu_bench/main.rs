@@ -1,0 +1,349 @@
+//! Whether devices compute right, and how fast: the op cases, then bandwidth, products and whole models on random weights.
+//!
+//! ```text
+//! cargo run --release -p rlx-gpu --features wgpu,cuda --example gpu_bench -- [--dry] [--device NAME] [--json]
+//! ```
+//!
+//! `cargo xtask gpu-bench` runs it and puts PyTorch's times beside; the program alone needs neither a compiler nor a network.
+
+mod graphs;
+
+use graphs::{Sizes, WIDTH};
+use rlx::backend::{Backend, BackendProvider, DeviceProbe};
+use rlx::config::Config;
+use rlx::{CompiledGraph, Session, State, TensorArg};
+use rlx_graph::Graph;
+use rlx_tensor::{DType, DimBinding, Tensor};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// How large the work is.
+struct Scale {
+    /// Rows of [`WIDTH`] elements.
+    rows: usize,
+    vectors: (usize, usize),
+    product: usize,
+    encoder: Sizes,
+    encoder_batches: &'static [(usize, usize)],
+    decoders: &'static [(&'static str, Sizes)],
+    prompt: usize,
+    budget: Duration,
+}
+
+const MINILM: Sizes =
+    Sizes { layers: 6, width: 384, heads: 12, kv_heads: 12, head_dim: 32, inner: 1536, vocab: 30_522 };
+const HALF: Sizes =
+    Sizes { layers: 24, width: 896, heads: 14, kv_heads: 2, head_dim: 64, inner: 4864, vocab: 151_936 };
+const SEVEN: Sizes =
+    Sizes { layers: 28, width: 3584, heads: 28, kv_heads: 4, head_dim: 128, inner: 18_944, vocab: 152_064 };
+const TINY: Sizes =
+    Sizes { layers: 2, width: 64, heads: 4, kv_heads: 2, head_dim: 16, inner: 96, vocab: 300 };
+
+const WHOLE: Scale = Scale {
+    rows: 1 << 15,
+    vectors: (4096, 16),
+    product: 8192,
+    encoder: MINILM,
+    encoder_batches: &[(32, 128), (256, 128)],
+    decoders: &[("Qwen2.5-0.5B shape", HALF), ("7B shape", SEVEN)],
+    prompt: 512,
+    budget: Duration::from_millis(700),
+};
+const DRY: Scale = Scale {
+    rows: 8,
+    vectors: (64, 3),
+    product: 64,
+    encoder: Sizes { kv_heads: 4, ..TINY },
+    encoder_batches: &[(2, 8)],
+    decoders: &[("tiny decoder", TINY)],
+    prompt: 9,
+    budget: Duration::ZERO,
+};
+
+/// A line of the table.
+struct Row {
+    work: String,
+    milliseconds: f64,
+    rate: f64,
+    unit: &'static str,
+}
+
+/// A device with what was measured on it.
+struct Bench<'s> {
+    backend: Arc<dyn Backend>,
+    scale: &'s Scale,
+    rows: Vec<Row>,
+    refused: Vec<String>,
+}
+
+/// Words of noise: floats, or pairs of bfloat16, from 2^-6 to 2^-5 of either sign.
+fn noise(bytes: usize, dtype: DType) -> Vec<u8> {
+    let (keep, exponent) =
+        if dtype == DType::BF16 { (0x807f_807f, 0x3c80_3c80) } else { (0x807f_ffff, 0x3c80_0000u32) };
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut words = Vec::with_capacity(bytes.next_multiple_of(4));
+    while words.len() < bytes {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        words.extend_from_slice(&((state >> 16) as u32 & keep | exponent).to_le_bytes());
+    }
+    words.truncate(bytes);
+    words
+}
+
+impl Bench<'_> {
+    fn compile(&self, graph: &Graph) -> Outcome<CompiledGraph> {
+        let compiled = Session::with_backend(Arc::clone(&self.backend)).compile(graph)?;
+        for param in compiled.params() {
+            let dtype = param.shape.dtype();
+            let elements: usize = param.shape.dims().iter().map(|dim| dim.known().unwrap_or(1)).product();
+            let bytes = noise(elements * dtype.element_bytes().unwrap_or(4), dtype);
+            compiled.set_param_typed(&param.name, &bytes, dtype)?;
+        }
+        Ok(compiled)
+    }
+
+    /// The median time of a run in seconds, after two that are not timed.
+    fn seconds(
+        &self,
+        compiled: &CompiledGraph,
+        state: &mut State,
+        inputs: &[(&str, TensorArg<'_>)],
+    ) -> Outcome<f64> {
+        for _ in 0..2 {
+            compiled.run_with(state, inputs)?;
+        }
+        let (begun, mut times) = (Instant::now(), Vec::new());
+        while times.len() < 3 || (begun.elapsed() < self.scale.budget && times.len() < 200) {
+            let started = Instant::now();
+            compiled.run_with(state, inputs)?;
+            times.push(started.elapsed().as_secs_f64());
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+
+    fn alone(&self, graph: &Graph) -> Outcome<f64> {
+        self.seconds(&self.compile(graph)?, &mut State::default(), &[])
+    }
+
+    fn row(&mut self, work: impl Into<String>, seconds: f64, amount: f64, unit: &'static str) {
+        let row = Row { work: work.into(), milliseconds: seconds * 1e3, rate: amount / seconds, unit };
+        println!("{:36} {:10.3} ms {:12.1} {}", row.work, row.milliseconds, row.rate, row.unit);
+        self.rows.push(row);
+    }
+
+    /// Op cases in their plain form, without states: how many agree with what is expected.
+    fn cases(&mut self) -> Outcome<()> {
+        let (mut agree, mut wrong) = (0usize, Vec::new());
+        let cases = rlx_conformance::cases()?;
+        let cases: Vec<_> = cases.into_iter().filter(|case| case.states.is_empty()).collect();
+        for case in &cases {
+            let session = Session::with_backend(Arc::clone(&self.backend));
+            let compiled = match session.compile(&case.graph()?) {
+                Ok(compiled) => compiled,
+                Err(error) => {
+                    self.refused.push(format!("{}, {}: {error}", case.op, case.name));
+                    continue;
+                }
+            };
+            let inputs = case.named_inputs();
+            let given: Vec<(&str, TensorArg<'_>)> =
+                inputs.iter().map(|(name, tensor)| (name.as_str(), tensor.into())).collect();
+            match compiled.run(&given) {
+                Ok(results) => match case.compare(&results, &BTreeMap::<String, Tensor>::new(), 8) {
+                    Ok(()) => agree += 1,
+                    Err(difference) => wrong.push(difference.to_string()),
+                },
+                Err(error) => wrong.push(format!("{}, {}: {error}", case.op, case.name)),
+            }
+        }
+        println!("op cases: {agree} of {} agree, {} refused", cases.len(), self.refused.len());
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(format!("{} op cases are wrong: {}", wrong.len(), wrong.join("; ")).into()),
+        }
+    }
+
+    fn bandwidth(&mut self) -> Outcome<()> {
+        let count = self.scale.rows;
+        let sums = self.alone(&graphs::sums(count)?)?;
+        let bytes = (count * WIDTH * 8) as f64 / 1e9;
+        let work: [(&str, Graph); 3] = [
+            ("copy", graphs::copy(count)?),
+            ("fused elementwise", graphs::elementwise(count)?),
+            ("rms norm", graphs::norm(count)?),
+        ];
+        for (name, graph) in work {
+            let seconds = (self.alone(&graph)? - sums).max(1e-9);
+            self.row(name, seconds, bytes, "GB/s");
+        }
+        Ok(())
+    }
+
+    fn products(&mut self) -> Outcome<()> {
+        let (width, layers) = self.scale.vectors;
+        let compiled = self.compile(&graphs::vectors(width, layers)?)?;
+        let x = vec![0.01f32; width];
+        let dims = [1, width];
+        let inputs = [("x", TensorArg::typed(&dims, &x))];
+        let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
+        let bytes = (width * width * layers * 2) as f64 / 1e9;
+        self.row("decode GEMV bf16", seconds, bytes, "GB/s");
+        let n = self.scale.product;
+        let seconds = self.alone(&graphs::product(n)?)?;
+        self.row(format!("GEMM bf16 {n}^3"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
+        Ok(())
+    }
+
+    fn encoders(&mut self) -> Outcome<()> {
+        let compiled = self.compile(&graphs::encoder(self.scale.encoder)?)?;
+        for &(batch, tokens) in self.scale.encoder_batches {
+            let ids: Vec<i32> =
+                (0..batch * tokens).map(|i| (i * 31 % self.scale.encoder.vocab) as i32).collect();
+            let starts: Vec<i32> = (0..=batch).map(|b| (b * tokens) as i32).collect();
+            let (rows, ends) = ([ids.len()], [starts.len()]);
+            let inputs =
+                [("ids", TensorArg::typed(&rows, &ids)), ("starts", TensorArg::typed(&ends, &starts))];
+            let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
+            self.row(format!("MiniLM {batch}x{tokens}"), seconds, (batch * tokens) as f64, "tokens/s");
+        }
+        Ok(())
+    }
+
+    fn decoders(&mut self) -> Outcome<()> {
+        for &(name, sizes) in self.scale.decoders {
+            let compiled = self.compile(&graphs::decoder(sizes)?)?;
+            let prompt = self.scale.prompt;
+            let blocks = (prompt + 1).div_ceil(64);
+            let mut state = compiled.new_state(&DimBinding::new().with("blocks", blocks))?;
+            let (table, blocks_of): (Vec<i32>, _) = ((0..blocks as i32).collect(), [1, blocks]);
+            for (work, past, count) in [("prefill", 0, prompt), ("decode", prompt, 1)] {
+                let ids: Vec<i32> = (0..count).map(|i| (i * 31 % sizes.vocab) as i32).collect();
+                let positions: Vec<i32> = (past..past + count).map(|p| p as i32).collect();
+                let (rows, starts, at, last) =
+                    ([count], [0, count as i32], [past as i32], [count as i32 - 1]);
+                let inputs = [
+                    ("ids", TensorArg::typed(&rows, &ids)),
+                    ("positions", TensorArg::typed(&rows, &positions)),
+                    ("starts", TensorArg::typed(&[2], &starts)),
+                    ("past", TensorArg::typed(&[1], &at)),
+                    ("last", TensorArg::typed(&[1], &last)),
+                    ("block_table", TensorArg::typed(&blocks_of, &table)),
+                ];
+                let seconds = self.seconds(&compiled, &mut state, &inputs)?;
+                self.row(format!("{name}, {work} {prompt}"), seconds, count as f64, "tokens/s");
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything; work that the device refuses is named and left out, wrong results are an error.
+    fn run(&mut self) -> Outcome<()> {
+        self.cases()?;
+        for work in [Self::bandwidth, Self::products, Self::encoders, Self::decoders] {
+            if let Err(error) = work(self) {
+                println!("left out: {error}");
+                self.refused.push(error.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn json(&self, device: &str) -> serde_json::Value {
+        let row = |row: &Row| serde_json::json!({"work": row.work, "ms": row.milliseconds, "rate": row.rate, "unit": row.unit});
+        serde_json::json!({
+            "device": device,
+            "name": self.backend.name(),
+            "capabilities": self.backend.capabilities(),
+            "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
+            "left_out": self.refused,
+        })
+    }
+}
+
+/// The devices of this build and machine, and for kinds without any why.
+fn devices(wanted: Option<&str>) -> Vec<(String, Arc<dyn BackendProvider>, u32)> {
+    let mut found = Vec::new();
+    for provider in [rlx_gpu::provider(), rlx_gpu::cuda_provider()].into_iter().flatten() {
+        let kind = provider.kind().name();
+        match provider.probe() {
+            DeviceProbe::Present(count) => {
+                let own = (0..count).map(|index| (format!("{kind}:{index}"), Arc::clone(&provider), index));
+                found.extend(own.filter(|(name, ..)| wanted.is_none_or(|w| w == name || w == kind)));
+            }
+            DeviceProbe::Absent(reason) => println!("{kind}: {reason}"),
+        }
+    }
+    found
+}
+
+fn run(args: &[String]) -> Outcome<()> {
+    let has = |flag: &str| args.iter().any(|arg| arg == flag);
+    let wanted = args.iter().position(|arg| arg == "--device").and_then(|at| args.get(at + 1));
+    let scale = if has("--dry") { &DRY } else { &WHOLE };
+    let mut reports = Vec::new();
+    for (name, provider, index) in devices(wanted.map(String::as_str)) {
+        let backend = provider.open(index, &Config::default())?;
+        println!("\n{name}: {}, {}", backend.name(), backend.capabilities().join(", "));
+        let mut bench = Bench { backend, scale, rows: Vec::new(), refused: Vec::new() };
+        bench.run()?;
+        reports.push(bench.json(&name));
+    }
+    if reports.is_empty() {
+        return Err("no device to measure".into());
+    }
+    if has("--json") {
+        println!("{}", serde_json::Value::Array(reports));
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// On Mesa's driver, which computes on the processor, in CI; where there is no adapter nothing is measured and nothing claimed.
+    #[test]
+    fn the_dry_run_measures_every_row_of_the_table() {
+        let Some((_, provider, index)) = devices(Some("gpu:0")).into_iter().next() else {
+            println!("skipped: this build or machine has no gpu:0");
+            return;
+        };
+        let mut config = Config::default();
+        config.cache_bytes = Some(rlx::config::ByteSize(0));
+        let backend = provider.open(index, &config).unwrap();
+        let mut bench = Bench { backend, scale: &DRY, rows: Vec::new(), refused: Vec::new() };
+        bench.run().unwrap();
+        let works: Vec<&str> = bench.rows.iter().map(|row| row.work.as_str()).collect();
+        let expected = [
+            "copy",
+            "fused elementwise",
+            "rms norm",
+            "decode GEMV bf16",
+            "GEMM bf16 64^3",
+            "MiniLM 2x8",
+            "tiny decoder, prefill 9",
+            "tiny decoder, decode 9",
+        ];
+        assert_eq!(works, expected, "{:?}", bench.refused);
+        assert!(bench.rows.iter().all(|row| row.milliseconds > 0.0 && row.rate.is_finite()));
+    }
+}
