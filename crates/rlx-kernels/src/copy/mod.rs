@@ -2,6 +2,9 @@
 
 #[cfg(test)]
 mod tests;
+mod turn;
+
+use turn::Turn;
 
 use crate::elementwise::{MAX_OUTER, Placed, offset_of, tile_of, tiles_of};
 use crate::isa::{Entry, Isa, Kernel, Row, Rows, Simd, select};
@@ -25,7 +28,10 @@ pub struct CopyArgs {
 impl CopyArgs {
     /// Number of tiles.
     pub fn tiles(&self) -> usize {
-        tiles_of(self.outer.iter().product(), self.cols)
+        match Turn::of(self) {
+            Some(turn) => turn.blocks().iter().product(),
+            None => tiles_of(self.outer.iter().product(), self.cols),
+        }
     }
 }
 
@@ -45,9 +51,13 @@ impl Kernel for CopyAny {
     const DTYPES: &'static str = "any";
 
     #[inline(always)]
-    unsafe fn run<S: Simd>(_s: S, args: &CopyArgs, tile: usize) {
+    unsafe fn run<S: Simd>(s: S, args: &CopyArgs, tile: usize) {
         // SAFETY: the caller guarantees the operands.
         unsafe {
+            if let Some(turn) = Turn::of(args) {
+                turn.run(s, tile);
+                return;
+            }
             match args.element_bytes {
                 1 => copy::<u8>(args, tile),
                 2 => copy::<u16>(args, tile),

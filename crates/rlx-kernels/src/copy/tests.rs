@@ -47,3 +47,35 @@ fn transposes_slices_and_broadcasts() {
         assert_eq!(reversed, [5, 4, 3, 2, 1]);
     }
 }
+
+#[test]
+fn transposes_in_blocks_give_each_element_its_place() {
+    // Images to adjacent channels and back: extents of tiles and of vectors, one more, one less; a target with room between its rows.
+    let shapes =
+        [[2, 3, 4099], [1, 257, 65], [3, 16, 16], [1, 2, 31], [2, 17, 15], [1, 300, 144], [1, 1, 40]];
+    for isa in Isa::available() {
+        for [batch, rows, columns] in shapes {
+            for gap in [0, 5] {
+                let x: Vec<u32> = (0..(batch * rows * columns) as u32).map(|i| i ^ 0x7fa0_0000).collect();
+                let (size, stride) = (columns * (rows + gap), rows + gap);
+                let mut y = vec![7u32; batch * size];
+                let from = [(rows * columns) as isize, 1, columns as isize];
+                copy(
+                    isa,
+                    &[batch, columns, rows],
+                    (&x, 0, &from),
+                    (&mut y, 0, &[size as isize, stride as isize, 1]),
+                );
+                for (i, v) in y.iter().enumerate() {
+                    let (image, column, row) = (i / size, i % size / stride, i % stride);
+                    let at = (image * rows + row) * columns + column;
+                    assert_eq!(
+                        *v,
+                        if row < rows { x[at] } else { 7 },
+                        "{isa} {batch} {rows} {columns} {gap}"
+                    );
+                }
+            }
+        }
+    }
+}
