@@ -4,12 +4,13 @@
 
 use super::{ConvLayer, Images};
 use crate::gemm::Activation;
-use crate::gemm::activation::{Activate, None, Relu, Relu6};
 use crate::gemm::epilogue::{Epilogue, EpilogueArgs};
+use crate::gemm::taps::Finish;
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 use std::ops::Range;
 
-/// The operands of a depthwise convolution; tile `t` is a block of output lines. Strides are in values, from one pixel to the next.
+/// The operands of a depthwise convolution; tile `t` is a block of output lines and channels. Strides are in values, from one pixel to
+/// the next.
 #[derive(Clone, Copy, Debug)]
 pub struct DepthwiseArgs {
     /// The layer; a channel and an output a group.
@@ -34,8 +35,46 @@ pub struct DepthwiseArgs {
     pub out_stride: usize,
     /// What is applied last.
     pub activation: Activation,
+    /// The cut, from [`DepthwiseCut::new`].
+    pub cut: DepthwiseCut,
+}
+
+/// How the output of a run is cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DepthwiseCut {
     /// Output lines of a tile.
     pub lines: usize,
+    /// Channels of a tile, a multiple of 16.
+    pub channels: usize,
+    /// Tiles along the channels.
+    pub channel_blocks: usize,
+    /// Tiles.
+    pub tiles: usize,
+}
+
+impl DepthwiseCut {
+    /// The cut for `workers` workers: blocks of lines where there are many, else blocks of channels, which share no input.
+    pub fn new(images: &Images, channels: usize, workers: usize) -> DepthwiseCut {
+        let lines = images.batch * images.positions[0];
+        let wanted = if workers <= 1 { 1 } else { workers * super::TILES_PER_WORKER };
+        let vectors = channels.div_ceil(LANES).max(1);
+        let vectors_each = match lines >= 4 * wanted || vectors < 4 * workers {
+            true => vectors,
+            false => vectors.div_ceil((vectors / FEW_VECTORS).clamp(workers.max(1), wanted)),
+        };
+        let channel_blocks = vectors.div_ceil(vectors_each);
+        let each = lines.div_ceil(wanted.div_ceil(channel_blocks)).max(1);
+        let (channels, tiles) = (vectors_each * LANES, lines.div_ceil(each) * channel_blocks);
+        DepthwiseCut { lines: each, channels, channel_blocks, tiles }
+    }
+
+    /// The lines and the channels of a tile.
+    fn tile(&self, args: &DepthwiseArgs, tile: usize) -> (Range<usize>, Range<usize>) {
+        let total = args.images.batch * args.images.positions[0];
+        let (line, channel) =
+            (tile / self.channel_blocks * self.lines, tile % self.channel_blocks * self.channels);
+        (line..total.min(line + self.lines), channel..args.layer.groups.min(channel + self.channels))
+    }
 }
 
 /// Weights `[groups, 1, window..]` as `[window.., groups]`.
@@ -47,8 +86,8 @@ pub fn depthwise_order(layer: &ConvLayer, weights: &[f32]) -> Option<Vec<f32>> {
     Some((0..weights.len()).map(|i| weights[i % layer.groups * taps + i / layer.groups]).collect())
 }
 
-/// `(tiles, lines of a tile)` for `workers` workers.
-pub fn depthwise_tiles(images: &Images, workers: usize) -> (usize, usize) {
+/// `(tiles, output lines of a tile)` for `workers` workers.
+pub fn line_tiles(images: &Images, workers: usize) -> (usize, usize) {
     let lines = images.batch * images.positions[0];
     let wanted = if workers <= 1 { 1 } else { workers * super::TILES_PER_WORKER };
     let each = lines.div_ceil(wanted).max(1);
@@ -71,37 +110,31 @@ impl Kernel for Depthwise {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(s: S, args: &DepthwiseArgs, tile: usize) {
-        // Sixteen lanes of plain code are long already, so they come once.
-        let fused = !matches!(S::ISA, Isa::Scalar);
         // SAFETY: passed on to the caller.
         unsafe {
-            match args.activation {
-                Activation::Relu if fused => lines::<S, Relu, 4>(s, args, tile),
-                Activation::Relu6 if fused => lines::<S, Relu6, 4>(s, args, tile),
-                _ if fused => lines::<S, None, 4>(s, args, tile),
-                _ => lines::<S, None, 1>(s, args, tile),
+            // Sixteen lanes of plain code are long already, so they come for one pixel at a time only.
+            match S::ISA {
+                Isa::Scalar => lines::<S, 1>(s, args, tile),
+                _ => lines::<S, 4>(s, args, tile),
             }
-            if !(fused && matches!(args.activation, Activation::Relu | Activation::Relu6)
-                || args.activation == Activation::None)
-            {
+            if Finish::range(args.activation).is_none() {
                 s.call::<Epilogue>(&activated(args, tile), 0);
             }
         }
     }
 }
 
-/// The lines of a tile as an epilogue sees them that activates them in place.
+/// The lines and channels of a tile as an epilogue sees them that activates them in place.
 fn activated(args: &DepthwiseArgs, tile: usize) -> EpilogueArgs {
-    let [positions_y, positions_x] = args.images.positions;
-    let first = tile * args.lines;
-    let end = (first + args.lines).min(args.images.batch * positions_y);
-    let out = args.out.wrapping_add(first * positions_x * args.out_stride);
+    let (lines, channels) = args.cut.tile(args, tile);
+    let positions = args.images.positions[1];
+    let out = args.out.wrapping_add(lines.start * positions * args.out_stride + channels.start);
     let none = std::ptr::null();
     EpilogueArgs {
         acc: out,
         acc_stride: args.out_stride,
-        rows: (end - first) * positions_x,
-        columns: args.layer.groups,
+        rows: lines.len() * positions,
+        columns: channels.len(),
         up: 0,
         bias: none,
         up_bias: none,
@@ -124,41 +157,63 @@ pub(crate) fn clip(at: usize, before: usize, window: usize, dilation: usize, ext
     first.min(end)..end
 }
 
-/// The lines of a tile, up to `MOST` pixels at a time.
+/// Vectors of channels that make up for finding a pixel's window.
+const FEW_VECTORS: usize = 8;
+
+/// Bytes of the lines that a window covers which stay in the first-level cache, about.
+const NEAR_BYTES: usize = 32 << 10;
+
+/// The lines of a tile, up to `MOST` pixels at a time, as many channels at a time as stay near.
 #[inline(always)]
-unsafe fn lines<S: Simd, A: Activate, const MOST: usize>(s: S, args: &DepthwiseArgs, tile: usize) {
+unsafe fn lines<S: Simd, const MOST: usize>(s: S, args: &DepthwiseArgs, tile: usize) {
+    let (lines, channels) = args.cut.tile(args, tile);
+    let line_bytes = args.layer.window[0] * args.images.extents[1] * 4;
+    let block = (NEAR_BYTES / line_bytes.max(1)).max(2 * FEW_VECTORS * LANES).next_multiple_of(LANES);
+    for first in channels.clone().step_by(block) {
+        let channels = first..channels.end.min(first + block);
+        for line in lines.clone() {
+            // SAFETY: the caller guarantees the operands.
+            unsafe { one_line::<S, MOST>(s, args, line, &channels) };
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn one_line<S: Simd, const MOST: usize>(
+    s: S,
+    args: &DepthwiseArgs,
+    line: usize,
+    channels: &Range<usize>,
+) {
     let (layer, images) = (&args.layer, &args.images);
     let [positions_y, positions_x] = images.positions;
-    let total = images.batch * positions_y;
-    for line in tile * args.lines..((tile + 1) * args.lines).min(total) {
-        let (image, y) = (line / positions_y, line % positions_y);
-        let top = y * layer.strides[0];
-        let rows = clip(top, layer.before[0], layer.window[0], layer.dilations[0], images.extents[0]);
-        let mut x = 0;
-        while x < positions_x {
-            let left = x * layer.strides[1];
-            let column =
-                |at: usize| clip(at, layer.before[1], layer.window[1], layer.dilations[1], images.extents[1]);
-            let columns = column(left);
-            let whole = 0..layer.window[1];
-            let fits = |n: usize| {
-                x + n <= positions_x && columns == whole && column(left + (n - 1) * layer.strides[1]) == whole
-            };
-            let at = At { image, line, top, left, rows: rows.clone(), columns: columns.clone(), x };
-            // SAFETY: the caller guarantees the operands; the window's elements named are inside the image.
-            unsafe {
-                x += if MOST >= 4 && fits(4) {
-                    pixels::<S, A, 4>(s, args, &at);
-                    4
-                } else if MOST >= 2 && fits(2) {
-                    pixels::<S, A, 2>(s, args, &at);
-                    2
-                } else {
-                    pixels::<S, A, 1>(s, args, &at);
-                    1
-                };
+    let (image, y) = (line / positions_y, line % positions_y);
+    let top = y * layer.strides[0];
+    let rows = clip(top, layer.before[0], layer.window[0], layer.dilations[0], images.extents[0]);
+    let unrolled = MOST > 1 && layer.window == [3; 2] && layer.dilations == [1; 2] && rows.len() == 3;
+    let mut x = 0;
+    while x < positions_x {
+        let left = x * layer.strides[1];
+        let column =
+            |at: usize| clip(at, layer.before[1], layer.window[1], layer.dilations[1], images.extents[1]);
+        let columns = column(left);
+        let whole = 0..layer.window[1];
+        let fits = x + MOST <= positions_x
+            && columns == whole
+            && column(left + (MOST - 1) * layer.strides[1]) == whole;
+        let unrolled = unrolled && columns == whole;
+        let at = At { image, line, top, left, rows: rows.clone(), columns, x };
+        // SAFETY: the caller guarantees the operands; the window's elements named are inside the image.
+        unsafe {
+            match (layer.strides[1], fits) {
+                (1, true) if unrolled => pixels::<S, MOST, 1>(s, args, &at, channels),
+                (2, true) if unrolled => pixels::<S, MOST, 2>(s, args, &at, channels),
+                (_, true) => pixels::<S, MOST, 0>(s, args, &at, channels),
+                (_, false) if unrolled => pixels::<S, 1, 1>(s, args, &at, channels),
+                (_, false) => pixels::<S, 1, 0>(s, args, &at, channels),
             }
         }
+        x += if fits { MOST } else { 1 };
     }
 }
 
@@ -173,18 +228,29 @@ struct At {
     x: usize,
 }
 
+/// `N` pixels; `STRIDE` is that of a window of three by three which is whole, else 0.
 #[inline(always)]
-unsafe fn pixels<S: Simd, A: Activate, const N: usize>(s: S, args: &DepthwiseArgs, at: &At) {
-    let channels = args.layer.groups;
-    let mut channel = 0;
+unsafe fn pixels<S: Simd, const N: usize, const STRIDE: usize>(
+    s: S,
+    args: &DepthwiseArgs,
+    at: &At,
+    channels: &Range<usize>,
+) {
+    let mut channel = channels.start;
     // SAFETY: the caller guarantees the pixels, of which these channels are.
     unsafe {
-        while channel + LANES <= channels {
-            channels_of::<S, A, N, true>(s, args, at, channel, LANES);
+        while channel + LANES <= channels.end {
+            let acc = match STRIDE {
+                0 => window::<S, N, true>(s, args, at, channel, LANES),
+                _ => three_by_three::<S, N, STRIDE>(s, args, at, channel),
+            };
+            finish::<S, N, true>(s, args, at, channel, LANES, acc);
             channel += LANES;
         }
-        if channel < channels {
-            channels_of::<S, A, N, false>(s, args, at, channel, channels - channel);
+        if channel < channels.end {
+            let lanes = channels.end - channel;
+            let acc = window::<S, N, false>(s, args, at, channel, lanes);
+            finish::<S, N, false>(s, args, at, channel, lanes, acc);
         }
     }
 }
@@ -195,26 +261,60 @@ unsafe fn load<S: Simd, const WHOLE: bool>(s: S, p: *const f32, lanes: usize) ->
     unsafe { if WHOLE { s.load(p) } else { s.load_part(p, lanes) } }
 }
 
+/// The sums of 16 channels over whole windows of three by three, each element of the image read once.
 #[inline(always)]
-unsafe fn channels_of<S: Simd, A: Activate, const N: usize, const WHOLE: bool>(
+unsafe fn three_by_three<S: Simd, const N: usize, const STRIDE: usize>(
+    s: S,
+    args: &DepthwiseArgs,
+    at: &At,
+    channel: usize,
+) -> [S::V; N] {
+    let (layer, images) = (&args.layer, &args.images);
+    let line = (at.image * images.extents[0] + at.top - layer.before[0]) * images.extents[1];
+    let mut from = args.x.wrapping_add((line + at.left - layer.before[1]) * args.x_stride + channel);
+    let mut weights = args.w.wrapping_add(channel);
+    let mut acc = [s.zero(); N];
+    for _ in 0..3 {
+        // SAFETY: the caller guarantees that the windows are inside the image, and the weights.
+        unsafe {
+            let weight = [0, 1, 2].map(|column| s.load(weights.wrapping_add(column * layer.groups)));
+            for column in 0..(N - 1) * STRIDE + 3 {
+                let value = s.load(from.wrapping_add(column * args.x_stride));
+                for tap in 0..3 {
+                    if column >= tap && (column - tap).is_multiple_of(STRIDE) && (column - tap) / STRIDE < N {
+                        let n = (column - tap) / STRIDE;
+                        acc[n] = s.fma(value, weight[tap], acc[n]);
+                    }
+                }
+            }
+        }
+        from = from.wrapping_add(images.extents[1] * args.x_stride);
+        weights = weights.wrapping_add(3 * layer.groups);
+    }
+    acc
+}
+
+/// The sums of some channels over the elements of any window that are inside the image.
+#[inline(always)]
+unsafe fn window<S: Simd, const N: usize, const WHOLE: bool>(
     s: S,
     args: &DepthwiseArgs,
     at: &At,
     channel: usize,
     lanes: usize,
-) {
+) -> [S::V; N] {
     let (layer, images) = (&args.layer, &args.images);
     let step = layer.strides[1] * args.x_stride;
     let mut acc = [s.zero(); N];
-    // SAFETY: the caller guarantees that the window's elements named are inside the image, and the operands.
-    unsafe {
-        for row in at.rows.clone() {
-            let y = at.top + row * layer.dilations[0] - layer.before[0];
-            let line = (at.image * images.extents[0] + y) * images.extents[1];
-            let weights = args.w.wrapping_add(row * layer.window[1] * layer.groups + channel);
-            for column in at.columns.clone() {
-                let x = at.left + column * layer.dilations[1] - layer.before[1];
-                let from = args.x.wrapping_add((line + x) * args.x_stride + channel);
+    for row in at.rows.clone() {
+        let y = at.top + row * layer.dilations[0] - layer.before[0];
+        let line = (at.image * images.extents[0] + y) * images.extents[1];
+        let weights = args.w.wrapping_add(row * layer.window[1] * layer.groups + channel);
+        for column in at.columns.clone() {
+            let x = at.left + column * layer.dilations[1] - layer.before[1];
+            let from = args.x.wrapping_add((line + x) * args.x_stride + channel);
+            // SAFETY: the caller guarantees that the window's elements named are inside the image, and the weights.
+            unsafe {
                 let weight = load::<S, WHOLE>(s, weights.wrapping_add(column * layer.groups), lanes);
                 for n in 0..N {
                     let value = load::<S, WHOLE>(s, from.wrapping_add(n * step), lanes);
@@ -222,19 +322,37 @@ unsafe fn channels_of<S: Simd, A: Activate, const N: usize, const WHOLE: bool>(
                 }
             }
         }
+    }
+    acc
+}
+
+/// From sums to outputs; what no range can say is left to the epilogue.
+#[inline(always)]
+unsafe fn finish<S: Simd, const N: usize, const WHOLE: bool>(
+    s: S,
+    args: &DepthwiseArgs,
+    at: &At,
+    channel: usize,
+    lanes: usize,
+    acc: [S::V; N],
+) {
+    let (least, most) = Finish::range(args.activation).unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+    let (least, most) = (s.splat(least), s.splat(most));
+    // SAFETY: the caller guarantees bias, addend and outputs of these pixels and channels.
+    unsafe {
         let bias = match args.bias.is_null() {
             true => s.splat(-0.0),
             false => load::<S, WHOLE>(s, args.bias.wrapping_add(channel), lanes),
         };
-        let pixel = at.line * images.positions[1] + at.x;
+        let pixel = at.line * args.images.positions[1] + at.x;
         for n in 0..N {
             let mut value = s.add(acc[n], bias);
             if !args.addend.is_null() {
                 let addend = args.addend.wrapping_add((pixel + n) * args.addend_stride + channel);
                 value = s.add(value, load::<S, WHOLE>(s, addend, lanes));
             }
+            let value = s.min(most, s.max(least, value));
             let out = args.out.wrapping_add((pixel + n) * args.out_stride + channel);
-            let value = A::apply(s, value);
             if WHOLE { s.store(out, value) } else { s.store_part(out, lanes, value) }
         }
     }

@@ -12,12 +12,12 @@ mod depthwise;
 mod tests;
 
 pub(crate) use depthwise::clip;
-pub use depthwise::{DepthwiseArgs, depthwise_entry, depthwise_order, depthwise_tiles};
+pub use depthwise::{DepthwiseArgs, DepthwiseCut, depthwise_entry, depthwise_order, line_tiles};
 
 use crate::gemm::epilogue::EpilogueArgs;
-use crate::gemm::taps::{TapsArgs, TapsChosen, choose};
+use crate::gemm::taps::{Finish, SLICE, TapsArgs, TapsChosen, choose};
 use crate::gemm::{Activation, PackError, PackedLayout, WeightType, panel_columns};
-use crate::isa::Isa;
+use crate::isa::{Isa, LANES};
 use std::fmt;
 use std::ops::Range;
 
@@ -153,6 +153,15 @@ const TILE_WEIGHT_BYTES: usize = 1 << 20;
 /// Bytes of lines that are copied at a time, where one line is not more.
 const COPY_BYTES: usize = 384 << 10;
 
+/// Bytes of packed weights that stay near for all pixels: a tile of no more takes each pixel's outputs together.
+const NEAR_WEIGHT_BYTES: usize = 64 << 10;
+
+/// Bytes of `x` that are read again for each panel, where a line is not more.
+const BLOCK_BYTES: usize = 512 << 10;
+
+/// Cache lines of the next panels that are fetched in one burst, at most.
+const BURST: usize = 16;
+
 /// Tiles per worker aimed at, so that an uneven machine still finishes together.
 const TILES_PER_WORKER: usize = 4;
 
@@ -172,20 +181,22 @@ impl fmt::Debug for ConvKernel {
     }
 }
 
-/// How the output of a run is cut into tiles: blocks of lines (of pixels, where windows are single elements) by blocks of panels.
+/// How the output of a run is cut into tiles: blocks of lines (of pixels, where windows are single elements or there is one line) by
+/// blocks of panels.
 ///
 /// The cut depends on the number of workers; what an element is does not depend on the cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvGrid {
     images: usize,
-    /// Lines of an image, or chunks of pixels of all images.
+    /// Lines of an image, or chunks of pixels of all images or of an image's only line.
     units: usize,
     /// Pixels of a unit; of all units together, where they are chunks.
     pixels: usize,
-    flat: bool,
+    chunked: bool,
     row_blocks: usize,
     panels: usize,
     panel_blocks: usize,
+    workers: usize,
 }
 
 impl ConvGrid {
@@ -197,6 +208,21 @@ impl ConvGrid {
     /// Which lines a tile covers: a number that two tiles share if they cover the same.
     fn block_of(&self, tile: usize) -> usize {
         tile % (self.images * self.row_blocks)
+    }
+
+    /// The first of a line's pixels that a chunk covers.
+    fn pixel_of(&self, unit: usize) -> usize {
+        if self.chunked { unit * self.pixels / self.units } else { 0 }
+    }
+
+    /// Pixels of a unit, about.
+    fn unit_pixels(&self) -> usize {
+        if self.chunked { self.pixels.div_ceil(self.units.max(1)) } else { self.pixels }
+    }
+
+    /// Output columns of some units.
+    fn columns(&self, units: &Range<usize>) -> usize {
+        if self.chunked { self.pixel_of(units.end) - self.pixel_of(units.start) } else { self.pixels }
     }
 
     fn units_of(&self, block: usize) -> Range<usize> {
@@ -217,8 +243,22 @@ struct Rows {
     step: usize,
     /// Values from one output line's windows to the next.
     line_step: usize,
+    pieces: *const usize,
     piece_count: usize,
     length: usize,
+}
+
+/// Some pixels, at most a microkernel's, and their windows.
+struct Chunk {
+    pixels: Range<usize>,
+    x: *const f32,
+}
+
+/// Weights that the next calls read, fetched a part in each call.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const u8,
+    lines: usize,
 }
 
 impl ConvKernel {
@@ -252,22 +292,33 @@ impl ConvKernel {
         self.layer.outputs.div_ceil(self.layout.panel_columns())
     }
 
-    /// Lines and columns of `x`, with zeros around, that the windows of some output lines cover.
-    fn covered(&self, lines: usize, images: &Images) -> [usize; 2] {
+    /// Lines and columns of `x`, with zeros around, that the windows of some output lines and columns cover.
+    fn covered(&self, lines: usize, columns: usize) -> [usize; 2] {
         let cover = |axis: usize, positions: usize| {
             positions.saturating_sub(1) * self.layer.strides[axis] + self.layer.span(axis)
         };
-        [cover(0, lines), cover(1, images.positions[1])]
+        [cover(0, lines), cover(1, columns)]
     }
 
-    fn copied_values(&self, lines: usize, images: &Images) -> usize {
-        let [height, width] = self.covered(lines, images);
+    fn copied_values(&self, lines: usize, columns: usize) -> usize {
+        let [height, width] = self.covered(lines, columns);
         height * width * self.channels()
+    }
+
+    /// Output columns of an image's only line that are taken at a time, at most; `None` if the line is not cut.
+    fn segment(&self, images: &Images) -> Option<usize> {
+        let chunk = self.chosen.max_rows;
+        let one_line =
+            images.positions[0] == 1 && self.layer.window[1] > 1 && images.positions[1] > 4 * chunk;
+        let [height, _] = self.covered(1, 1);
+        let width = COPY_BYTES / (height * self.channels() * 4).max(1);
+        let columns = width.saturating_sub(self.layer.span(1)) / self.layer.strides[1] / chunk * chunk;
+        one_line.then_some(columns.max(chunk))
     }
 
     /// Output lines whose windows are copied at a time, at most.
     fn copied_lines(&self, images: &Images) -> usize {
-        let [_, width] = self.covered(1, images);
+        let [_, width] = self.covered(1, images.positions[1]);
         let lines = COPY_BYTES / (width * self.channels() * 4).max(1);
         (lines.saturating_sub(self.layer.span(0)) / self.layer.strides[0] + 1).min(images.positions[0].max(1))
     }
@@ -280,42 +331,53 @@ impl ConvKernel {
     pub fn scratch_bytes(&self, images: &Images) -> usize {
         let pieces = (self.pieces() * size_of::<usize>()).next_multiple_of(64);
         let lines = if self.layer.has_ends() { self.copied_lines(images) } else { 0 };
-        let copied = if lines == 0 { 0 } else { self.copied_values(lines, images) * 4 };
+        let columns = images.positions[1];
+        // A line that is not cut may be longer than a segment.
+        let most = self.segment(images).map_or(columns, |segment| segment.max(4 * self.chosen.max_rows));
+        let copied = if lines == 0 { 0 } else { self.copied_values(lines, most.min(columns)) * 4 };
         // A smaller image may fit more lines into the limit.
-        let limit = COPY_BYTES.min(self.copied_values(images.positions[0], images) * 4);
+        let limit = COPY_BYTES.min(self.copied_values(images.positions[0], columns) * 4);
         pieces + if lines == 0 { 0 } else { copied.max(limit) }
     }
 
     /// The cut for `workers` workers. Constant time.
     pub fn grid(&self, images: &Images, workers: usize) -> ConvGrid {
+        let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
         let flat = self.layer.is_pointwise();
+        let segment = self.segment(images).filter(|_| !flat);
         let pixels = images.batch * images.positions[0] * images.positions[1];
         let panels = self.layer.groups * self.group_panels();
-        let (count, units, unit_pixels) = match flat {
-            true => (1, pixels.div_ceil(self.chosen.max_rows), pixels),
-            false => (images.batch, images.positions[0], images.positions[1]),
+        let (lines, columns) = (images.positions[0], images.positions[1]);
+        let (count, units, unit_pixels) = match segment {
+            _ if flat => (1, pixels.div_ceil(self.chosen.max_rows), pixels),
+            Some(most) => {
+                let each = columns.div_ceil(wanted).next_multiple_of(self.chosen.max_rows);
+                (images.batch, columns.div_ceil(each.min(most)), columns)
+            }
+            None => (images.batch, lines, columns),
         };
         let empty = pixels == 0 || panels == 0;
         let mut grid = ConvGrid {
             images: if empty { 0 } else { count },
             units,
             pixels: unit_pixels,
-            flat,
+            chunked: flat || segment.is_some(),
             row_blocks: 1,
             panels,
             panel_blocks: 1,
+            workers: workers.max(1),
         };
         if empty {
             return grid;
         }
         let in_cache = (TILE_WEIGHT_BYTES / self.layout.panel_bytes().max(1)).max(1);
         if self.layer.has_ends() {
-            grid.row_blocks = units.div_ceil(self.copied_lines(images));
+            grid.row_blocks =
+                if segment.is_some() { units } else { units.div_ceil(self.copied_lines(images)) };
         }
         if count * units > 1 {
             grid.panel_blocks = panels.div_ceil(in_cache);
         }
-        let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
         let x_bytes = images.batch * images.extents[0] * images.extents[1] * self.channels() * 4;
         let more_rows = |grid: &mut ConvGrid| {
             let others = grid.images * grid.panel_blocks;
@@ -333,6 +395,16 @@ impl ConvKernel {
             more_panels(&mut grid);
         }
         grid
+    }
+
+    /// The packed weights, in bytes, that worker `index` of `workers` reads first for these images.
+    pub fn first_weights(&self, images: &Images, workers: usize, index: usize) -> Range<usize> {
+        let grid = self.grid(images, workers);
+        if index >= grid.tiles() {
+            return 0..0;
+        }
+        let panels = grid.panels_of(index);
+        panels.start * self.layout.panel_bytes()..panels.end * self.layout.panel_bytes()
     }
 
     /// Computes one tile of the output. `held` names the lines that the scratch holds, and is this worker's for one run of the
@@ -358,43 +430,109 @@ impl ConvKernel {
         // SAFETY: the scratch holds the pieces, then the lines of a tile; the caller guarantees `x`.
         let rows = unsafe {
             if self.layer.has_ends() && *held != block {
-                self.copy_lines(args, image, &units, copy);
+                self.copy_lines(args, grid, image, &units, copy);
             }
             *held = block;
-            self.rows(args, grid, image, units.start, pieces, copy)
+            self.rows(args, grid, (image, &units), pieces, copy)
         };
         let panels = grid.panels_of(tile);
-        for unit in units.clone() {
-            let (first, pixels) = match grid.flat {
+        let line_bytes = if grid.chunked { grid.unit_pixels() * rows.step } else { rows.line_step } * 4;
+        let near = panels.len() * self.layout.panel_bytes() <= NEAR_WEIGHT_BYTES;
+        let (block, most) = match near {
+            true => (1, panels.len()),
+            false => ((BLOCK_BYTES / line_bytes.max(1)).max(1), self.panels_at_once(grid)),
+        };
+        let mut first = units.start;
+        while first < units.end {
+            let lines = first..units.end.min(first + block);
+            for panel in panels.clone().step_by(most) {
+                let several = panel..panels.end.min(panel + most);
+                let next = match () {
+                    () if several.end < panels.end => several.end,
+                    () if lines.end < units.end => panels.start,
+                    () => panels.start + grid.workers * panels.len(),
+                };
+                let ahead = (!near && next < grid.panels)
+                    .then(|| args.w.wrapping_add(next * self.layout.panel_bytes()));
+                // SAFETY: the caller guarantees the operands; the rows are windows of this tile's lines.
+                unsafe {
+                    self.run_lines(args, grid, (image, units.start, lines.clone()), several, &rows, ahead)
+                };
+            }
+            first = lines.end;
+        }
+    }
+
+    /// Panels that the microkernel for most of a line's pixels takes together.
+    fn panels_at_once(&self, grid: &ConvGrid) -> usize {
+        let pixels = grid.unit_pixels();
+        let most = pixels.div_ceil(pixels.div_ceil(self.chosen.max_rows).max(1));
+        self.chosen.several.get(most.wrapping_sub(1)).copied().flatten().map_or(1, |(_, panels)| panels)
+    }
+
+    /// Computes some lines of some panels, and fetches the weights at `ahead` meanwhile. `start` is the line that `rows` starts at.
+    unsafe fn run_lines(
+        &self,
+        args: &ConvArgs,
+        grid: &ConvGrid,
+        (image, start, lines): (usize, usize, Range<usize>),
+        panels: Range<usize>,
+        rows: &Rows,
+        ahead: Option<*const u8>,
+    ) {
+        let max_rows = self.chosen.max_rows;
+        let chunks_of = |pixels: usize| pixels.div_ceil(max_rows);
+        let calls = lines.len() * chunks_of(grid.unit_pixels());
+        let bursts = rows.piece_count * rows.length.div_ceil(SLICE);
+        let bytes = panels.len() * self.layout.panel_bytes();
+        let per_burst = (bytes / 64).div_ceil((calls * bursts).max(1)).min(BURST);
+        let mut ahead = ahead.map(|at| Ahead { at, lines: per_burst });
+        let end = ahead.map(|ahead| ahead.at.wrapping_add(bytes));
+        for line in lines {
+            let (first, pixels, x) = match grid.chunked {
                 true => {
-                    let at = |unit: usize| unit * grid.pixels / grid.units;
-                    (at(unit), at(unit + 1) - at(unit))
+                    let at = grid.pixel_of(line);
+                    let x = rows.start.wrapping_add((at - grid.pixel_of(start)) * rows.step);
+                    (image * grid.pixels + at, grid.pixel_of(line + 1) - at, x)
                 }
-                false => ((image * grid.units + unit) * grid.pixels, grid.pixels),
+                false => {
+                    let x = rows.start.wrapping_add((line - start) * rows.line_step);
+                    ((image * grid.units + line) * grid.pixels, grid.pixels, x)
+                }
             };
-            let start = match grid.flat {
-                true => rows.start.wrapping_add(first * rows.step),
-                false => rows.start.wrapping_add((unit - units.start) * rows.line_step),
-            };
-            let chunks = pixels.div_ceil(self.chosen.max_rows);
+            let chunks = chunks_of(pixels);
             for chunk in 0..chunks {
                 let span = chunk * pixels / chunks..(chunk + 1) * pixels / chunks;
-                let x = start.wrapping_add(span.start * rows.step);
-                let span = first + span.start..first + span.end;
-                // SAFETY: the caller guarantees the operands; the rows are windows of this tile's pixels.
-                unsafe { self.run_chunk(args, span, panels.clone(), (&rows, x, pieces)) };
+                let x = x.wrapping_add(span.start * rows.step);
+                let chunk = Chunk { pixels: first + span.start..first + span.end, x };
+                // SAFETY: passed on to the caller.
+                unsafe { self.run_chunk(args, &chunk, panels.clone(), rows, ahead) };
+                if let Some(some) = &mut ahead {
+                    some.at = some.at.wrapping_add(bursts * some.lines * 64);
+                }
+                ahead = ahead.filter(|some| Some(some.at) < end);
             }
         }
     }
 
     /// Copies what the windows of some lines cover, with zeros around it.
-    unsafe fn copy_lines(&self, args: &ConvArgs, image: usize, lines: &Range<usize>, to: *mut f32) {
+    unsafe fn copy_lines(
+        &self,
+        args: &ConvArgs,
+        grid: &ConvGrid,
+        image: usize,
+        units: &Range<usize>,
+        to: *mut f32,
+    ) {
         let (images, channels) = (&args.images, self.channels());
-        let [height, width] = self.covered(lines.len(), images);
+        let lines = if grid.chunked { 0..1 } else { units.clone() };
+        let [height, width] = self.covered(lines.len(), grid.columns(units));
         let [extent_y, extent_x] = images.extents;
         let before = self.layer.before;
-        let left = before[1].min(width);
-        let inside = extent_x.min(width - left);
+        let first = grid.pixel_of(units.start) * self.layer.strides[1];
+        let left = before[1].saturating_sub(first).min(width);
+        let skipped = first.saturating_sub(before[1]).min(extent_x);
+        let inside = (extent_x - skipped).min(width - left);
         for y in 0..height {
             let line = to.wrapping_add(y * width * channels);
             let source = (lines.start * self.layer.strides[0] + y).checked_sub(before[0]);
@@ -405,7 +543,8 @@ impl ConvKernel {
                     continue;
                 };
                 line.write_bytes(0, left * channels);
-                let from = args.x.wrapping_add((image * extent_y + source) * extent_x * args.x_stride);
+                let from = ((image * extent_y + source) * extent_x + skipped) * args.x_stride;
+                let from = args.x.wrapping_add(from);
                 let target = line.wrapping_add(left * channels);
                 if args.x_stride == channels {
                     target.copy_from_nonoverlapping(from, inside * channels);
@@ -421,20 +560,19 @@ impl ConvKernel {
         }
     }
 
-    /// Where the windows of a tile that starts at line `first` are read, their pieces written to `pieces`.
+    /// Where the windows of a tile are read, their pieces written to `pieces`.
     unsafe fn rows(
         &self,
         args: &ConvArgs,
         grid: &ConvGrid,
-        image: usize,
-        first: usize,
+        (image, units): (usize, &Range<usize>),
         pieces: *mut usize,
         copy: *mut f32,
     ) -> Rows {
         let layer = &self.layer;
         let copied = layer.has_ends();
         let (pixel, width) = match copied {
-            true => (self.channels(), self.covered(1, &args.images)[1]),
+            true => (self.channels(), self.covered(1, grid.columns(units))[1]),
             false => (args.x_stride, args.images.extents[1]),
         };
         let merged = layer.dilations[1] == 1 && layer.groups == 1 && pixel == layer.channels;
@@ -449,81 +587,95 @@ impl ConvKernel {
                 unsafe { pieces.add(y * columns + x).write(at) };
             }
         }
-        let line_step = layer.strides[0] * width * pixel;
-        let start = match (copied, grid.flat) {
-            (true, _) => copy.cast_const(),
-            (false, true) => args.x,
-            (false, false) => {
-                let above = image * args.images.extents[0] * width * pixel;
-                args.x.wrapping_add(above + first * line_step)
-            }
-        };
         let (step, piece_count) = (layer.strides[1] * pixel, layer.window[0] * columns);
-        Rows { start, step, line_step, piece_count, length }
+        let line_step = layer.strides[0] * width * pixel;
+        let above = image * args.images.extents[0] * width * pixel;
+        let start = match (copied, grid.chunked) {
+            (true, _) => copy.cast_const(),
+            (false, true) => args.x.wrapping_add(above + grid.pixel_of(units.start) * step),
+            (false, false) => args.x.wrapping_add(above + units.start * line_step),
+        };
+        Rows { start, step, line_step, pieces, piece_count, length }
     }
 
-    /// Computes some pixels (at most `max_rows`), whose windows start at `x`, of some panels.
+    /// Computes some pixels of some panels.
     unsafe fn run_chunk(
         &self,
         args: &ConvArgs,
-        pixels: Range<usize>,
+        chunk: &Chunk,
         panels: Range<usize>,
-        (rows, x, pieces): (&Rows, *const f32, *const usize),
+        rows: &Rows,
+        ahead: Option<Ahead>,
     ) {
-        let (layout, each) = (&self.layout, self.group_panels());
-        let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
-        let acc = acc.0.as_mut_ptr().cast::<f32>();
+        let (layout, each, pixels) = (&self.layout, self.group_panels(), &chunk.pixels);
+        let columns = layout.panel_columns();
+        let range = Finish::range(args.activation);
         let mut panel = panels.start;
         while panel < panels.end {
             let group = panel / each;
             let end = panels.end.min((group + 1) * each);
+            let column = (panel - group * each) * columns;
+            let left = self.layer.outputs - column;
             let several = self.chosen.several[pixels.len() - 1].filter(|(_, step)| panel + step <= end);
-            let (Some(entry), step) =
-                several.map_or((self.chosen.one[pixels.len() - 1], 1), |(e, n)| (Some(e), n))
-            else {
-                return;
+            let half = self.chosen.half[pixels.len() - 1].filter(|_| left <= LANES);
+            let (entry, step, width) = match (half, several) {
+                (Some(entry), _) => (Some(entry), 1, LANES),
+                (_, Some((entry, step))) => (Some(entry), step, step * columns),
+                _ => (self.chosen.one[pixels.len() - 1], 1, columns),
             };
-            let block = TapsArgs {
-                x: x.wrapping_add(group * self.layer.channels),
+            let Some(entry) = entry else { return };
+            let column = group * self.layer.outputs + column;
+            let at = |p: *const f32, stride: usize| match p.is_null() {
+                true => p,
+                false => p.wrapping_add(pixels.start * stride + column),
+            };
+            let out = args.out.wrapping_add(pixels.start * args.out_stride + column);
+            let mut block = TapsArgs {
+                x: chunk.x.wrapping_add(group * self.layer.channels),
                 ldx: rows.step,
-                pieces,
+                pieces: rows.pieces,
                 piece_count: rows.piece_count,
                 length: rows.length,
                 w: args.w.wrapping_add(panel * layout.panel_bytes()),
                 panel_bytes: layout.panel_bytes(),
-                acc,
+                fetch: ahead.map_or(args.w, |ahead| ahead.at),
+                fetch_lines: ahead.filter(|_| panel == panels.start).map_or(0, |ahead| ahead.lines),
+                finish: Finish::RAW,
+                out,
+                out_stride: args.out_stride,
             };
-            // SAFETY: the caller guarantees the rows and panels; the accumulators of any instance fit in `acc`.
-            unsafe { entry(&block, 0) };
-            for index in 0..step {
-                let column = (panel + index - group * each) * layout.panel_columns();
-                let width = layout.panel_columns().min(self.layer.outputs - column);
-                let column = group * self.layer.outputs + column;
-                let at = |p: *const f32, stride: usize| match p.is_null() {
-                    true => p,
-                    false => p.wrapping_add(pixels.start * stride + column),
-                };
-                let epilogue = EpilogueArgs {
-                    acc: acc.wrapping_add(index * layout.panel_columns()),
-                    acc_stride: step * layout.panel_columns(),
-                    rows: pixels.len(),
-                    columns: width,
-                    up: 0,
-                    bias: at(args.bias, 0),
-                    up_bias: std::ptr::null(),
-                    addend: at(args.addend, args.addend_stride),
-                    up_addend: std::ptr::null(),
-                    addend_stride: args.addend_stride,
-                    residual: std::ptr::null(),
-                    residual_stride: 0,
-                    out: args.out.wrapping_add(pixels.start * args.out_stride + column),
-                    out_stride: args.out_stride,
-                    activation: args.activation,
-                };
-                // SAFETY: the caller guarantees bias, addend and outputs of these pixels and this panel; `acc` has just been written.
-                unsafe { (self.chosen.epilogue)(&epilogue, 0) };
-            }
+            let (bias, addend) = (at(args.bias, 0), at(args.addend, args.addend_stride));
             panel += step;
+            if let Some((least, most)) = range.filter(|_| width <= left) {
+                block.finish = Finish { bias, addend, addend_stride: args.addend_stride, least, most };
+                // SAFETY: the caller guarantees rows and panels, and bias, addend and outputs of these pixels and panels.
+                unsafe { entry(&block, 0) };
+                continue;
+            }
+            let mut acc = Accumulators([std::mem::MaybeUninit::uninit(); MAX_ACCUMULATORS]);
+            (block.out, block.out_stride) = (acc.0.as_mut_ptr().cast(), width);
+            let epilogue = EpilogueArgs {
+                acc: block.out,
+                acc_stride: width,
+                rows: pixels.len(),
+                columns: width.min(left),
+                up: 0,
+                bias,
+                up_bias: std::ptr::null(),
+                addend,
+                up_addend: std::ptr::null(),
+                addend_stride: args.addend_stride,
+                residual: std::ptr::null(),
+                residual_stride: 0,
+                out,
+                out_stride: args.out_stride,
+                activation: args.activation,
+            };
+            // SAFETY: as above; the accumulators of any instance fit in `acc`, which the epilogue reads after they are written.
+            unsafe {
+                entry(&block, 0);
+                (self.chosen.epilogue)(&epilogue, 0);
+            }
         }
     }
 }

@@ -93,7 +93,7 @@ impl Problem {
             let entry = depthwise_entry(isa).unwrap();
             let w = w.as_ptr() as usize;
             pool.run(|team| {
-                let (tiles, lines) = depthwise_tiles(&images, team.count());
+                let cut = DepthwiseCut::new(&images, layer.groups, team.count());
                 let args = DepthwiseArgs {
                     layer,
                     images,
@@ -106,9 +106,9 @@ impl Problem {
                     out: out as *mut f32,
                     out_stride,
                     activation,
-                    lines,
+                    cut,
                 };
-                for tile in team.tiles(tiles) {
+                for tile in team.tiles(cut.tiles) {
                     // SAFETY: the vectors have the sizes of the problem and outlive the run.
                     unsafe { entry(&args, tile) };
                 }
@@ -175,6 +175,38 @@ fn problems() -> Vec<Problem> {
         Problem::new(ConvLayer { groups: 19, ..square(1, 1) }, 2, [9, 10]),
         Problem::new(ConvLayer { groups: 33, ..layer([5, 3], [2, 2], [2, 1], 1, 1) }, 1, [9, 16]),
         Problem::new(ConvLayer { groups: 3, ..square(1, 2) }, 1, [6, 6]),
+        Problem::new(ConvLayer { groups: 150, ..square(1, 1) }, 1, [7, 7]),
+        Problem::new(ConvLayer { groups: 48, ..layer([3, 3], [2, 2], [1, 1], 1, 1) }, 2, [33, 34]),
+        // One line that is cut: with ends, copied; without; strided; shorter than is worth a cut.
+        Problem::new(
+            ConvLayer { before: [0, 1], after: [0, 2], ..layer([1, 3], [1, 1], [0, 0], 70, 33) },
+            2,
+            [1, 301],
+        ),
+        Problem::new(
+            ConvLayer { before: [0, 3], after: [0, 3], ..layer([1, 4], [1, 2], [0, 0], 6, 40) },
+            1,
+            [1, 400],
+        ),
+        Problem::new(layer([1, 3], [1, 2], [0, 0], 5, 17), 2, [1, 230]),
+        Problem::new(ConvLayer { groups: 2, ..layer([1, 3], [1, 1], [0, 0], 5, 17) }, 1, [1, 150]),
+        Problem::new(
+            ConvLayer { before: [0, 1], after: [0, 1], ..layer([1, 3], [1, 1], [0, 0], 9, 8) },
+            1,
+            [1, 50],
+        ),
+        Problem::new(
+            ConvLayer { before: [1, 1], after: [1, 1], ..layer([3, 3], [1, 1], [0, 0], 3, 8) },
+            2,
+            [1, 99],
+        ),
+        // Last panels of at most half their columns.
+        Problem::new(square(5, 16), 1, [9, 17]),
+        Problem::new(square(40, 80), 1, [5, 20]),
+        Problem::new(layer([1, 1], [1, 1], [0, 0], 36, 44), 1, [6, 5]),
+        // Weights that are fetched ahead, over several blocks of lines.
+        Problem::new(layer([1, 1], [1, 1], [0, 0], 520, 200), 1, [14, 30]),
+        Problem::new(layer([1, 1], [2, 2], [0, 0], 600, 200), 2, [9, 9]),
         // More than one block of copied lines, and of weights.
         Problem::new(square(160, 20), 1, [40, 40]),
         Problem::new(square(64, 520), 1, [3, 3]),
@@ -210,11 +242,14 @@ fn an_image_gives_the_same_bits_whatever_its_neighbours() {
 
 #[test]
 fn scratch_for_large_images_serves_small_ones() {
-    let layer = layer([3, 3], [1, 1], [1, 1], 64, 8);
-    let kernel = ConvKernel::select(Isa::Scalar, layer).unwrap();
-    let images = |n: usize| Images { batch: 1, extents: [n, n], positions: [n, n] };
-    let enough = kernel.scratch_bytes(&images(200));
-    assert!((1..200).all(|n| kernel.scratch_bytes(&images(n)) <= enough));
+    let square = layer([3, 3], [1, 1], [1, 1], 64, 8);
+    let line = layer([1, 3], [1, 1], [0, 1], 64, 8);
+    for (layer, lines) in [(square, 200), (line, 1)] {
+        let kernel = ConvKernel::select(Isa::detect(), layer).unwrap();
+        let images = |n: usize| Images { batch: 1, extents: [n.min(lines), n], positions: [n.min(lines), n] };
+        let enough = kernel.scratch_bytes(&images(3000));
+        assert!((1..3000).all(|n| kernel.scratch_bytes(&images(n)) <= enough));
+    }
 }
 
 #[test]

@@ -154,6 +154,10 @@ pub(super) const VARIANTS: [[&str; 14]; 4] = [
     ],
 ];
 
+/// Variants of a panel's first half.
+pub(super) const HALVES: [&str; 14] =
+    ["1xh", "2xh", "3xh", "4xh", "5xh", "6xh", "7xh", "8xh", "9xh", "10xh", "11xh", "12xh", "13xh", "14xh"];
+
 /// Rows per base pointer: the rows of a group are reached with scaled indices of one stride register.
 pub(super) const GROUP: usize = 3;
 pub(super) const GROUPS: usize = 5;
@@ -219,12 +223,12 @@ unsafe fn accumulate<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize,
     unsafe {
         let ahead = AHEAD * word_bytes;
         if PANELS > 1 {
-            run_words::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &mut at, stride, near, ahead);
+            run_words::<S, W, ROWS, PANELS, VECS, VECS>(s, &mut acc, &mut at, stride, near, ahead);
         }
         let ahead = (PANELS - 1) * args.panel_bytes + ahead;
-        run_words::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &mut at, stride, words - near, ahead);
+        run_words::<S, W, ROWS, PANELS, VECS, VECS>(s, &mut acc, &mut at, stride, words - near, ahead);
         if !args.k.is_multiple_of(W::INPUTS) {
-            step::<S, W, ROWS, PANELS, VECS>(s, &mut acc, &at, stride, 0, 0);
+            step::<S, W, ROWS, PANELS, VECS, VECS>(s, &mut acc, &at, stride, 0, 0);
         }
         for_each_row!(row in ROWS {
             for panel in 0..PANELS {
@@ -240,6 +244,7 @@ unsafe fn accumulate<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize,
 /// Packed rows between the row being read and the row being prefetched.
 pub(super) const AHEAD: usize = 16;
 
+/// Advances over `words` packed rows that are `PITCH` vectors apart, of which the first `VECS` are read.
 #[inline(always)]
 pub(super) unsafe fn run_words<
     S: Simd,
@@ -247,6 +252,7 @@ pub(super) unsafe fn run_words<
     const ROWS: usize,
     const PANELS: usize,
     const VECS: usize,
+    const PITCH: usize,
 >(
     s: S,
     acc: &mut [[[S::V; VECS]; PANELS]; ROWS],
@@ -255,21 +261,21 @@ pub(super) unsafe fn run_words<
     words: usize,
     ahead: usize,
 ) {
-    let word_bytes = VECS * LANES * 4;
+    let word_bytes = PITCH * LANES * 4;
     let unroll = 2;
     let mut left = words;
     // SAFETY: the caller guarantees `words` more packed rows and `words * INPUTS` more values of each row.
     unsafe {
         while left >= unroll {
             let stride = opaque(stride);
-            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, ahead);
-            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 1, ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS, PITCH>(s, acc, at, stride, 0, ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS, PITCH>(s, acc, at, stride, 1, ahead);
             advance::<PANELS>(at, unroll * W::INPUTS, unroll * word_bytes);
             left -= unroll;
         }
         while left > 0 {
             let stride = opaque(stride);
-            step_and_fetch::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, 0, ahead);
+            step_and_fetch::<S, W, ROWS, PANELS, VECS, PITCH>(s, acc, at, stride, 0, ahead);
             advance::<PANELS>(at, W::INPUTS, word_bytes);
             left -= 1;
         }
@@ -278,7 +284,14 @@ pub(super) unsafe fn run_words<
 
 /// All k of packed row `word`, and the prefetch of the row `ahead` bytes after it.
 #[inline(always)]
-unsafe fn step_and_fetch<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const VECS: usize>(
+unsafe fn step_and_fetch<
+    S: Simd,
+    W: Weight,
+    const ROWS: usize,
+    const PANELS: usize,
+    const VECS: usize,
+    const PITCH: usize,
+>(
     s: S,
     acc: &mut [[[S::V; VECS]; PANELS]; ROWS],
     at: &Operands<PANELS>,
@@ -288,17 +301,24 @@ unsafe fn step_and_fetch<S: Simd, W: Weight, const ROWS: usize, const PANELS: us
 ) {
     // SAFETY: passed on to the caller.
     unsafe {
-        step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, W::FIRST);
+        step::<S, W, ROWS, PANELS, VECS, PITCH>(s, acc, at, stride, word, W::FIRST);
         if W::INPUTS == 2 {
-            step::<S, W, ROWS, PANELS, VECS>(s, acc, at, stride, word, 1 - W::FIRST);
+            step::<S, W, ROWS, PANELS, VECS, PITCH>(s, acc, at, stride, word, 1 - W::FIRST);
         }
     }
-    fetch::<S, PANELS, VECS>(s, at, word * VECS * LANES * 4 + ahead);
+    fetch::<S, PANELS, VECS>(s, at, word * PITCH * LANES * 4 + ahead);
 }
 
 /// One k: value `part` of packed row `word` from where the operands are.
 #[inline(always)]
-unsafe fn step<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const VECS: usize>(
+unsafe fn step<
+    S: Simd,
+    W: Weight,
+    const ROWS: usize,
+    const PANELS: usize,
+    const VECS: usize,
+    const PITCH: usize,
+>(
     s: S,
     acc: &mut [[[S::V; VECS]; PANELS]; ROWS],
     at: &Operands<PANELS>,
@@ -309,7 +329,7 @@ unsafe fn step<S: Simd, W: Weight, const ROWS: usize, const PANELS: usize, const
     let mut b = [[s.zero(); VECS]; PANELS];
     for panel in 0..PANELS {
         for vec in 0..VECS {
-            let words = at.panels[panel].wrapping_add((word * VECS + vec) * LANES * 4);
+            let words = at.panels[panel].wrapping_add((word * PITCH + vec) * LANES * 4);
             // SAFETY: the caller guarantees that packed row `word` is in the panel.
             b[panel][vec] = unsafe { W::widen(s, words, part) };
         }

@@ -1,8 +1,10 @@
 //! Convolutions and window pooling of images whose channels are adjacent.
 
-use crate::conv::{ConvArgs, ConvKernel, ConvLayer, DepthwiseArgs, Images, depthwise_entry, depthwise_tiles};
+use crate::conv::{
+    ConvArgs, ConvKernel, ConvLayer, DepthwiseArgs, DepthwiseCut, Images, depthwise_entry, line_tiles,
+};
 use crate::gemm::{Activation, PackedMatrix};
-use crate::isa::{Entry, Isa};
+use crate::isa::{Entry, Isa, fetch_lines};
 use crate::pool::Team;
 use crate::pooling::{WindowArgs, WindowPooling, window_entry};
 use crate::schedule::{Access, Operand, Run, Step, StepError};
@@ -10,6 +12,9 @@ use rlx_tensor::DType;
 use std::any::Any;
 use std::ptr::null;
 use std::sync::Arc;
+
+/// Bytes of packed weights that are read ahead at a time.
+const READ_AHEAD_BYTES: usize = 2048;
 
 /// Weights in the form their kernel reads.
 #[derive(Debug)]
@@ -152,7 +157,7 @@ impl Step for ConvStep {
                 }
             }
             Weights::Depthwise(_, entry, weights) => {
-                let (tiles, lines) = depthwise_tiles(&images, team.count());
+                let cut = DepthwiseCut::new(&images, self.layer.groups, team.count());
                 let (layer, w) = (self.layer, weights.as_ptr());
                 let args = DepthwiseArgs {
                     layer,
@@ -166,15 +171,29 @@ impl Step for ConvStep {
                     out,
                     out_stride,
                     activation,
-                    lines,
+                    cut,
                 };
-                for tile in team.tiles(tiles) {
+                for tile in team.tiles(cut.tiles) {
                     // SAFETY: as above; the weights are as long as the layer asks (checked in `depthwise`).
                     unsafe { entry(&args, tile) };
                 }
             }
         }
         Ok(())
+    }
+
+    fn reads_ahead(&self) -> bool {
+        matches!(self.weights, Weights::Packed(..))
+    }
+
+    fn read_ahead(&self, run: &Run<'_>, team: &Team<'_>, part: usize) -> bool {
+        let Weights::Packed(kernel, weights) = &self.weights else { return false };
+        let images = self.images(&|d| run.size(d));
+        let range = kernel.first_weights(&images, team.count(), team.index());
+        let rest = weights.bytes().get(range).and_then(|bytes| bytes.get(part * READ_AHEAD_BYTES..));
+        let Some(rest) = rest else { return false };
+        fetch_lines(&rest[..rest.len().min(READ_AHEAD_BYTES)]);
+        rest.len() > READ_AHEAD_BYTES
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -223,7 +242,7 @@ impl Step for PoolWindowStep {
         if run.columns(&self.out) != channels || run.size(self.out.dims[0]) != batch {
             return Err(StepError::Shape { step: self.name() });
         }
-        let (tiles, lines) = depthwise_tiles(&images, team.count());
+        let (tiles, lines) = line_tiles(&images, team.count());
         let args = WindowArgs {
             pooling: self.pooling,
             layer: self.layer,
