@@ -79,6 +79,8 @@ pub struct Props {
     pub strided_view: bool,
     /// The output is operand 0's columns from this one on: its rows are rows of operand 0, cut.
     pub columns: Option<usize>,
+    /// The output is the operands one behind the other along this axis.
+    pub joins: Option<usize>,
     /// Operands whose buffer output 0 may take over when they die here and have the same size.
     pub in_place: Vec<usize>,
     /// The result is not a function of the operands alone; never folded, merged or dropped.

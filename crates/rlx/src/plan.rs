@@ -3,6 +3,7 @@
 //! A [`Template`] fixes order, lifetimes, views and size expressions once. [`Template::specialize`] evaluates the sizes at given
 //! capacities and places every buffer in one arena; it walks no graph.
 
+mod joins;
 mod lifetimes;
 mod lir;
 mod manifest;

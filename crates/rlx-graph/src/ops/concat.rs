@@ -1,7 +1,7 @@
 //! Values joined along one axis.
 
 use crate::attrs::op_struct;
-use crate::op::{EvalError, InferCx, InferError, OpDef, op_boilerplate};
+use crate::op::{EvalError, InferCx, InferError, OpDef, Props, op_boilerplate};
 use rlx_tensor::{Shape, Tensor};
 
 op_struct! {
@@ -50,5 +50,9 @@ impl OpDef for Concat {
             }
         }
         Ok(vec![Tensor::from_bytes(&dims, inputs[0].dtype(), &bytes)?])
+    }
+
+    fn props(&self) -> Props {
+        Props { joins: Some(self.axis), ..Props::default() }
     }
 }

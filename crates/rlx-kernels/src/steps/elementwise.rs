@@ -48,12 +48,14 @@ pub fn element_type_of(dtype: DType) -> Option<ElementType> {
     }
 }
 
+/// Whether operands share elements; those in different columns of the same rows do not, which a frame checks.
 fn same_place(a: &Operand, b: &Operand) -> bool {
-    a.region == b.region
+    let columns = a.stride.is_some() && a.stride == b.stride && a.offset != b.offset;
+    a.region == b.region && !columns
 }
 
 fn walkable(out: &Operand, inputs: &[Operand]) -> bool {
-    out.stride.is_none() && inputs.iter().chain([out]).all(|o| o.dims.len() <= MAX_RANK)
+    inputs.iter().chain([out]).all(|o| o.dims.len() <= MAX_RANK)
 }
 
 /// The walk of inputs and, last, the output.
@@ -86,7 +88,8 @@ impl MapStep {
             && program.outputs() == [kind_of(out.dtype)?]
             && walkable(&out, &inputs);
         let in_place = |(i, input): (usize, &Operand)| {
-            !same_place(input, &out) || (program.allows_in_place(i, 0) && input.offset == out.offset)
+            let same = input.offset == out.offset && input.stride == out.stride;
+            !same_place(input, &out) || (program.allows_in_place(i, 0) && same)
         };
         if !fits || !inputs.iter().enumerate().all(in_place) {
             return None;

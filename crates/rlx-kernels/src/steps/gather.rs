@@ -92,6 +92,13 @@ impl Step for TableEmbeddingStep {
     }
 }
 
+/// Elements from one part of an operand to the next: runs of adjacent elements, slices, and all slices of one index of the axes before.
+struct Pitch {
+    run: usize,
+    slice: usize,
+    outer: usize,
+}
+
 /// Slices picked by index along one axis: the dims of the indices stand in place of that axis.
 #[derive(Debug)]
 pub struct GatherStep {
@@ -104,10 +111,16 @@ pub struct GatherStep {
 }
 
 impl GatherStep {
-    /// The step for an instruction set; `None` for rows that are not adjacent or an axis that does not exist.
+    /// The step for an instruction set; `None` for dtypes that differ, an axis that does not exist, or columns picked by more than
+    /// a list into rows that are not adjacent.
     pub fn new(isa: Isa, axis: usize, x: Operand, ids: Operand, out: Operand) -> Option<Self> {
-        let plain = x.stride.is_none() && out.stride.is_none() && x.dtype == out.dtype;
-        if !plain || !are_ids(&ids) || axis >= x.dims.len() || x.dtype.element_bytes().is_none() {
+        let listed = axis + 1 < x.dims.len() || out.stride.is_none() || ids.dims.len() == 1;
+        if !listed
+            || x.dtype != out.dtype
+            || !are_ids(&ids)
+            || axis >= x.dims.len()
+            || x.dtype.element_bytes().is_none()
+        {
             return None;
         }
         Some(Self { isa, entry: gather_entry(isa)?, axis, x, ids, out })
@@ -134,23 +147,40 @@ impl Step for GatherStep {
             return Err(StepError::Shape { step: self.name() });
         }
         check_indices(run, &self.ids, "gather", "index", extent)?;
-        let row_bytes = inner * self.x.element_bytes();
+        // A slice is one run of elements, or, where rows are apart, a run for each of its rows.
+        let whole = self.x.stride.is_none() && self.out.stride.is_none();
+        let (runs, length) = match whole || self.axis + 1 == self.x.dims.len() {
+            true => (1, inner),
+            false => (inner / run.columns(&self.x).max(1), run.columns(&self.x)),
+        };
+        let [from, to] = [(&self.x, extent), (&self.out, ids)].map(|(operand, slices)| match whole {
+            true => Pitch { run: inner, slice: inner, outer: slices * inner },
+            false if self.axis + 1 == self.x.dims.len() => {
+                let row = if operand.stride.is_some() { run.stride(operand) } else { slices };
+                Pitch { run: 1, slice: 1, outer: row }
+            }
+            false => {
+                let row = run.stride(operand);
+                Pitch { run: row, slice: runs * row, outer: slices * runs * row }
+            }
+        });
+        let bytes = self.x.element_bytes();
         let args = RowArgs {
             from: run.pointer::<u8>(&self.x).cast_const(),
-            from_stride: row_bytes,
+            from_stride: from.slice * bytes,
             to: run.pointer(&self.out),
-            to_stride: row_bytes,
-            row_bytes,
+            to_stride: to.slice * bytes,
+            row_bytes: length * bytes,
             ids: ids_of(run, &self.ids),
             rows: ids,
-            rows_per_tile: (TILE_ELEMENTS / inner.max(1)).max(1),
+            rows_per_tile: (TILE_ELEMENTS / length.max(1)).max(1),
         };
         let tiles = args.tiles();
-        for tile in team.tiles(outer * tiles) {
-            let at = tile / tiles;
+        for tile in team.tiles(outer * runs * tiles) {
+            let (at, part) = (tile / tiles / runs, tile / tiles % runs);
             let slice = RowArgs {
-                from: args.from.wrapping_add(at * extent * row_bytes),
-                to: args.to.wrapping_add(at * ids * row_bytes),
+                from: args.from.wrapping_add((at * from.outer + part * from.run) * bytes),
+                to: args.to.wrapping_add((at * to.outer + part * to.run) * bytes),
                 ..args
             };
             // SAFETY: the launch checked bounds and that nothing overlaps the result; indices and sizes were checked above; tiles

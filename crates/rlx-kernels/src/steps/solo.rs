@@ -85,8 +85,17 @@ impl Step for SoloStep {
             return Ok(());
         }
         let inputs: Vec<SoloInput<'_>> = self.inputs.iter().map(|operand| self.input(run, operand)).collect();
-        let mut outputs: Vec<SoloOutput<'_>> = Vec::with_capacity(self.outputs.len());
+        let mut apart: Vec<Vec<u8>> = Vec::with_capacity(self.outputs.len());
         for operand in &self.outputs {
+            let bytes = if operand.stride.is_some() { run.len(operand) * operand.element_bytes() } else { 0 };
+            apart.push(vec![0; bytes]);
+        }
+        let mut outputs: Vec<SoloOutput<'_>> = Vec::with_capacity(self.outputs.len());
+        for (operand, apart) in self.outputs.iter().zip(&mut apart) {
+            if operand.stride.is_some() {
+                outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes: apart });
+                continue;
+            }
             let bytes = run.len(operand) * operand.element_bytes();
             // SAFETY: the launch checked bounds; a frame refuses written operands that overlap another operand of the step, but for
             // one in the same place, which `input` copied; results of one step are distinct regions.
@@ -94,7 +103,16 @@ impl Step for SoloStep {
             outputs.push(SoloOutput { extents: run.extents(operand).collect(), bytes });
         }
         (self.body)(&inputs, &mut outputs)
-            .map_err(|reason| StepError::Value { step: self.name.clone(), reason })
+            .map_err(|reason| StepError::Value { step: self.name.clone(), reason })?;
+        for (operand, apart) in self.outputs.iter().zip(&apart) {
+            let row_bytes = run.columns(operand) * operand.element_bytes();
+            let (to, stride) = (run.pointer::<u8>(operand), run.stride(operand) * operand.element_bytes());
+            for (row, values) in apart.chunks_exact(row_bytes.max(1)).enumerate() {
+                // SAFETY: the launch checked the bounds of as many rows as there are values for.
+                unsafe { to.add(row * stride).copy_from_nonoverlapping(values.as_ptr(), row_bytes) };
+            }
+        }
+        Ok(())
     }
 
     fn as_any(&self) -> &dyn Any {

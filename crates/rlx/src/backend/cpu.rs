@@ -113,6 +113,10 @@ impl PlanTarget for CpuTarget {
         }
     }
 
+    fn writes_strided(&self, op: &Op) -> bool {
+        ops::find(op.def().name()).is_some_and(|kernel| kernel.writes_strided(op))
+    }
+
     fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool {
         let kernel = ops::find(op.def().name());
         operand.is_some_and(|operand| kernel.is_some_and(|k| k.accepts_in_place(op, operand, result)))

@@ -1,5 +1,6 @@
 //! Assigning values to buffers: views, in-place results, outputs written straight to the caller.
 
+use super::joins::Joins;
 use super::places::{Buffer, BufferId, BufferKind, Place};
 use super::template::{PlanError, PlanTarget};
 use rlx_graph::op::shape_bytes;
@@ -19,6 +20,8 @@ pub(super) struct Placer<'g> {
     pub strided_ok: Vec<bool>,
     /// For each buffer, the last node that uses a value placed in it.
     pub buffer_last: Vec<usize>,
+    /// Values that are written where a join wants them.
+    joins: Joins,
 }
 
 impl<'g> Placer<'g> {
@@ -36,7 +39,8 @@ impl<'g> Placer<'g> {
             strided_ok[value.index()] = false;
         }
         let (buffers, places, buffer_last) = (Vec::new(), vec![None; count], Vec::new());
-        Self { graph, target, sizes, buffers, places, last_use, strided_ok, buffer_last }
+        let joins = Joins::find(graph, target, &strided_ok);
+        Self { graph, target, sizes, buffers, places, last_use, strided_ok, buffer_last, joins }
     }
 
     pub fn place(&self, value: ValueId) -> Result<&Place, PlanError> {
@@ -115,6 +119,46 @@ impl<'g> Placer<'g> {
         self.graph.outputs().iter().any(|(_, v)| *v == value)
     }
 
+    /// Tries to make a join of values that stand where it wants them the whole of their buffer; true if no step is needed.
+    pub fn place_join(&mut self, id: NodeId) -> Result<bool, PlanError> {
+        let Some((buffer, width)) = self.joins.buffer(id) else { return Ok(false) };
+        let node = self.graph.node(id);
+        let mut column = 0;
+        for &operand in &node.inputs {
+            let place = self.place(operand)?;
+            if (place.buffer, place.offset, place.stride) != (buffer, column, Some(width)) {
+                return Ok(false);
+            }
+            column += self.graph.shape(operand).last().and_then(|d| d.known()).unwrap_or(0);
+        }
+        let result = node.outputs[0];
+        let shape = self.graph.shape(result).clone();
+        let place = Place { buffer, offset: 0, stride: None, dims: self.dims(&shape)?, dtype: shape.dtype() };
+        self.share(result, place);
+        Ok(true)
+    }
+
+    /// Places a value in the buffer of the join it is written into; false if there is none.
+    fn place_part(&mut self, value: ValueId, at: usize) -> Result<bool, PlanError> {
+        let Some((join, column, width)) = self.joins.part(value) else { return Ok(false) };
+        let buffer = match self.joins.buffer(join) {
+            Some((buffer, _)) => buffer,
+            None => {
+                let joined = self.graph.node(join).outputs[0];
+                let bytes = self.sizes.intern(&shape_bytes(self.graph.shape(joined)))?;
+                let buffer = BufferId::from_index(self.buffers.len());
+                self.buffers.push(Buffer { kind: BufferKind::Arena, bytes, first: at, last: at });
+                self.buffer_last.push(self.last_use[joined.index()]);
+                self.joins.start(join, buffer);
+                buffer
+            }
+        };
+        let shape = self.graph.shape(value).clone();
+        let dims = self.dims(&shape)?;
+        self.share(value, Place { buffer, offset: column, stride: Some(width), dims, dtype: shape.dtype() });
+        Ok(true)
+    }
+
     /// Places the results of the node that becomes step `at`.
     pub fn place_results(&mut self, id: NodeId, at: usize) -> Result<(), PlanError> {
         let node = self.graph.node(id);
@@ -122,6 +166,8 @@ impl<'g> Placer<'g> {
             let output = self.graph.outputs().iter().position(|(_, v)| *v == result);
             if let Some(position) = output {
                 self.new_buffer(result, BufferKind::Output(position), at)?;
+            } else if self.place_part(result, at)? {
+                continue;
             } else if let Some(operand) = (index == 0).then(|| self.in_place_operand(id)).flatten() {
                 let place = self.place(operand)?.clone();
                 let dims = self.dims(&self.graph.shape(result).clone())?;

@@ -10,6 +10,12 @@ pub trait PlanTarget {
     /// Whether the op's kernel takes this operand with rows that are not adjacent.
     fn accepts_strided(&self, op: &Op, operand: usize) -> bool;
 
+    /// Whether the op's kernel writes its first result with rows that are not adjacent.
+    fn writes_strided(&self, op: &Op) -> bool {
+        let _ = op;
+        false
+    }
+
     /// Whether the op's kernel may write its first result, of this shape, over this operand (`None`: not an operand).
     fn accepts_in_place(&self, op: &Op, operand: Option<usize>, result: &Shape) -> bool;
 }
@@ -108,7 +114,7 @@ impl Template {
         let mut step_of_node = vec![0; graph.nodes().len()];
         for (id, _) in graph.nodes() {
             step_of_node[id.index()] = steps.len();
-            if !placer.place_view(id)? {
+            if !placer.place_view(id)? && !placer.place_join(id)? {
                 placer.place_results(id, steps.len())?;
                 steps.push(step(graph, &placer, id)?);
             }

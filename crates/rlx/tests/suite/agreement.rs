@@ -7,8 +7,10 @@ use rlx::{CompiledGraph, Session, TensorArg};
 use rlx_graph::eval::to_f64;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::binary::BinaryOp;
+use rlx_graph::ops::conv::Conv;
+use rlx_graph::ops::pool_window::{PoolWindow, WindowPool};
 use rlx_graph::ops::reduce::ReduceOp;
-use rlx_graph::{Graph, HirModule};
+use rlx_graph::{Graph, HirModule, HirMut, ValueId};
 use rlx_kernels::isa::Isa;
 use rlx_tensor::{DType, Dim, DimBinding, Tensor};
 use std::sync::Arc;
@@ -124,6 +126,52 @@ fn views_and_broadcasts_agree_with_the_reference() {
         // Results are at most 100 in size; f16 results, of size 4, may differ in their last bit.
         check(&graph, &[("x", x), ("ids", ints(&[last, 0, 0, last, last / 2]))], 4.0 / 1024.0);
     }
+}
+
+/// A block of a detector: halves of one layer, what follows from them and a pooled value joined, lines picked and joined again.
+fn joins() -> Graph {
+    let mut module = HirModule::new("joins");
+    let mut hir = module.edit();
+    let dims = [Dim::symbol("batch"), Dim::Known(24), Dim::Known(6), Dim::Known(7)];
+    let x = hir.input("x", &dims, DType::F32).unwrap();
+    let lines = hir.input("lines", &[Dim::Known(9)], DType::I32).unwrap();
+    let layer = |hir: &mut HirMut<'_>, x: ValueId, name: &str, dims: [usize; 4]| {
+        let w = hir.param(name, &dims, DType::F32).unwrap();
+        let ends = vec![Dim::Known(dims[2] / 2); 2];
+        let conv = Conv { before: ends.clone(), after: ends, ..Conv::plain(2) };
+        let y = hir.op(conv, &[x, w]).unwrap();
+        hir.activation(y, ActivationKind::Silu).unwrap()
+    };
+    let first = layer(&mut hir, x, "first", [40, 24, 1, 1]);
+    let left = hir.slice(first, 1, 0, 20).unwrap();
+    let right = hir.slice(first, 1, 20, 20).unwrap();
+    let inner = layer(&mut hir, right, "inner", [20, 20, 3, 3]);
+    let sum = hir.add(right, inner).unwrap();
+    let ends = vec![Dim::Known(1); 2];
+    let pool =
+        PoolWindow { before: ends.clone(), after: ends, ..PoolWindow::plain(WindowPool::Max, &[3, 3]) };
+    let pooled = hir.op(pool, &[sum]).unwrap();
+    let joined = hir.concat(&[left, right, sum, pooled], 1).unwrap();
+    let last = layer(&mut hir, joined, "last", [16, 80, 1, 1]);
+    let picked = hir.gather(last, lines, 2).unwrap();
+    let beside = hir.gather(x, lines, 2).unwrap();
+    let beside = layer(&mut hir, beside, "beside", [12, 24, 3, 3]);
+    let again = hir.concat(&[picked, beside], 1).unwrap();
+    let y = layer(&mut hir, again, "again", [8, 28, 1, 1]);
+    module.finish(&[("y", y)]).unwrap()
+}
+
+/// Sums of at most 216 terms through five layers, of results below 16.
+#[test]
+fn values_written_into_what_they_are_joined_into_agree_with_the_reference() {
+    let graph = joins();
+    for batch in [1, 3] {
+        let x = Tensor::from_slice(&[batch, 24, 6, 7], &numbers(batch * 24 * 42, 5)).unwrap();
+        let inputs = [("x", x), ("lines", ints(&[0, 0, 1, 2, 2, 3, 4, 5, 5]))];
+        check(&graph, &inputs, 5.0 * 216.0 * 16.0 * f64::from(f32::EPSILON));
+    }
+    let report = compile(&cpu(Isa::detect(), 2), &graph).report().unwrap();
+    assert!(report.steps.iter().all(|step| step.op != "concat"), "{report:#?}");
 }
 
 /// A run that a value stops returns an error that names it, and the next run is not touched by it.

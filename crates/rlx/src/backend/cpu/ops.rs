@@ -58,6 +58,12 @@ pub(super) trait CpuOp: Sync {
         false
     }
 
+    /// Whether the kernel writes its result with rows that are not adjacent.
+    fn writes_strided(&self, op: &Op) -> bool {
+        let _ = op;
+        false
+    }
+
     /// Whether the kernel may write the first result, of this shape, over this operand, which has as many bytes.
     fn accepts_in_place(&self, op: &Op, operand: usize, result: &Shape) -> bool {
         let _ = (op, operand, result);

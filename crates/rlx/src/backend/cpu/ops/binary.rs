@@ -24,6 +24,10 @@ impl CpuOp for CpuBinary {
         true
     }
 
+    fn writes_strided(&self, _op: &Op) -> bool {
+        true
+    }
+
     fn accepts_in_place(&self, op: &Op, _operand: usize, result: &Shape) -> bool {
         op.downcast::<Binary>()
             .is_some_and(|op| elementwise::in_place(&elementwise::of_binary(op.kind), result))

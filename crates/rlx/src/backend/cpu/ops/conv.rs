@@ -70,6 +70,10 @@ impl CpuOp for CpuConv {
         op.downcast::<Conv>().is_some_and(|c| operand == 0 || (c.addend && operand == c.arity() - 1))
     }
 
+    fn writes_strided(&self, op: &Op) -> bool {
+        op.downcast::<Conv>().is_some_and(|c| c.channels_last)
+    }
+
     fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<Conv>().is_some_and(|c| c.addend && operand == c.arity() - 1)
     }

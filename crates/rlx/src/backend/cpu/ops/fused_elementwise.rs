@@ -27,6 +27,10 @@ impl CpuOp for CpuFusedElementwise {
         true
     }
 
+    fn writes_strided(&self, _op: &Op) -> bool {
+        true
+    }
+
     fn accepts_in_place(&self, op: &Op, _operand: usize, result: &Shape) -> bool {
         op.downcast::<FusedElementwise>()
             .is_some_and(|op| elementwise::in_place(&elementwise::of_text(op), result))

@@ -4,7 +4,7 @@ use super::CpuOp;
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::LowerCx;
 use crate::plan::StepSpec;
-
+use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::gather::Gather;
 use rlx_kernels::schedule::Step;
@@ -16,6 +16,14 @@ pub(in super::super) struct CpuGather;
 impl CpuOp for CpuGather {
     fn name(&self) -> &'static str {
         Gather::NAME
+    }
+
+    fn accepts_strided(&self, _op: &Op, operand: usize) -> bool {
+        operand == 0
+    }
+
+    fn writes_strided(&self, _op: &Op) -> bool {
+        true
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {

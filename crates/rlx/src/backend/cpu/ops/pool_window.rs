@@ -53,6 +53,10 @@ impl CpuOp for CpuPoolWindow {
         operand == 0 && op.downcast::<PoolWindow>().is_some_and(|op| kernel_of(op).is_some())
     }
 
+    fn writes_strided(&self, op: &Op) -> bool {
+        op.downcast::<PoolWindow>().is_some_and(|op| kernel_of(op).is_some())
+    }
+
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
         let Some(op) = step.op.downcast::<PoolWindow>() else { return Ok(None) };
         let Some((pooling, layer)) = kernel_of(op) else { return Ok(None) };

@@ -22,6 +22,10 @@ impl CpuOp for CpuUnary {
         true
     }
 
+    fn writes_strided(&self, _op: &Op) -> bool {
+        true
+    }
+
     fn accepts_in_place(&self, op: &Op, _operand: usize, result: &Shape) -> bool {
         op.downcast::<Unary>()
             .is_some_and(|op| elementwise::in_place(&elementwise::of_unary(op.kind), result))
