@@ -156,6 +156,12 @@ const COPY_BYTES: usize = 384 << 10;
 /// Bytes of packed weights that stay near for all pixels: a tile of no more takes each pixel's outputs together.
 const NEAR_WEIGHT_BYTES: usize = 64 << 10;
 
+/// Times the weights' bytes that images take, from which on a tile takes each pixel's outputs together whatever its weights.
+const MANY_IMAGES: usize = 4;
+
+/// Bytes of an operand that do not stay in the second-level cache until the next step.
+const FAR_BYTES: usize = 1 << 20;
+
 /// Bytes of `x` that are read again for each panel, where a line is not more.
 const BLOCK_BYTES: usize = 512 << 10;
 
@@ -197,6 +203,10 @@ pub struct ConvGrid {
     panels: usize,
     panel_blocks: usize,
     workers: usize,
+    /// Whether a pixel's outputs are taken together, rather than a panel's pixels.
+    by_pixel: bool,
+    /// Whether `x` and the result come from beyond the second-level cache.
+    far: [bool; 2],
 }
 
 impl ConvGrid {
@@ -254,11 +264,31 @@ struct Chunk {
     x: *const f32,
 }
 
-/// Weights that the next calls read, fetched a part in each call.
-#[derive(Clone, Copy)]
-struct Ahead {
-    at: *const u8,
-    lines: usize,
+/// What calls soon touch: up to three ranges of cache lines, fetched a part in each call.
+struct Stream {
+    ranges: [(*const u8, usize); 3],
+    per_burst: usize,
+}
+
+/// No range.
+const NOTHING: (*const u8, usize) = (std::ptr::null(), 0);
+
+impl Stream {
+    /// Ranges of an address and bytes, fetched in this many bursts.
+    fn new(ranges: [(*const u8, usize); 3], bursts: usize) -> Stream {
+        let ranges = ranges.map(|(at, bytes)| (at, bytes / 64));
+        let lines: usize = ranges.iter().map(|range| range.1).sum();
+        Stream { ranges, per_burst: lines.div_ceil(bursts.max(1)).min(BURST) }
+    }
+
+    /// The address from which a call fetches, and the lines of each of its bursts.
+    fn part(&mut self, bursts: usize) -> (*const u8, usize) {
+        let Some((at, left)) = self.ranges.iter_mut().find(|range| range.1 > 0) else { return NOTHING };
+        let lines = self.per_burst.min(left.div_ceil(bursts));
+        let part = (*at, lines);
+        (*at, *left) = (at.wrapping_add(lines * bursts * 64), left.saturating_sub(lines * bursts));
+        part
+    }
 }
 
 impl ConvKernel {
@@ -366,6 +396,8 @@ impl ConvKernel {
             panels,
             panel_blocks: 1,
             workers: workers.max(1),
+            by_pixel: false,
+            far: [false; 2],
         };
         if empty {
             return grid;
@@ -394,6 +426,11 @@ impl ConvKernel {
             more_rows(&mut grid);
             more_panels(&mut grid);
         }
+        let out_bytes = pixels * self.layer.groups * self.layer.outputs * 4;
+        let tile_bytes = panels.div_ceil(grid.panel_blocks) * self.layout.panel_bytes();
+        let many = x_bytes + out_bytes > MANY_IMAGES * self.layout.bytes();
+        grid.by_pixel = tile_bytes <= NEAR_WEIGHT_BYTES || many;
+        grid.far = [x_bytes > FAR_BYTES, out_bytes > FAR_BYTES];
         grid
     }
 
@@ -437,8 +474,7 @@ impl ConvKernel {
         };
         let panels = grid.panels_of(tile);
         let line_bytes = if grid.chunked { grid.unit_pixels() * rows.step } else { rows.line_step } * 4;
-        let near = panels.len() * self.layout.panel_bytes() <= NEAR_WEIGHT_BYTES;
-        let (block, most) = match near {
+        let (block, most) = match grid.by_pixel {
             true => (1, panels.len()),
             false => ((BLOCK_BYTES / line_bytes.max(1)).max(1), self.panels_at_once(grid)),
         };
@@ -452,7 +488,7 @@ impl ConvKernel {
                     () if lines.end < units.end => panels.start,
                     () => panels.start + grid.workers * panels.len(),
                 };
-                let ahead = (!near && next < grid.panels)
+                let ahead = (!grid.by_pixel && next < grid.panels)
                     .then(|| args.w.wrapping_add(next * self.layout.panel_bytes()));
                 // SAFETY: the caller guarantees the operands; the rows are windows of this tile's lines.
                 unsafe {
@@ -480,14 +516,12 @@ impl ConvKernel {
         rows: &Rows,
         ahead: Option<*const u8>,
     ) {
-        let max_rows = self.chosen.max_rows;
-        let chunks_of = |pixels: usize| pixels.div_ceil(max_rows);
+        let chunks_of = |pixels: usize| pixels.div_ceil(self.chosen.max_rows);
         let calls = lines.len() * chunks_of(grid.unit_pixels());
         let bursts = rows.piece_count * rows.length.div_ceil(SLICE);
         let bytes = panels.len() * self.layout.panel_bytes();
-        let per_burst = (bytes / 64).div_ceil((calls * bursts).max(1)).min(BURST);
-        let mut ahead = ahead.map(|at| Ahead { at, lines: per_burst });
-        let end = ahead.map(|ahead| ahead.at.wrapping_add(bytes));
+        let weights = ahead.map_or(NOTHING, |at| (at, bytes));
+        let mut stream = Stream::new([weights, NOTHING, NOTHING], calls * bursts);
         for line in lines {
             let (first, pixels, x) = match grid.chunked {
                 true => {
@@ -505,14 +539,37 @@ impl ConvKernel {
                 let span = chunk * pixels / chunks..(chunk + 1) * pixels / chunks;
                 let x = x.wrapping_add(span.start * rows.step);
                 let chunk = Chunk { pixels: first + span.start..first + span.end, x };
-                // SAFETY: passed on to the caller.
-                unsafe { self.run_chunk(args, &chunk, panels.clone(), rows, ahead) };
-                if let Some(some) = &mut ahead {
-                    some.at = some.at.wrapping_add(bursts * some.lines * 64);
+                if grid.by_pixel && grid.far != [false; 2] {
+                    stream = self.next_pixels(args, grid, &chunk, panels.len(), (rows, bursts));
                 }
-                ahead = ahead.filter(|some| Some(some.at) < end);
+                // SAFETY: passed on to the caller.
+                unsafe { self.run_chunk(args, &chunk, panels.clone(), rows, (&mut stream, bursts)) };
             }
         }
+    }
+
+    /// What the calls for the pixels after a chunk's touch, where its operands are far away.
+    fn next_pixels(
+        &self,
+        args: &ConvArgs,
+        grid: &ConvGrid,
+        chunk: &Chunk,
+        panels: usize,
+        (rows, bursts): (&Rows, usize),
+    ) -> Stream {
+        let (pixels, [x_far, out_far]) = (chunk.pixels.len(), grid.far);
+        let range = |there: bool, at: *const f32, stride: usize| match there {
+            true => (at.wrapping_add(chunk.pixels.end * stride).cast(), pixels * stride * 4),
+            false => NOTHING,
+        };
+        let x = match x_far && self.layer.is_pointwise() {
+            true => (chunk.x.wrapping_add(pixels * rows.step).cast(), pixels * rows.step * 4),
+            false => NOTHING,
+        };
+        let whole = out_far && panels == grid.panels;
+        let addend = range(whole && !args.addend.is_null(), args.addend, args.addend_stride);
+        let out = range(whole, args.out.cast_const(), args.out_stride);
+        Stream::new([x, addend, out], panels * bursts)
     }
 
     /// Copies what the windows of some lines cover, with zeros around it.
@@ -605,7 +662,7 @@ impl ConvKernel {
         chunk: &Chunk,
         panels: Range<usize>,
         rows: &Rows,
-        ahead: Option<Ahead>,
+        (stream, bursts): (&mut Stream, usize),
     ) {
         let (layout, each, pixels) = (&self.layout, self.group_panels(), &chunk.pixels);
         let columns = layout.panel_columns();
@@ -630,6 +687,7 @@ impl ConvKernel {
                 false => p.wrapping_add(pixels.start * stride + column),
             };
             let out = args.out.wrapping_add(pixels.start * args.out_stride + column);
+            let (fetch, fetch_lines) = stream.part(bursts);
             let mut block = TapsArgs {
                 x: chunk.x.wrapping_add(group * self.layer.channels),
                 ldx: rows.step,
@@ -638,8 +696,8 @@ impl ConvKernel {
                 length: rows.length,
                 w: args.w.wrapping_add(panel * layout.panel_bytes()),
                 panel_bytes: layout.panel_bytes(),
-                fetch: ahead.map_or(args.w, |ahead| ahead.at),
-                fetch_lines: ahead.filter(|_| panel == panels.start).map_or(0, |ahead| ahead.lines),
+                fetch,
+                fetch_lines,
                 finish: Finish::RAW,
                 out,
                 out_stride: args.out_stride,

@@ -207,6 +207,8 @@ fn problems() -> Vec<Problem> {
         // Weights that are fetched ahead, over several blocks of lines.
         Problem::new(layer([1, 1], [1, 1], [0, 0], 520, 200), 1, [14, 30]),
         Problem::new(layer([1, 1], [2, 2], [0, 0], 600, 200), 2, [9, 9]),
+        // Images beyond the second-level cache.
+        Problem::new(layer([1, 1], [1, 1], [0, 0], 64, 72), 1, [72, 72]),
         // More than one block of copied lines, and of weights.
         Problem::new(square(160, 20), 1, [40, 40]),
         Problem::new(square(64, 520), 1, [3, 3]),
