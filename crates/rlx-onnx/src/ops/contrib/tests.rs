@@ -16,6 +16,9 @@ const CONTRIB: &str = "data/contrib";
 /// Ops whose weights are known before a run: nothing of them is left to the host.
 const WEIGHTS: &str = "data/weights";
 
+/// Steps without a kernel yet: signed codes of eight bits to floats and back.
+const SLOW: [&str; 1] = ["cast"];
+
 fn cases(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut cases: Vec<PathBuf> =
@@ -47,8 +50,9 @@ fn wrong(case: &Path, session: &Session, compiled: bool) -> Option<String> {
         (Ok(_), Some(_)) => return Some(format!("{name}: is no longer refused")),
         (Err(error), _) => return Some(format!("{name}: {error}")),
     };
-    if compiled && !report.host.is_empty() {
-        return Some(format!("{name}: on the host: {:?}", report.host));
+    let slow: Vec<&String> = report.reference.keys().filter(|op| !SLOW.contains(&op.as_str())).collect();
+    if compiled && !(report.host.is_empty() && slow.is_empty()) {
+        return Some(format!("{name}: host {:?}, reference {slow:?}", report.host));
     }
     let facts = interface(&case.join("model.onnx")).unwrap();
     found.iter().zip(&facts.outputs).enumerate().find_map(|(i, ((_, value), (_, kind)))| {
@@ -71,7 +75,7 @@ fn the_cpu_gives_what_onnx_runtime_gives() {
 }
 
 #[test]
-fn the_cpu_compiles_known_weights_with_onnx_runtimes_results() {
+fn the_cpu_runs_known_weights_by_kernels_with_onnx_runtimes_results() {
     check(WEIGHTS, 75, &Session::new(Device::Cpu).unwrap(), true);
 }
 

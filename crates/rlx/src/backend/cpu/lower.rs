@@ -70,11 +70,29 @@ impl<'t> ShapeCx<'t> {
         }
     }
 
+    /// The constant a place is the whole of.
+    fn constant<'p>(&'p self, place: &Place) -> Option<&'p Tensor> {
+        match &self.template.buffers()[place.buffer.index()].kind {
+            BufferKind::Const(tensor) if place.is_whole() => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// The packed layout of a linear layer's weights; `None` if they are no params of known size and supported dtype.
     pub fn matrix_layout(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
+        spec.weights.iter().all(|w| self.param(w).is_some()).then(|| self.layout_of(spec))?
+    }
+
+    /// The same where some of the weights are constants of the graph, which are packed for one executable alone.
+    pub fn constant_layout(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
+        let known = |w: &Place| self.param(w).is_some() || self.constant(w).is_some();
+        let some = spec.weights.iter().any(|w| self.constant(w).is_some());
+        (some && spec.weights.iter().all(known)).then(|| self.layout_of(spec))?
+    }
+
+    fn layout_of(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
         let (mut n, mut k, mut dtypes) = (0, None, Vec::with_capacity(spec.weights.len()));
         for weight in spec.weights {
-            self.param(weight)?;
             let (rows, columns) = (self.known(weight, 0)?, self.known(weight, 1)?);
             let (part_n, part_k) = if spec.transposed { (columns, rows) } else { (rows, columns) };
             n += part_n;
@@ -386,6 +404,9 @@ impl<'a> LowerCx<'a> {
     /// them.
     pub fn matrix(&self, spec: &MatrixSpec<'_>) -> Result<Option<PackedMatrix>, BackendError> {
         let shapes = self.shapes();
+        if shapes.constant_layout(spec).is_some() {
+            return self.pack_constants(&shapes, spec).map(Some);
+        }
         let Some(layout) = shapes.matrix_layout(spec) else { return Ok(None) };
         let Some(described) = shapes.packed_spec(spec) else { return Ok(None) };
         self.packed_copy(&described, layout, |guards| self.pack(&shapes, spec, guards))
@@ -482,7 +503,7 @@ impl<'a> LowerCx<'a> {
     ) -> Result<PackedMatrix, BackendError> {
         let mut parts = Vec::with_capacity(guards.len());
         for (guard, weight) in guards.iter().zip(spec.weights) {
-            parts.push(self.part(shapes, guard, weight, spec.transposed)?);
+            parts.push(self.part(shapes, guard.bytes(), weight, spec.transposed)?);
         }
         let release = &mut |part: usize, read: std::ops::Range<usize>| {
             let range = guards[part].mapped().and_then(|all| all.slice(read.start, read.len()).ok());
@@ -493,6 +514,26 @@ impl<'a> LowerCx<'a> {
         };
         let (isa, precision) = (self.isa(), self.backend.precision);
         let matrix = pack_on_releasing(self.backend.pool(), &parts, spec.gated, isa, precision, release);
+        matrix.map_err(|e| self.unsupported(e.to_string()))
+    }
+
+    /// The packed matrix of weights of which some are constants.
+    fn pack_constants(
+        &self,
+        shapes: &ShapeCx<'_>,
+        spec: &MatrixSpec<'_>,
+    ) -> Result<PackedMatrix, BackendError> {
+        let names = spec.weights.iter().map(|weight| shapes.param(weight));
+        let guards =
+            names.map(|name| name.map(|name| self.raw(name)).transpose()).collect::<Result<Vec<_>, _>>()?;
+        let mut parts = Vec::with_capacity(spec.weights.len());
+        for (guard, weight) in guards.iter().zip(spec.weights) {
+            let constant = shapes.constant(weight).map(Tensor::bytes);
+            let bytes = guard.as_ref().map(PinGuard::bytes).or(constant).unwrap_or_default();
+            parts.push(self.part(shapes, bytes, weight, spec.transposed)?);
+        }
+        let (isa, precision) = (self.isa(), self.backend.precision);
+        let matrix = pack_on(self.backend.pool(), &parts, spec.gated, isa, precision);
         matrix.map_err(|e| self.unsupported(e.to_string()))
     }
 
@@ -515,7 +556,7 @@ impl<'a> LowerCx<'a> {
     fn part<'g>(
         &self,
         shapes: &ShapeCx<'_>,
-        guard: &'g PinGuard,
+        bytes: &'g [u8],
         weight: &Place,
         transposed: bool,
     ) -> Result<WeightPart<'g>, BackendError> {
@@ -525,7 +566,7 @@ impl<'a> LowerCx<'a> {
         };
         let (n, k) = if transposed { (columns, rows) } else { (rows, columns) };
         let order = if transposed { WeightOrder::Transposed } else { WeightOrder::RowMajor };
-        Ok(WeightPart { bytes: guard.bytes(), dtype, n, k, order })
+        Ok(WeightPart { bytes, dtype, n, k, order })
     }
 
     /// Binds the params and constants a step reads as they are.

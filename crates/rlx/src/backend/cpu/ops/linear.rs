@@ -80,7 +80,7 @@ pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
 /// Bytes of scratch that each worker of a linear step needs.
 pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
     let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
-    let layouts = pieces.iter().filter_map(|piece| cx.matrix_layout(piece));
+    let layouts = pieces.iter().filter_map(|p| cx.matrix_layout(p).or_else(|| cx.constant_layout(p)));
     let kernels = layouts.filter_map(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
     kernels.map(|k| k.scratch_len() * size_of::<f32>()).max().unwrap_or(0)
 }
