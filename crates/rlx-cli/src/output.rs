@@ -1,5 +1,11 @@
 //! Results on standard output.
 
+mod compiled;
+mod steps;
+
+pub use compiled::{Stage, print_report, print_stage, summary_text};
+pub use steps::{StepShare, steps_table};
+
 use crate::failure::{Failure, Result, output_failure};
 use serde::Serialize;
 use std::io::Write as _;

@@ -13,7 +13,7 @@ use crate::engine::Engine;
 use crate::failure::{Failure, Result};
 use crate::output;
 use clap::ValueEnum;
-use measure::{Case, Row, StepShare};
+use measure::{Case, Row};
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::Built;
 use serde::Serialize;
@@ -168,17 +168,6 @@ impl Args {
     }
 }
 
-/// Where the time goes.
-pub fn steps_table(steps: &[StepShare]) -> String {
-    let mut lines = vec![["op", "kernel", "steps", "µs", "share"].map(str::to_owned).to_vec()];
-    for step in steps {
-        let (count, micros) = (step.steps.to_string(), format!("{:.1}", step.micros));
-        let share = format!("{:.1}%", step.share * 100.0);
-        lines.push(vec![step.op.clone(), step.kernel.clone(), count, micros, share]);
-    }
-    output::table(&lines)
-}
-
 fn text(report: &Report) -> String {
     let header = ["work", "batch", "seq", "ctx", "median ms", "p10 ms", "n", "tokens/s", "of limit"];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -192,7 +181,7 @@ fn text(report: &Report) -> String {
     let mut text = output::table(&rows);
     for row in report.rows.iter().filter(|row| !row.steps.is_empty()) {
         text.push_str(&format!("\n{} {} x {}, context {}:\n", row.work, row.batch, row.seq, row.ctx));
-        text.push_str(&steps_table(&row.steps));
+        text.push_str(&output::steps_table(&row.steps));
     }
     text.push_str(&format!(
         "{} threads, {}, loaded in {:.1} ms\n",

@@ -1,11 +1,10 @@
 //! `rlx plan`, `rlx explain` and `rlx bench` of ONNX files: what becomes of the model for inputs of given extents.
 
-use super::bench::measure::{StepShare, shares_of, timed};
-use super::explain::Stage;
+use super::bench::measure::{UNTIMED_RUNS, shares_of, timed};
 use super::sizes::Sizes;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
-use crate::output;
+use crate::output::{self, Stage, StepShare};
 use rlx::backend::reference::ReferenceBackend;
 use rlx::config::ByteSize;
 use rlx::devices::Device;
@@ -177,13 +176,13 @@ pub fn explain(
             Stage::Mir => compiled.graph().to_string(),
             Stage::Lir => lir.to_string(),
         };
-        return super::explain::print_stage(opened.place, stage, text, context);
+        return output::print_stage(opened.place, stage, text, context);
     }
     let report = compiled.report().map_err(|error| opened.session_failure(error))?;
     if context.shared.json {
-        return super::explain::print_report(opened.place, &report, lir);
+        return output::print_report(opened.place, &report, lir);
     }
-    let mut text = super::explain::summary_text(&report, lir)?;
+    let mut text = output::summary_text(&report, lir)?;
     text.push_str(&opened.left_out());
     let (import, compile) = (opened.import_ms, opened.compile_ms);
     let _ = writeln!(text, "imported in {import:.1} ms; compiled and planned in {compile:.1} ms");
@@ -226,7 +225,7 @@ pub fn bench(file: &Path, sizes: &Sizes, steps: bool, context: &Context) -> Resu
     let before = opened.model.report().host_micros;
     let times = timed(run)?;
     let after = opened.model.report().host_micros;
-    let runs = (times.len() + super::bench::measure::UNTIMED_RUNS) as f64;
+    let runs = (times.len() + UNTIMED_RUNS) as f64;
     let spent = |(op, micros): (&String, &u64)| {
         (op.clone(), (micros - before.get(op).copied().unwrap_or(0)) as f64 / runs)
     };
@@ -275,7 +274,7 @@ fn bench_text(report: &BenchReport) -> String {
         let _ = writeln!(text, "evaluated between regions: {op}, {micros:.1} µs a run");
     }
     if !report.steps.is_empty() {
-        text.push_str(&super::bench::steps_table(&report.steps));
+        text.push_str(&output::steps_table(&report.steps));
     }
     let _ = writeln!(text, "{} threads, {}", report.threads, report.isa);
     text

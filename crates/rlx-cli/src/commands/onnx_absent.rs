@@ -1,9 +1,9 @@
 //! ONNX files in a build without ONNX.
 
-use super::explain::Stage;
 use super::sizes::Sizes;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
+use crate::output::Stage;
 use rlx::config::ByteSize;
 use std::path::{Path, PathBuf};
 

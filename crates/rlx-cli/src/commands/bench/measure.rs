@@ -7,6 +7,7 @@ use super::work::{Sequence, attention_flops, cache_bytes, weight_bytes, weight_f
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::Result;
+use crate::output::StepShare;
 use rlx::session::StepTimes;
 use rlx_kernels::limits;
 use rlx_kernels::pool::Pool;
@@ -39,16 +40,6 @@ pub struct Row {
     /// Where the time goes, if that was asked for; longest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepShare>,
-}
-
-/// The steps of one op by one kernel.
-#[derive(Debug, Serialize)]
-pub struct StepShare {
-    pub op: String,
-    pub kernel: String,
-    pub steps: usize,
-    pub micros: f64,
-    pub share: f64,
 }
 
 /// Time a case gets.
