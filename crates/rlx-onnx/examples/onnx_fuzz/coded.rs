@@ -56,8 +56,19 @@ fn back(m: &mut Maker) -> (Id, Id) {
     (scale(m, (-8, -4)), zero(m, DType::U8))
 }
 
+/// Unsigned codes: some there are, or those of a value that is the same for all.
+fn codes(m: &mut Maker, fits: impl Fn(&Info) -> bool) -> Option<Id> {
+    if let Some(x) = m.pick(|i| i.dtype == DType::U8 && fits(i)) {
+        return Some(x);
+    }
+    let x = m.pick(|i| i.dtype == DType::F32 && i.exact() && fits(i))?;
+    let dims = m.info(x).dims.clone();
+    let (by, zero) = (scale(m, (0, 5)), zero(m, DType::U8));
+    Some(m.emit("QuantizeLinear", &[x, by, zero], Vec::new(), coded(dims, DType::U8)))
+}
+
 pub fn product(m: &mut Maker) -> Option<()> {
-    let x = m.pick(|i| i.dtype == DType::U8 && i.rank() >= 2)?;
+    let x = codes(m, |i| i.rank() >= 2)?;
     let mut dims = m.info(x).dims.clone();
     let k = dims[dims.len() - 1];
     let width = *m.random.pick(&[1, 3, 8, 17]);
@@ -78,7 +89,7 @@ pub fn product(m: &mut Maker) -> Option<()> {
 }
 
 pub fn convolution(m: &mut Maker) -> Option<()> {
-    let x = m.pick(|i| i.dtype == DType::U8 && i.rank() == 4 && i.count() <= 1024)?;
+    let x = codes(m, |i| i.rank() == 4 && i.count() <= 1024)?;
     let info = m.info(x).clone();
     let outputs = m.random.between(1, 4) as usize;
     let (size, stride, pad) = (m.random.between(1, 3), m.random.between(1, 2), m.random.between(0, 1));
