@@ -557,7 +557,7 @@ fn devices_reports_whatever_device_is_asked_for_and_only_bad_use_is_status_2() {
     for (variable, value, told) in [
         ("RLX_DEVICE", "rocm", "the device asked for: this build has no backend for rocm"),
         ("RLX_DEVICE", "cpu:7", "the device asked for: there is no device cpu:7"),
-        ("RLX_DEVICE_CHAIN", "cuda,metal", "the device asked for: "),
+        ("RLX_DEVICE_CHAIN", "rocm,metal", "the device asked for: "),
         ("RLX_DENY_DEVICES", "cpu,gpu,cuda", "the device asked for: "),
     ] {
         for arguments in [&["devices"][..], &["devices", &model("llama")]] {
