@@ -2,7 +2,7 @@
 
 use crate::args::Shared;
 use crate::failure::{Failure, Result};
-use rlx::backend::BackendRegistry;
+use rlx::backend::{BackendRegistry, DeviceProbe};
 use rlx::config::Config;
 use rlx::devices::{Device, DeviceError, DeviceId, resolve_device};
 use rlx::memory::ResidentBytes;
@@ -16,6 +16,15 @@ pub fn present() -> Vec<Device> {
     let mut kinds = BackendRegistry::global().kinds();
     kinds.push(Device::Reference);
     kinds
+}
+
+/// Whether the machine has the device now.
+fn is_found(device: DeviceId) -> bool {
+    match BackendRegistry::global().probe(device.kind) {
+        Ok(DeviceProbe::Present(count)) => device.index < count,
+        Ok(_) => false,
+        Err(_) => device == Device::Reference.into(),
+    }
 }
 
 /// Arguments and settings of one invocation.
@@ -45,9 +54,26 @@ impl Context {
         Ok(self.choose_device()?)
     }
 
-    /// The device to run on, or why the one that is asked for cannot be used.
+    /// The device to run on, or why the one that is asked for cannot be used. Of a chain, or of no device asked for, the first that
+    /// the machine has.
     pub fn choose_device(&self) -> std::result::Result<DeviceId, DeviceError> {
-        resolve_device(None, &self.config, &present())
+        let (mut config, mut kinds) = (self.config.clone(), present());
+        loop {
+            let device = match resolve_device(None, &config, &kinds) {
+                Err(DeviceError::NoneViable { tried }) => {
+                    let tried = self.config.device_chain.clone().unwrap_or(tried);
+                    return Err(DeviceError::NoneViable { tried });
+                }
+                other => other?,
+            };
+            if config.device.is_some() || is_found(device) {
+                return Ok(device);
+            }
+            match &mut config.device_chain {
+                Some(chain) => chain.retain(|&other| other != device),
+                None => kinds.retain(|&kind| kind != device.kind),
+            }
+        }
     }
 
     /// The same invocation, with no device asked for.

@@ -592,6 +592,9 @@ fn a_build_with_cuda_starts_without_a_driver_and_says_what_is_missing() {
         assert!(asked.starts_with("status 1\n") && asked.contains(blocker), "{asked}");
     }
     assert!(run(&["generate", "--device", "cpu", "--prompt", "x", "-n", "1"]).starts_with("status 0\n"));
+    let output = rlx(&["devices", "--json"]).env("RLX_DEVICE_CHAIN", "cuda,cpu").output().expect("it starts");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(report["chosen"], if row["available"] == true { "cuda" } else { "cpu" }, "{report}");
 }
 
 #[test]
