@@ -46,6 +46,11 @@ impl Failure {
         Failure { what: String::new(), place: String::new(), advice: String::new(), status: 0 }
     }
 
+    /// What went wrong.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// The same failure, with a command that fetches marked as one for a machine with a network.
     pub fn with_offline_advice(mut self) -> Failure {
         if self.advice.contains("hf download") {

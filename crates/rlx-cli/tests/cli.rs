@@ -408,6 +408,26 @@ fn a_plan_names_the_quantisation_that_would_fit() {
     assert_eq!(json(&["plan", &file, "--json", "--budget", &less])["fits"], true);
     let tight = run(&["plan", &demo, "--budget", "1MiB"]);
     assert!(!tight.contains("quantize"), "{tight}");
+    assert!(tight.contains("no quantisation is proposed: Q4_K_M would take about"), "{tight}");
+    let unsized_model = run(&["plan", &model("roberta"), "--budget", "1MiB"]);
+    let reason = unsized_model.lines().find(|line| line.starts_with("no quantisation is proposed: "));
+    assert!(reason.is_some_and(|reason| reason.contains("model_type")), "{unsized_model}");
+}
+
+#[test]
+fn a_draft_model_is_admitted_together_with_its_model() {
+    let demo = demo("demo");
+    let generate = |mib: u32, more: &[&str]| {
+        let told = ["generate", &demo, "--prompt", "Once upon a time", "-n", "8"];
+        run_with(("RLX_SOFT_MEMORY_BUDGET_BYTES", &format!("{mib}MiB")), &[&told, more].concat())
+    };
+    let runs = |told: &String| told.starts_with("status 0\n");
+    let alone = (1..64).find(|&mib| runs(&generate(mib, &[]))).expect("a budget that is enough");
+    let told = generate(alone, &["--draft-model", &demo]);
+    assert!(told.starts_with("status 1\n") && told.contains("MiB more than the budget of"), "{told}");
+    assert!(told.contains("no draft model, smaller or quantised models"), "{told}");
+    let told = generate(64, &["--draft-model", &demo]);
+    assert!(runs(&told), "{told}");
 }
 
 #[test]

@@ -169,12 +169,24 @@ impl Draft {
         }
     }
 
-    fn drafter(&self, context: usize, vocab: usize) -> Result<Option<Box<dyn Drafter>>> {
+    /// The draft model.
+    fn model(&self) -> Option<&Model> {
+        match self {
+            Draft::Off | Draft::Lookup { .. } => None,
+            Draft::Model { model, .. } => Some(model),
+        }
+    }
+
+    /// `admitted`: the memory of the draft model's run has been asked for.
+    fn drafter(&self, context: usize, vocab: usize, admitted: bool) -> Result<Option<Box<dyn Drafter>>> {
         Ok(match self {
             Draft::Off => None,
             Draft::Lookup { .. } => Some(Box::new(PromptLookup)),
             Draft::Model { model, .. } => {
-                let runner = model.decoder_runner(context)?;
+                let runner = match admitted {
+                    true => model.admitted_runner(context)?,
+                    false => model.decoder_runner(context)?,
+                };
                 Some(Box::new(ModelDrafter::new(runner, &model.decoder()?.info, vocab)?))
             }
         })
@@ -591,7 +603,12 @@ impl Model {
     pub fn decoder_runner(&self, context: usize) -> Result<DecoderRunner> {
         let model = self.decoder()?;
         self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
-        DecoderRunner::new(model, self.executables.clone(), context, PREFILL_ROWS)
+        self.admitted_runner(context)
+    }
+
+    /// As [`Model::decoder_runner`], of a context whose memory has been asked for.
+    fn admitted_runner(&self, context: usize) -> Result<DecoderRunner> {
+        DecoderRunner::new(self.decoder()?, self.executables.clone(), context, PREFILL_ROWS)
     }
 
     /// Adds a low-rank adapter (a PEFT folder, or a GGUF file) under a name. Requests may use it at once.
@@ -739,8 +756,9 @@ impl Model {
         let held = held.filter(|held| held.serves(needed, outs, adapter.as_ref()));
         let (mut runner, held) = match held {
             Some(HeldText { runner, held, .. }) => (runner, Some(held)),
-            None => (self.runner_with_outs(room, outs)?, None),
+            None => (self.runner_with_outs(room, outs, options.draft.model())?, None),
         };
+        let both_admitted = held.is_none();
         let adapter_slot = adapter.is_some().then_some(0);
         if let Some(adapter) = &adapter {
             runner.use_adapters(|| self.adapted_graph())?;
@@ -758,7 +776,7 @@ impl Model {
             context_shift: options.context_shift,
         };
         let mut inner = generate(runner, &model.info, prompt, loop_options)?;
-        if let Some(drafter) = options.draft.drafter(needed, model.info.vocab)? {
+        if let Some(drafter) = options.draft.drafter(needed, model.info.vocab, both_admitted)? {
             inner = inner.with_drafter(drafter);
         }
         #[cfg(feature = "grammar")]
@@ -779,9 +797,13 @@ impl Model {
         })
     }
 
-    fn runner_with_outs(&self, context: usize, outs: usize) -> Result<DecoderRunner> {
+    fn runner_with_outs(&self, context: usize, outs: usize, draft: Option<&Model>) -> Result<DecoderRunner> {
         let model = self.decoder()?;
-        self.admit(context.clamp(1, model.info.max_positions.max(1)))?;
+        let asked = context.clamp(1, model.info.max_positions.max(1));
+        match draft {
+            Some(draft) => self.admit_with_draft(asked, draft)?,
+            None => self.admit(asked)?,
+        }
         DecoderRunner::with_outs(model, self.executables.clone(), context, PREFILL_ROWS, outs)
     }
 }

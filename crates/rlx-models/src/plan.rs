@@ -81,6 +81,11 @@ impl Model {
         let plan = self.plan(request, threads)?;
         let context = Some(plan.context.min(draft.context_limit()));
         let other = draft.plan(PlanRequest { context, batch: None }, threads)?;
+        Ok(ModelPlan { estimate: self.together(&plan, draft, &other)?, ..plan })
+    }
+
+    /// The memory of two plans in one process.
+    fn together(&self, plan: &ModelPlan, draft: &Model, other: &ModelPlan) -> Result<MemoryEstimate> {
         let (own, theirs) = (self.compiled().weights(), draft.compiled().weights());
         let mut estimate = plan.estimate.plus(&other.estimate);
         if Arc::ptr_eq(own, theirs) {
@@ -90,7 +95,7 @@ impl Model {
             estimate = MemoryEstimate { adapter_bytes, host_bytes, ..together };
         }
         estimate.host_bytes = estimate.host_bytes.saturating_sub(SLACK_BYTES);
-        Ok(ModelPlan { estimate, ..plan })
+        Ok(estimate)
     }
 
     /// The longest context below `most` at which a peak fits in `budget_bytes`.
@@ -112,35 +117,71 @@ impl Model {
 
     /// Refuses, before anything is allocated, capacities whose peak exceeds what may be used or what is there.
     pub(crate) fn admit(&self, context: usize) -> Result<()> {
-        self.admit_batch(context, 1)
+        self.admit_run(context, 1, None)
     }
 
     /// As [`Model::admit`], for several sequences at once.
     pub(crate) fn admit_batch(&self, context: usize, batch: usize) -> Result<()> {
+        self.admit_run(context, batch, None)
+    }
+
+    /// Asks for the memory of a run with a model that guesses tokens for this one, of both at once, before either takes any.
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`] if both together exceed what may be used or what is there.
+    pub fn admit_with_draft(&self, context: usize, draft: &Model) -> Result<()> {
+        self.admit_run(context, 1, Some(draft))
+    }
+
+    fn admit_run(&self, context: usize, batch: usize, draft: Option<&Model>) -> Result<()> {
         self.use_tokenizer_writer();
+        draft.inspect(|draft| draft.use_tokenizer_writer());
         let view = MemoryView::new(&SystemProbe, Config::global().map_err(rlx::SessionError::from)?);
-        let threads = self.threads();
-        let request = PlanRequest { context: Some(context), batch: Some(batch) };
-        let estimate = self.plan_opened(request, threads)?.estimate;
-        let weights = estimate.peak_bytes().saturating_sub(estimate.activation_bytes + estimate.state_bytes);
-        let held = if self.compiled().is_loaded() { weights } else { estimate.host_bytes };
+        let (estimate, held) = self.run_estimate(context, batch, draft)?;
         if view.admit(&estimate, held).is_ok() {
             return Ok(());
         }
         // What is kept for later runs must not stand in the way of this one.
         self.pipeline().clear();
+        draft.inspect(|draft| draft.pipeline().clear());
         let Err(deficit) = view.admit(&estimate, held) else { return Ok(()) };
         let shorter = longest(context, |tokens| {
-            let request = PlanRequest { context: Some(tokens), batch: Some(batch) };
-            Ok(self.plan_opened(request, threads)?.estimate.fits_in(deficit.budget_bytes).is_ok())
+            Ok(self.run_estimate(tokens, batch, draft)?.0.fits_in(deficit.budget_bytes).is_ok())
         })?;
-        let remedy = match shorter {
-            Some(tokens) => format!("a context of {tokens} tokens would fit"),
-            None => {
+        let remedy = match (shorter, draft) {
+            (Some(tokens), _) => format!("a context of {tokens} tokens would fit"),
+            (None, None) => {
                 "no context would fit: a smaller or a quantised model, or more memory, is needed".to_owned()
+            }
+            (None, Some(_)) => {
+                "no context would fit: no draft model, smaller or quantised models, or more memory, is needed"
+                    .to_owned()
             }
         };
         Err(ModelError::Memory(Box::new(MemoryRefusal { deficit, remedy: Some(remedy) })))
+    }
+
+    /// The memory of a run, and how much of it is taken already.
+    fn run_estimate(
+        &self,
+        context: usize,
+        batch: usize,
+        draft: Option<&Model>,
+    ) -> Result<(MemoryEstimate, u64)> {
+        let threads = self.threads();
+        let request = PlanRequest { context: Some(context), batch: Some(batch) };
+        let plan = self.plan_opened(request, threads)?;
+        let Some(draft) = draft else { return Ok((plan.estimate, self.held_of(&plan.estimate))) };
+        let request = PlanRequest { context: Some(context.min(draft.context_limit())), batch: None };
+        let other = draft.plan_opened(request, threads)?;
+        let both = self.together(&plan, draft, &other)?;
+        let held = self.held_of(&plan.estimate).saturating_add(draft.held_of(&other.estimate));
+        Ok((both, held.saturating_sub(SLACK_BYTES).min(lasting_bytes(&both))))
+    }
+
+    /// How much of an estimate of this model is taken already.
+    fn held_of(&self, estimate: &MemoryEstimate) -> u64 {
+        if self.compiled().is_loaded() { lasting_bytes(estimate) } else { estimate.host_bytes }
     }
 
     /// The capacities a request asks for, checked.
@@ -192,6 +233,11 @@ impl Model {
         let bytes = embedded.or_else(|| on_disk().ok()).unwrap_or(self.header_bytes());
         bytes.saturating_mul(TOKENIZER_FACTOR)
     }
+}
+
+/// What stays between runs.
+fn lasting_bytes(estimate: &MemoryEstimate) -> u64 {
+    estimate.peak_bytes().saturating_sub(estimate.activation_bytes + estimate.state_bytes)
 }
 
 /// The longest context below `most` that fits, if any does.

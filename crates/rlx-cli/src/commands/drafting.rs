@@ -42,6 +42,7 @@ impl Drafting {
         match (&self.draft_model, self.draft) {
             (Some(name), _) => {
                 let mut engine = open_draft(name, model, context)?;
+                model.admit_with_draft(1, &engine.model)?;
                 engine.load(context)?;
                 Ok(Draft::by(Arc::new(engine.model), model, tokens)?)
             }

@@ -174,21 +174,35 @@ const SMALLER: [&str; 3] = ["Q8_0", "Q6_K", "Q4_K_M"];
 /// for layers that do not fill their last panel.
 const LAID_OUT_PERCENT: u64 = 115;
 
-/// The least coarse quantisation with which the plan fits; none of a model that is quantised or cannot be.
-fn quantised_remedy(engine: &Engine, plan: &ModelPlan, budget: u64, context: &Context) -> Option<String> {
-    if !matches!(engine.source, Source::Folder(_)) || context.shared.expert_budget.is_some() {
-        return None;
+/// The least coarse quantisation with which the plan fits, or why none is proposed.
+fn quantised_remedy(
+    engine: &Engine,
+    plan: &ModelPlan,
+    budget: u64,
+    context: &Context,
+) -> std::result::Result<String, String> {
+    if context.shared.expert_budget.is_some() {
+        return Err("its size with --expert-budget is not estimated".to_owned());
     }
-    let files = folder(&engine.source, context).ok()?;
     let all = &plan.estimate;
     let weights = all.weight_bytes.saturating_add(all.packed_bytes).saturating_sub(all.mapped_bytes);
-    let others = all.peak_bytes().checked_sub(weights)?;
-    SMALLER.into_iter().find_map(|name| {
-        let stored = exported_bytes(&files, Scheme::named(name)?).ok()?;
-        let bytes = others.checked_add(stored.checked_mul(LAID_OUT_PERCENT)? / 100)?;
-        let fits = bytes <= budget && bytes < all.peak_bytes();
-        fits.then(|| format!("rlx quantize --type {name} would fit, at about {}", ByteSize(bytes)))
-    })
+    let others = all.peak_bytes().saturating_sub(weights);
+    let mut least = u64::MAX;
+    for scheme in SMALLER.into_iter().filter_map(Scheme::named) {
+        let stored = folder(&engine.source, context).and_then(|files| Ok(exported_bytes(&files, scheme)?));
+        let stored = match stored {
+            Ok(stored) => stored,
+            Err(failure) => return Err(failure.what().to_owned()),
+        };
+        let bytes = others.saturating_add(stored.saturating_mul(LAID_OUT_PERCENT) / 100);
+        if bytes <= budget && bytes < all.peak_bytes() {
+            let name = scheme.name;
+            return Ok(format!("rlx quantize --type {name} would fit, at about {}", ByteSize(bytes)));
+        }
+        least = least.min(bytes);
+    }
+    let smallest = SMALLER[SMALLER.len() - 1];
+    Err(format!("{smallest} would take about {}", ByteSize(least)))
 }
 
 fn verdict(
@@ -217,12 +231,18 @@ fn verdict(
     remedies.extend(tokens.map(|tokens| format!("--ctx {tokens} would fit")));
     let experts = expert_remedy(model, plan, budget, context);
     remedies.extend(experts.map(|count| format!("--expert-budget {count} would fit")));
-    remedies.extend(quantised_remedy(engine, plan, budget, context).filter(|_| alone));
+    let mut unproposed = String::new();
+    if alone && matches!(engine.source, Source::Folder(_)) {
+        match quantised_remedy(engine, plan, budget, context) {
+            Ok(remedy) => remedies.push(remedy),
+            Err(reason) => unproposed = format!("no quantisation is proposed: {reason}\n"),
+        }
+    }
     let remedy = match remedies.is_empty() {
         true => "no context would fit: more memory or a smaller model is needed".to_owned(),
         false => remedies.join("; "),
     };
-    Ok(format!("does not fit: {deficit}\n{remedy}\n"))
+    Ok(format!("does not fit: {deficit}\n{remedy}\n{unproposed}"))
 }
 
 /// Bytes of the files that had to be read: JSON files whole, of weight files all but the tensors.
