@@ -2,5 +2,7 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(target_arch = "wasm32")]
+pub(crate) mod page;
 #[cfg(feature = "wgpu")]
 pub(crate) mod trusted;

@@ -5,11 +5,12 @@
 
 #[cfg(feature = "wgpu")]
 mod adapter;
+#[cfg(target_arch = "wasm32")]
+pub mod browser;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
 mod emulate;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod ffi;
 pub mod ir;
 mod lower;

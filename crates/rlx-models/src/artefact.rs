@@ -193,7 +193,7 @@ fn sizes<const N: usize>(from: &mut WireReader<'_>) -> std::result::Result<[usiz
     let mut sizes = [0; N];
     for size in &mut sizes {
         *size = from.size()?;
-        if *size > 1 << 40 {
+        if *size as u64 > 1 << 40 {
             return Err(from.fault("a size is out of range"));
         }
     }
