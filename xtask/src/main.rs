@@ -4,6 +4,7 @@ mod arm;
 mod build_figures;
 mod ci;
 mod config;
+mod debian;
 mod deny;
 mod disassembly;
 mod gpu_bench;
@@ -14,6 +15,7 @@ mod process;
 mod soak;
 mod tidy;
 mod vulkan;
+mod web;
 
 use std::process::ExitCode;
 
@@ -52,6 +54,11 @@ const TASKS: &[Task] = &[
         name: "arm",
         usage: "[FILTER]..  the kernels' tests as AArch64 code, by an emulator",
         run: arm::run,
+    },
+    Task {
+        name: "web",
+        usage: "[--build | --serve [PORT]]  the module of the web page, and the page in Chromium",
+        run: web::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
     Task {

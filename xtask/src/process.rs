@@ -34,7 +34,8 @@ fn line_of(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
-fn start_error(command: &Command, error: &std::io::Error) -> String {
+/// Why a command did not start.
+pub fn start_error(command: &Command, error: &std::io::Error) -> String {
     let program = command.get_program().to_string_lossy();
     if error.kind() == ErrorKind::NotFound {
         format!("`{program}` is not installed; {}", install_hint(&program))
@@ -46,8 +47,11 @@ fn start_error(command: &Command, error: &std::io::Error) -> String {
 /// How to get a missing program, in words.
 pub fn install_hint(program: &str) -> &'static str {
     match program {
-        "cargo" => "install Rust with rustup",
-        "apt-get" => "install a Vulkan driver (Mesa's will do) with the system's package manager",
+        "cargo" | "rustup" => "install Rust with rustup",
+        "apt-get" => {
+            "install a Vulkan driver (Mesa's will do), Chromium and its driver with the system's package manager"
+        }
+        "chromedriver" => "install Chromium with its driver (Debian: chromium and chromium-driver)",
         "aarch64-linux-gnu-gcc" => "install a cross compiler for AArch64 (Debian: gcc-aarch64-linux-gnu)",
         "qemu-aarch64" => "install an emulator of AArch64 programs (Debian: qemu-user)",
         "git" => "install git with the system's package manager",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::process;
+use crate::debian;
 
 /// Where Vulkan's loader looks for drivers.
 const DRIVERS: &str = "/usr/share/vulkan/icd.d";
@@ -12,12 +12,7 @@ pub fn install(root: &Path) -> Result<(), String> {
     if is_installed(Path::new(DRIVERS)) {
         return Ok(());
     }
-    let apt = |args: &[&str]| {
-        let mut command = process::command("apt-get", args, root);
-        process::run(command.env("DEBIAN_FRONTEND", "noninteractive"))
-    };
-    apt(&["update", "--quiet"])?;
-    apt(&["install", "--quiet", "--yes", "--no-install-recommends", "mesa-vulkan-drivers"])
+    debian::install(root, &["mesa-vulkan-drivers"])
 }
 
 fn is_installed(folder: &Path) -> bool {

@@ -1,0 +1,135 @@
+//! `cargo xtask web`: the module that a web page loads, and the page of `examples/web` in Chromium.
+
+mod page;
+mod site;
+mod webdriver;
+
+use std::path::{Path, PathBuf};
+
+use crate::ci::FEATURES;
+use crate::config::Config;
+use crate::{debian, minilm, process};
+use page::{Expected, Page};
+use site::Site;
+use webdriver::Browser;
+
+const TARGET: &str = "wasm32-unknown-unknown";
+const MODULE: &str = "rlx_web.wasm";
+/// The page and its module, as a site serves them.
+const FOLDER: &str = "target/web-page";
+const PAGE: &str = "examples/web/page";
+/// A sentence encoder of random weights, small enough for every device.
+const TINY: &str = "crates/rlx-conformance/data/models/bert-mean";
+const MINILM: &str = "all-MiniLM-L6-v2";
+
+/// Without arguments, the test; `--build` stops at the folder, `--serve` shows it to a browser.
+pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let minilm = config.minilm_dir.clone().or_else(|| minilm::find(&config.root));
+    match args[..] {
+        [] => {
+            install(&config.root)?;
+            test(config, minilm.as_deref())
+        }
+        ["--build"] => build(config),
+        ["--serve"] => serve(config, minilm.as_deref(), 8080),
+        ["--serve", port] => {
+            let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
+            serve(config, minilm.as_deref(), port)
+        }
+        _ => Err(format!("web takes `--build`, `--serve [PORT]` or nothing, not `{}`", args.join(" "))),
+    }
+}
+
+/// Installs Chromium and its driver unless they are there.
+pub fn install(root: &Path) -> Result<(), String> {
+    let there =
+        |program: &str| process::capture(&mut process::command(program, &["--version"], root)).is_ok();
+    if there("chromedriver") && there("chromium") {
+        return Ok(());
+    }
+    debian::install(root, &["chromium", "chromium-driver"])
+}
+
+/// Builds the module and puts it beside the page.
+fn build(config: &Config) -> Result<(), String> {
+    process::run(&mut process::command("rustup", &["target", "add", TARGET], &config.root))?;
+    let args = ["build", "--locked", "--profile", "web", "--target", TARGET, "--package", "rlx-web"];
+    process::run(&mut process::command("cargo", &args, &config.root))?;
+    let folder = config.root.join(FOLDER);
+    let io = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    std::fs::create_dir_all(&folder).map_err(|error| io(&folder, error))?;
+    let page = config.root.join(PAGE);
+    for entry in std::fs::read_dir(&page).map_err(|error| io(&page, error))? {
+        let from = entry.map_err(|error| io(&page, error))?;
+        std::fs::copy(from.path(), folder.join(from.file_name())).map_err(|error| io(&from.path(), error))?;
+    }
+    let module = config.root.join("target").join(TARGET).join("web").join(MODULE);
+    let bytes = std::fs::copy(&module, folder.join(MODULE)).map_err(|error| io(&module, error))?;
+    println!("{FOLDER}/{MODULE}: {:.2} MB", bytes as f64 / 1e6);
+    Ok(())
+}
+
+/// What the site shows: the page, and models for it to fetch.
+fn folders(config: &Config, minilm: Option<&Path>) -> Vec<(String, PathBuf)> {
+    let mut folders = vec![
+        ("/models/tiny/".to_owned(), config.root.join(TINY)),
+        ("/".to_owned(), config.root.join(FOLDER)),
+    ];
+    if let Some(minilm) = minilm {
+        folders.insert(0, (format!("/models/{MINILM}/"), minilm.to_owned()));
+    }
+    folders
+}
+
+fn serve(config: &Config, minilm: Option<&Path>, port: u16) -> Result<(), String> {
+    build(config)?;
+    let site = Site::open(folders(config, minilm), port)?;
+    let encoder = minilm.map_or("tiny", |_| MINILM);
+    println!("http://localhost:{}/?encoder=models/{encoder} (end with Ctrl-C)", site.port());
+    site.wait();
+    Ok(())
+}
+
+/// The page in Chromium, without a WebGPU adapter and with one that computes on the processor, against the native program.
+pub fn test(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
+    build(config)?;
+    let expected = expected(config, minilm)?;
+    let site = Site::open(folders(config, minilm), 0)?;
+    let address = format!("http://localhost:{}/", site.port());
+    let shots = config.root.join(FOLDER);
+    let mut plain = Browser::start(&config.root, &[])?;
+    Page::new(&mut plain, &address, &expected, &shots).without_device()?;
+    drop(plain);
+    let mut software = Browser::start(&config.root, &["--enable-unsafe-webgpu"])?;
+    Page::new(&mut software, &address, &expected, &shots).with_device()
+}
+
+/// What the native program answers.
+fn expected(config: &Config, minilm: Option<&Path>) -> Result<Expected, String> {
+    let build = ["build", "--workspace", "--bins", "--locked", "--quiet", "--features", FEATURES];
+    let mut build = process::command("cargo", &build, &config.root);
+    if config.in_ci {
+        build.env("CARGO_INCREMENTAL", "0");
+    }
+    process::run(&mut build)?;
+    let rlx = config.root.join("target/debug/rlx");
+    let answer = |args: &[&str]| -> Result<serde_json::Value, String> {
+        let shared = ["--json", "--device", "cpu", "--precision", "f32"];
+        let args = [args, &shared].concat();
+        let text = process::capture(&mut process::command(&rlx.to_string_lossy(), &args, &config.root))?;
+        serde_json::from_str(&text).map_err(|error| format!("rlx {}: {error}", args.join(" ")))
+    };
+    let tokens = page::TOKENS.to_string();
+    let story = answer(&["generate", "--prompt", page::PROMPT, "--max-tokens", &tokens])?;
+    let vector = |folder: &Path| -> Result<Vec<f32>, String> {
+        let answer = answer(&["embed", &folder.to_string_lossy(), page::SENTENCE])?;
+        let numbers = answer["embeddings"][0].as_array().ok_or("rlx embed gives no vector")?;
+        Ok(numbers.iter().map(|number| number.as_f64().unwrap_or(f64::NAN) as f32).collect())
+    };
+    Ok(Expected {
+        story: story["text"].as_str().ok_or("rlx generate gives no text")?.to_owned(),
+        tiny: vector(&config.root.join(TINY))?,
+        minilm: minilm.map(vector).transpose()?,
+    })
+}
