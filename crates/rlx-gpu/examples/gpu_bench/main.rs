@@ -320,13 +320,15 @@ fn main() -> ExitCode {
 mod tests {
     use super::*;
 
-    /// On Mesa's driver, which computes on the processor, in CI; where there is no adapter nothing is measured and nothing claimed.
+    /// On Mesa's driver, which computes on the processor, in CI; a build without devices has nothing to measure.
     #[test]
     fn the_dry_run_measures_every_row_of_the_table() {
-        let Some((_, provider, index)) = devices(Some("gpu:0")).into_iter().next() else {
-            println!("skipped: this build or machine has no gpu:0");
+        let found = devices(Some("gpu:0")).into_iter().next();
+        if found.is_none() && cfg!(not(feature = "wgpu")) {
+            println!("skipped: this build has no devices (`--features wgpu`)");
             return;
-        };
+        }
+        let (_, provider, index) = found.expect("Vulkan shows an adapter; Mesa's software driver is enough");
         let mut config = Config::default();
         config.cache_bytes = Some(rlx::config::ByteSize(0));
         let backend = provider.open(index, &config).unwrap();
