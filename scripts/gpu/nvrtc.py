@@ -4,7 +4,9 @@
     pip install nvidia-cuda-nvrtc
     python3 scripts/gpu/nvrtc.py
 
-Prints a line for each architecture (kernels, most registers, spilled bytes) and ends with 1 if a kernel does not compile or spills.
+Prints a line for each architecture (kernels, most registers, spilled bytes) and ends with 1 if a kernel does not compile or spills. With
+`--table NAME`, also a line for each kernel whose name begins with NAME: registers, shared bytes and spilled bytes on each architecture.
+Kernels for matrix units are not compiled for sm_75, which has none for these operands.
 """
 
 import ctypes
@@ -41,25 +43,42 @@ def compiled(nvrtc, text, name, architecture):
     return status == 0, log.value.decode()
 
 
+def numbers(log, pattern):
+    """All numbers that a pattern finds in a compiler's log."""
+    return [int(n) for n in re.findall(pattern, log)]
+
+
 def main():
     nvrtc = library()
     files = sorted(glob.glob(os.path.join(FOLDER, "*.cu")))
     if not files:
         sys.exit(f"no kernels in {FOLDER}: write them first, see above")
-    bad = False
+    table = sys.argv[2] if sys.argv[1:2] == ["--table"] else None
+    bad, rows = False, {}
     for architecture in ARCHITECTURES:
-        most, spilled, failed = 0, 0, []
+        most, spilled, failed, count = 0, 0, [], 0
         for path in files:
             with open(path, encoding="utf-8") as file:
-                ok, log = compiled(nvrtc, file.read(), os.path.basename(path), architecture)
-            registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
-            spills = [int(n) for n in re.findall(r"(\d+) bytes spill stores", log)]
+                text = file.read()
+            if architecture == "sm_75" and "mma.sync" in text:
+                continue
+            count += 1
+            name = os.path.basename(path)
+            ok, log = compiled(nvrtc, text, name, architecture)
+            registers, spills = numbers(log, r"Used (\d+) registers"), numbers(log, r"(\d+) bytes spill stores")
             most, spilled = max([most, *registers]), spilled + sum(spills)
             if not ok or not registers:
-                failed.append(f"{os.path.basename(path)}: {log.strip()[:400]}")
-        print(f"{architecture}: {len(files)} kernels, at most {most} registers, {spilled} bytes spilled, {len(failed)} failed")
+                failed.append(f"{name}: {log.strip()[:400]}")
+            elif sum(spills):
+                print(f"{architecture}: {name} spills {sum(spills)} bytes")
+            shared = max(numbers(log, r"(\d+) bytes smem"), default=0)
+            rows.setdefault(name, []).append(f"{max(registers, default=0)} / {shared} / {sum(spills)}")
+        print(f"{architecture}: {count} kernels, at most {most} registers, {spilled} bytes spilled, {len(failed)} failed")
         print("\n".join(failed[:3]), end="\n" if failed else "")
         bad = bad or bool(failed) or spilled > 0
+    for name, cells in rows.items():
+        if table is not None and name.startswith(table):
+            print(f"| {name} | {' | '.join(cells)} |")
     sys.exit(1 if bad else 0)
 
 

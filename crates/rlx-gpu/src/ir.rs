@@ -8,12 +8,16 @@
 //! run. Every element of a binding is one 32-bit word, but for weights of 16 bits, which stand in pairs. A coordinate of a load or store
 //! must be provably below its extent, or masked so that it is; [`verify`](verify::verify) sees to it. The host checks that a view's
 //! extents stay inside its binding.
+//!
+//! Lanes pass values on through tiles. Where a lane puts is a function of its number alone, so that the verifier can see that no two lanes
+//! put the same word; a barrier must stand between puts and takes of one tile, whichever comes first.
 
 #![forbid(unsafe_code)]
 
 pub mod build;
 pub mod interpret;
 pub mod text;
+mod tiles;
 pub mod verify;
 
 /// The result of a statement, an index of a loop or a value it carries.
@@ -27,6 +31,10 @@ pub struct Arg(pub u32);
 /// A view of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ViewId(pub u32);
+
+/// A tile of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TileId(pub u32);
 
 /// What an element of a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +56,15 @@ pub struct Type {
     pub uniform: bool,
     /// Shared by the lanes: what a stage gives, read by a peek.
     pub staged: bool,
+}
+
+/// What two floats of 16 bits in a word are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// Binary16.
+    Half,
+    /// Bfloat16.
+    Brain,
 }
 
 /// How elements lie in a binding.
@@ -108,6 +125,17 @@ pub struct View {
     pub extents: Vec<Arg>,
     /// Elements from one coordinate to the next, an axis each.
     pub strides: Vec<Arg>,
+    /// Elements that one load gives at most: 1, 2 or 4. Base and strides are multiples of it, but for the last stride, which is 1.
+    pub wide: u32,
+}
+
+/// Memory that the lanes of a program share; nothing stands in it when a program begins.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// A float or an integer.
+    pub element: Element,
+    /// How many.
+    pub words: u32,
 }
 
 /// Where an argument's value comes from.
@@ -162,6 +190,10 @@ pub enum UnaryFn {
     Bits,
     /// The float of these bits.
     FromBits,
+    /// The binary16 of an integer's low bits.
+    LowHalf,
+    /// The binary16 of an integer's high bits.
+    HighHalf,
 }
 
 /// A function of two values of one element.
@@ -197,6 +229,8 @@ pub enum BinaryFn {
     Less,
     /// `a <= b`
     LessEqual,
+    /// Two floats rounded to binary16: the first in the low bits of an integer, the second in the high ones.
+    PackHalves,
 }
 
 impl BinaryFn {
@@ -245,7 +279,8 @@ pub struct Loop {
     pub body: Vec<Stmt>,
 }
 
-/// A statement and its results: one, but none for stores and checks, and one for each value that a loop carries.
+/// A statement and its results: one, but none for stores, puts, checks and barriers, as many as are loaded or taken, and one for each
+/// value that a loop carries.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Stmt {
     /// The results.
@@ -271,6 +306,8 @@ pub enum Inst {
     Binary(BinaryFn, Value, Value),
     /// `condition ? a : b`
     Select(Value, Value, Value),
+    /// `a * b + c` of floats, rounded once where the device can.
+    Fma(Value, Value, Value),
     /// The coordinate at `axis` of a linear index into `extents`, which for the first axis may lie beyond its extent.
     Digit {
         /// The linear index.
@@ -280,7 +317,7 @@ pub enum Inst {
         /// The axis.
         axis: u32,
     },
-    /// The element at coordinates; zero where the mask is false.
+    /// The element at coordinates and those after it along the last axis, as many as there are results; zero where the mask is false.
     Load {
         /// The view.
         view: ViewId,
@@ -320,6 +357,39 @@ pub enum Inst {
         /// The word.
         slot: Arg,
     },
+    /// Writes consecutive words of a tile: 1, 2 or 4, from a multiple of so many.
+    Put {
+        /// The tile.
+        tile: TileId,
+        /// The first word: a function of the lane.
+        at: Value,
+        /// What is written.
+        values: Vec<Value>,
+    },
+    /// Consecutive words of a tile, as many as there are results: 1, 2 or 4, from a multiple of so many.
+    Take {
+        /// The tile.
+        tile: TileId,
+        /// The first word.
+        at: Value,
+    },
+    /// For each 32 lanes together, `a b^T` of 16 rows and 8 columns over 16 products added to sums, of which each lane has four: with `g` and
+    /// `t` its number among the 32 divided by 4 and the rest, those of rows `g`, `g`, `g + 8`, `g + 8` and columns `2 t`, `2 t + 1`, `2 t`,
+    /// `2 t + 1`. The order of the sums is the device's, the same wherever a row or column stands. Results: the new sums.
+    Mma {
+        /// What the 16-bit floats are, which stand in pairs in both tiles.
+        pairs: Pairs,
+        /// Tiles of integers: rows, and columns, each along the products.
+        tiles: [TileId; 2],
+        /// The first word of the first row and column; the same in the 32 lanes.
+        at: [Value; 2],
+        /// Words from one row, and column, to the next.
+        pitches: [u32; 2],
+        /// The sums so far.
+        sums: [Value; 4],
+    },
+    /// What lanes have put is there for all of them, and what they have taken may be put again.
+    Barrier,
     /// A loop.
     Loop(Box<Loop>),
 }
@@ -335,6 +405,8 @@ pub struct Kernel {
     pub args: Vec<ArgDef>,
     /// Its views.
     pub views: Vec<View>,
+    /// Its tiles.
+    pub tiles: Vec<Tile>,
     /// The type of each value.
     pub types: Vec<Type>,
     /// What a program does.
@@ -365,6 +437,18 @@ impl Kernel {
         self.views.iter().map(state).max().unwrap_or(0)
     }
 
+    /// Whether it needs lanes in warps of 32 that multiply together.
+    pub fn needs_mma(&self) -> bool {
+        fn any(body: &[Stmt]) -> bool {
+            body.iter().any(|stmt| match &stmt.inst {
+                Inst::Mma { .. } => true,
+                Inst::Loop(turn) => any(&turn.body),
+                _ => false,
+            })
+        }
+        any(&self.body)
+    }
+
     /// A digest of everything it does: the same on every machine and in every build that prints the same text.
     pub fn hash(&self) -> String {
         let digest = blake3::hash(self.to_string().as_bytes());
@@ -390,14 +474,15 @@ impl Kernel {
         Some(values)
     }
 
-    /// Elements from a binding's start to a view's end, under these arguments; 0 for a view without elements.
+    /// Words from a binding's start to a view's end, under these arguments; 0 for a view without elements.
     pub fn reach(&self, view: &View, arguments: &[i32]) -> u64 {
         let at = |arg: &Arg| u64::from(arguments[arg.0 as usize].max(0) as u32);
         if view.extents.iter().any(|e| at(e) == 0) {
             return 0;
         }
         let spans = view.extents.iter().zip(&view.strides).map(|(e, s)| (at(e) - 1).saturating_mul(at(s)));
-        spans.fold(at(&view.base).saturating_add(1), u64::saturating_add)
+        let elements = spans.fold(at(&view.base).saturating_add(1), u64::saturating_add);
+        if matches!(view.storage, Storage::Word(_)) { elements } else { elements.div_ceil(2) }
     }
 }
 

@@ -6,11 +6,18 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+pub(crate) mod blocks;
 mod elementwise;
+mod few;
+mod flash;
 mod linear;
+mod mma;
 mod moves;
+mod plain;
+mod product;
 mod rope;
 mod rows;
+mod topk;
 mod windows;
 
 use crate::ir::build::Builder;
@@ -39,6 +46,17 @@ pub(crate) enum Amount {
     Product(Vec<Amount>),
     Sum(Vec<Amount>),
     CeilDiv(Box<Amount>, usize),
+    /// Less a number, but not below 0.
+    Less(Box<Amount>, usize),
+    /// The first divided by the second, rounded up; by 1 instead of 0.
+    Ratio(Box<Amount>, Box<Amount>),
+    /// `then` where `of` is within both bounds, otherwise 0.
+    When {
+        of: Box<Amount>,
+        from: usize,
+        to: usize,
+        then: Box<Amount>,
+    },
 }
 
 /// What sizes are evaluated against.
@@ -56,6 +74,30 @@ impl Amount {
             Amount::Product(parts) => parts.iter().try_fold(1usize, |a, b| a.checked_mul(b.eval(run)?)),
             Amount::Sum(parts) => parts.iter().try_fold(0usize, |a, b| a.checked_add(b.eval(run)?)),
             Amount::CeilDiv(a, b) => Some(a.eval(run)?.div_ceil(*b)),
+            Amount::Less(a, b) => Some(a.eval(run)?.saturating_sub(*b)),
+            Amount::Ratio(a, b) => Some(a.eval(run)?.div_ceil(b.eval(run)?.max(1))),
+            Amount::When { of, from, to, then } => match (*from..=*to).contains(&of.eval(run)?) {
+                true => then.eval(run),
+                false => Some(0),
+            },
+        }
+    }
+
+    /// `then` in runs where the amount is within both bounds, 0 in others; `None` if there is no such run.
+    pub fn when(&self, from: usize, to: usize, then: Amount) -> Option<Amount> {
+        match self {
+            Amount::Known(value) => (from..=to).contains(value).then_some(then),
+            of => Some(Amount::When { of: Box::new(of.clone()), from, to, then: Box::new(then) }),
+        }
+    }
+
+    /// Whether it is a multiple of `of` in every run.
+    pub fn is_multiple(&self, of: usize) -> bool {
+        match self {
+            Amount::Known(value) => value % of == 0,
+            Amount::Product(parts) => parts.iter().any(|p| p.is_multiple(of)),
+            Amount::Sum(parts) => parts.iter().all(|p| p.is_multiple(of)),
+            _ => of == 1,
         }
     }
 
@@ -113,7 +155,8 @@ pub(crate) fn contiguous(dims: &[Amount]) -> Vec<Amount> {
 /// Where a view of a kernel stands.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    pub buffer: BufferId,
+    /// `None` for memory that holds something between two launches of one step only.
+    pub buffer: Option<BufferId>,
     pub base: Amount,
     pub strides: Vec<Amount>,
 }
@@ -208,6 +251,10 @@ pub(crate) struct LowerCx<'t> {
     resident: Arc<[bool]>,
     step: usize,
     kernels: HashMap<String, Arc<Kernel>>,
+    /// Whether products of weights of 16 bits are for matrix units, which round the other operand too.
+    pub matrix_units: bool,
+    /// Words that steps need between their launches; one place serves all.
+    pub scratch: Vec<Amount>,
     pub launches: Vec<Launch>,
     pub guards: Vec<Guard>,
 }
@@ -215,7 +262,8 @@ pub(crate) struct LowerCx<'t> {
 impl<'t> LowerCx<'t> {
     pub fn new(template: &'t Template) -> Self {
         let (kernels, resident) = (HashMap::new(), resident(template));
-        Self { template, resident, step: 0, kernels, launches: Vec::new(), guards: Vec::new() }
+        let (scratch, launches, guards) = (Vec::new(), Vec::new(), Vec::new());
+        Self { template, resident, step: 0, kernels, matrix_units: false, scratch, launches, guards }
     }
 
     /// Lowers a step.
@@ -281,10 +329,15 @@ impl<'t> LowerCx<'t> {
     }
 
     pub fn draft(&self, name: impl Into<String>) -> Draft<'t> {
-        let b = Builder::new(name, LANES);
+        self.draft_of(name, LANES)
+    }
+
+    /// A kernel whose programs have so many lanes.
+    pub fn draft_of(&self, name: impl Into<String>, lanes: u32) -> Draft<'t> {
+        let b = Builder::new(name, lanes);
         let (template, resident) = (self.template, Arc::clone(&self.resident));
         let (sizes, views, weights, states) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Draft { b, template, resident, sizes, views, weights, states }
+        Draft { b, template, resident, sizes, views, weights, states, misread: None }
     }
 
     /// A word that a check of the launch being drafted sets.
@@ -299,13 +352,24 @@ impl<'t> LowerCx<'t> {
     /// # Errors
     /// [`BackendError::Unsupported`] for a kernel that the verifier refuses or that binds too much.
     pub fn launch(&mut self, draft: Draft<'_>, programs: Amount) -> Result<(), BackendError> {
-        let Draft { b, sizes, views, weights, states, .. } = draft;
+        let Draft { b, sizes, views, weights, states, misread, .. } = draft;
+        if let Some(dtype) = misread {
+            return Err(self.unsupported(format!("it reads elements of {dtype} out of their blocks")));
+        }
         let kernel = b.finish();
         verify(&kernel).map_err(|fault| self.unsupported(fault.to_string()))?;
         let bound = weights.len() + states.len();
         if bound > MAX_BOUND {
             let reason = format!("its kernel binds {bound} weights and states, of at most {MAX_BOUND}");
             return Err(self.unsupported(reason));
+        }
+        for (view, source) in kernel.views.iter().zip(&views).filter(|(view, _)| view.wide > 1) {
+            let whole = |amount: &Amount| amount.is_multiple(view.wide as usize);
+            let last = source.strides.last().is_none_or(Amount::is_one);
+            let lead = source.strides.split_last().is_none_or(|(_, lead)| lead.iter().all(whole));
+            if !last || !lead || !whole(&source.base) {
+                return Err(self.unsupported(format!("{}: a wide load would not be aligned", kernel.name)));
+            }
         }
         let kernel = self.kernels.entry(kernel.to_string()).or_insert_with(|| Arc::new(kernel));
         let kernel = Arc::clone(kernel);
@@ -323,6 +387,8 @@ pub(crate) struct Draft<'t> {
     views: Vec<Source>,
     weights: Vec<BufferId>,
     states: Vec<BufferId>,
+    /// A packed type whose elements were to be read one by one.
+    misread: Option<DType>,
 }
 
 /// For each buffer whether it is a state that stays on the device: one that ops only append to. A failed run has to put back what
@@ -372,32 +438,68 @@ impl Draft<'_> {
 
     pub fn view(&mut self, operand: &Operand, access: Access) -> ViewId {
         let extents = self.sizes(&operand.dims);
-        let element = element(operand.dtype).unwrap_or(Element::I32);
-        let (binding, storage) = match is_weight(self.template, operand.buffer) {
-            true => {
-                let at = self.weights.iter().position(|&w| w == operand.buffer).unwrap_or_else(|| {
-                    self.weights.push(operand.buffer);
-                    self.weights.len() - 1
-                });
-                let storage = match operand.dtype {
-                    DType::F16 => Storage::HalfPair,
-                    DType::BF16 => Storage::BrainPair,
-                    _ => Storage::Word(element),
-                };
-                (Binding::Weight(at as u32), storage)
-            }
-            false if self.resident[operand.buffer.index()] => {
-                let at = self.states.iter().position(|&s| s == operand.buffer).unwrap_or_else(|| {
-                    self.states.push(operand.buffer);
-                    self.states.len() - 1
-                });
-                (Binding::State(at as u32), Storage::Word(element))
-            }
-            false => (Binding::Arena, Storage::Word(element)),
+        if self.is_weight(operand) && blocks::is_packed(operand.dtype) {
+            self.misread = Some(operand.dtype);
+        }
+        // Blocks that are no longer packed are floats.
+        let other = if blocks::is_blocks(operand.dtype) { Element::F32 } else { Element::I32 };
+        let element = element(operand.dtype).unwrap_or(other);
+        let binding = self.binding(operand.buffer);
+        let storage = match (binding, operand.dtype) {
+            (Binding::Weight(_), DType::F16) => Storage::HalfPair,
+            (Binding::Weight(_), DType::BF16) => Storage::BrainPair,
+            _ => Storage::Word(element),
         };
         let (base, strides) = (operand.base.clone(), operand.strides.clone());
-        self.views.push(Source { buffer: operand.buffer, base, strides });
+        self.views.push(Source { buffer: Some(operand.buffer), base, strides });
         self.b.view(binding, storage, access, &extents)
+    }
+
+    /// Whole words of a weight, or of an arena's elements, seen as integers.
+    pub fn words(&mut self, operand: &Operand) -> ViewId {
+        self.stored(operand, Storage::Word(Element::I32))
+    }
+
+    /// Binary16 numbers of a weight that holds other things too.
+    pub fn halves(&mut self, operand: &Operand) -> ViewId {
+        self.stored(operand, Storage::HalfPair)
+    }
+
+    fn stored(&mut self, operand: &Operand, storage: Storage) -> ViewId {
+        let extents = self.sizes(&operand.dims);
+        let binding = self.binding(operand.buffer);
+        let (base, strides) = (operand.base.clone(), operand.strides.clone());
+        self.views.push(Source { buffer: Some(operand.buffer), base, strides });
+        self.b.view(binding, storage, Access::Read, &extents)
+    }
+
+    fn binding(&mut self, buffer: BufferId) -> Binding {
+        let position = |list: &mut Vec<BufferId>| {
+            let at = list.iter().position(|&known| known == buffer).unwrap_or_else(|| {
+                list.push(buffer);
+                list.len() - 1
+            });
+            at as u32
+        };
+        if is_weight(self.template, buffer) {
+            return Binding::Weight(position(&mut self.weights));
+        }
+        if self.resident[buffer.index()] {
+            return Binding::State(position(&mut self.states));
+        }
+        Binding::Arena
+    }
+
+    /// Floats that hold something until the step's next launch, whose words [`LowerCx::scratch`] counts.
+    pub fn scratch(&mut self, dims: &[Amount], base: &Amount, access: Access) -> ViewId {
+        let extents = self.sizes(dims);
+        self.views.push(Source { buffer: None, base: base.clone(), strides: contiguous(dims) });
+        self.b.view(Binding::Arena, Storage::Word(Element::F32), access, &extents)
+    }
+
+    /// Whether a buffer stands as packed as it came.
+    pub fn is_weight(&self, operand: &Operand) -> bool {
+        is_weight(self.template, operand.buffer)
     }
 
     pub fn read(&mut self, operand: &Operand) -> ViewId {
@@ -551,7 +653,7 @@ pub(crate) const OPS: &[&dyn GpuOp] = &[
     &rows::GpuRmsNorm,
     &rows::GpuL2Normalize,
     &rows::GpuCumSum,
-    &rows::GpuTopK,
+    &topk::GpuTopK,
     &rows::GpuPool,
     &linear::GpuMatMul,
     &linear::GpuLinear,

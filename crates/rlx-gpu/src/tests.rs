@@ -2,9 +2,15 @@
 
 mod conformance;
 mod faults;
+mod flash;
+mod images;
 mod kernels;
+mod products;
+mod tiles;
+mod topk;
 #[cfg(feature = "translate")]
 mod translate;
+mod units;
 
 use crate::device::buffer_dtypes;
 use crate::ir::Kernel;
@@ -63,7 +69,7 @@ fn kernels_of(graph: &Graph) -> Option<Vec<Arc<Kernel>>> {
     Some(cx.kernels())
 }
 
-/// Every kernel that some op case needs, each once, by hash.
+/// Every kernel that some op case needs, and those of products too large for a case, each once, by hash.
 fn zoo() -> Vec<Arc<Kernel>> {
     let mut kernels = std::collections::BTreeMap::new();
     for case in rlx_conformance::cases().unwrap() {
@@ -71,6 +77,13 @@ fn zoo() -> Vec<Arc<Kernel>> {
             let own = kernels_of(&case.graph_with_params(&params).unwrap()).unwrap_or_default();
             kernels.extend(own.into_iter().map(|k| (k.hash(), k)));
         }
+    }
+    for layer in products::LAYERS {
+        kernels.extend(kernels_of(&layer.graph()).unwrap().into_iter().map(|k| (k.hash(), k)));
+    }
+    kernels.extend(images::kernels().into_iter().map(|k| (k.hash(), k)));
+    for heads in flash::HEADS {
+        kernels.extend(kernels_of(&heads.graph()).unwrap().into_iter().map(|k| (k.hash(), k)));
     }
     kernels.into_values().collect()
 }

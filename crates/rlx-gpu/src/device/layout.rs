@@ -1,6 +1,6 @@
 //! Where buffers stand in a device's arena: first the words that checks set, then the plan's arena, then what the caller owns.
 
-use crate::lower::is_weight;
+use crate::lower::{blocks, is_weight};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, BufferKind, Lifetime, Lir, Place, Template, plan_arena};
 use rlx_tensor::DType;
@@ -35,20 +35,30 @@ pub(crate) fn buffer_dtypes(template: &Template) -> Result<Vec<Option<DType>>, B
 #[derive(Debug)]
 pub(super) struct Layout {
     offsets: Vec<Option<usize>>,
+    /// Words of each buffer: one an element, but for packed weights.
     elements: Vec<usize>,
     /// Words at the start that checks set.
     pub guards: usize,
+    /// Where words for what stands between two launches of a step begin and end.
+    pub scratch: [usize; 2],
     /// Words of the arena.
     pub words: usize,
 }
 
 impl Layout {
-    /// `apart` are buffers that are bindings of their own.
-    pub fn new(lir: &Lir, dtypes: &[Option<DType>], apart: &[bool], guards: usize) -> Self {
+    /// `apart` are buffers that are bindings of their own; `scratch` words are for what stands between two launches of a step.
+    pub fn new(lir: &Lir, dtypes: &[Option<DType>], apart: &[bool], guards: usize, scratch: usize) -> Self {
         let template = lir.template();
         let count = |(id, dtype): (BufferId, &Option<DType>)| {
-            let bytes = dtype.and_then(DType::element_bytes).unwrap_or(1);
-            lir.buffer_bytes(id) / bytes
+            let (per, bytes) = dtype.map_or((1, 1), DType::block);
+            let elements = lir.buffer_bytes(id) / bytes * per;
+            match dtype {
+                Some(DType::F16 | DType::BF16) if is_weight(template, id) => elements.div_ceil(2),
+                Some(dtype) if is_weight(template, id) && blocks::is_blocks(*dtype) => {
+                    blocks::words(*dtype, elements)
+                }
+                _ => elements,
+            }
         };
         let ids = || template.buffer_ids().map(|(id, _)| id);
         let elements: Vec<usize> = ids().zip(dtypes).map(count).collect();
@@ -65,7 +75,8 @@ impl Layout {
             .collect();
         let arena = plan_arena(&lifetimes);
         let mut offsets = vec![None; elements.len()];
-        let start = guards.max(1).next_multiple_of(ALIGN);
+        let first = guards.max(1).next_multiple_of(ALIGN);
+        let start = first + scratch.next_multiple_of(ALIGN);
         for (id, offset) in shared.iter().zip(&arena.offsets) {
             offsets[id.index()] = Some(start + offset / 4);
         }
@@ -74,7 +85,7 @@ impl Layout {
             offsets[id.index()] = Some(words);
             words += elements[id.index()].next_multiple_of(ALIGN);
         }
-        Layout { offsets, elements, guards, words }
+        Layout { offsets, elements, guards, scratch: [first, start], words }
     }
 
     /// The first word of a buffer in the arena.

@@ -3,7 +3,7 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
-use crate::lower::{Extents, Guard, Launch, LowerCx, resident};
+use crate::lower::{Amount, Extents, Guard, Launch, LowerCx, resident};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, Lir, Template};
 use rlx_tensor::{DType, Symbol};
@@ -19,6 +19,7 @@ pub(super) struct Plan {
     pub dtypes: Vec<Option<DType>>,
     /// Buffers of states that stay on the device.
     pub resident: Arc<[bool]>,
+    scratch: Vec<Amount>,
 }
 
 /// A launch of this run: which of the plan's, where its arguments begin, and its grid.
@@ -53,12 +54,15 @@ impl Plan {
         let kernel_of = cx.launches.iter().map(position).collect();
         let dtypes = super::layout::buffer_dtypes(template)?;
         let resident = resident(template);
-        Ok(Plan { kernel_of, kernels, dtypes, resident, launches: cx.launches, guards: cx.guards })
+        let LowerCx { launches, guards, scratch, .. } = cx;
+        Ok(Plan { kernel_of, kernels, dtypes, resident, scratch, launches, guards })
     }
 
     /// Where a specialisation's buffers stand.
     pub fn layout(&self, lir: &Lir) -> Layout {
-        Layout::new(lir, &self.dtypes, &self.resident, self.guards.len())
+        let run = Extents { sizes: lir.capacities(), symbol: &|_| None };
+        let scratch = self.scratch.iter().filter_map(|amount| amount.eval(&run)).max();
+        Layout::new(lir, &self.dtypes, &self.resident, self.guards.len(), scratch.unwrap_or(0))
     }
 
     /// Bytes by which states are larger on the device than on the host.
@@ -109,10 +113,11 @@ impl Plan {
             }
             let arguments = arguments(launch, layout, &run).ok_or_else(too_large)?;
             for (view, source) in launch.kernel.views.iter().zip(&launch.views) {
-                let end = match view.binding {
-                    Binding::Arena => layout.end(source.buffer),
-                    Binding::Weight(_) => layout.elements(source.buffer),
-                    Binding::State(_) => state_words(source.buffer),
+                let end = match (view.binding, source.buffer) {
+                    (_, None) => layout.scratch[1],
+                    (Binding::Arena, Some(buffer)) => layout.end(buffer),
+                    (Binding::Weight(_), Some(buffer)) => layout.elements(buffer),
+                    (Binding::State(_), Some(buffer)) => state_words(buffer),
                 };
                 if launch.kernel.reach(view, &arguments) > end as u64 {
                     return Err(refuse("a view reaches beyond its buffer"));
@@ -133,7 +138,8 @@ fn arguments(launch: &Launch, layout: &Layout, run: &Extents<'_>) -> Option<Vec<
     let sizes: Option<Vec<usize>> = launch.sizes.iter().map(|a| a.eval(run)).collect();
     let mut places = Vec::with_capacity(launch.views.len());
     for source in &launch.views {
-        let base = source.base.eval(run)?.checked_add(layout.offset(source.buffer))?;
+        let own = source.buffer.map_or(layout.scratch[0], |buffer| layout.offset(buffer));
+        let base = source.base.eval(run)?.checked_add(own)?;
         let strides: Option<Vec<usize>> = source.strides.iter().map(|s| s.eval(run)).collect();
         places.push(Placement { base, strides: strides? });
     }

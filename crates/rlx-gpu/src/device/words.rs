@@ -1,8 +1,9 @@
 //! Elements of the host as words of a device and back.
 //!
 //! In an arena every element is one word: floats as binary32 (which holds each narrower float exactly), integers as 32 bits, truth as 0
-//! or 1. Weights of 16 bits stay packed, two a word.
+//! or 1. Weights of 16 bits stay packed, two a word; blocks as [`crate::lower::blocks`] says.
 
+use crate::lower::blocks;
 use half::{bf16, f16};
 use rlx::backend::BackendError;
 use rlx_tensor::DType;
@@ -57,6 +58,8 @@ pub(super) fn packed(name: &str, dtype: DType, bytes: &[u8]) -> Result<Vec<u32>,
             };
             Ok(bytes.chunks(4).map(pair).collect())
         }
+        _ if blocks::is_blocks(dtype) => blocks::upload(dtype, bytes)
+            .ok_or_else(|| unsupported(name, format!("{} bytes are no blocks of {dtype}", bytes.len()))),
         _ => widened(name, dtype, bytes),
     }
 }

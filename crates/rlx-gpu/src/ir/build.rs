@@ -1,8 +1,8 @@
 //! Writing kernels.
 
 use super::{
-    Access, Arg, ArgDef, BinaryFn, Binding, Carried, Element, Inst, Kernel, Literal, Loop, Stmt, Storage,
-    Type, UnaryFn, Value, View, ViewId,
+    Access, Arg, ArgDef, BinaryFn, Binding, Carried, Element, Inst, Kernel, Literal, Loop, Pairs, Stmt,
+    Storage, Tile, TileId, Type, UnaryFn, Value, View, ViewId,
 };
 
 /// A kernel being written. Statements go to the innermost open loop.
@@ -15,8 +15,10 @@ pub struct Builder {
 impl Builder {
     /// An empty kernel.
     pub fn new(name: impl Into<String>, lanes: u32) -> Self {
-        let (args, views, types, body) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { kernel: Kernel { name: name.into(), lanes, args, views, types, body }, open: vec![Vec::new()] }
+        let (args, views, tiles) = (Vec::new(), Vec::new(), Vec::new());
+        let (types, body) = (Vec::new(), Vec::new());
+        let kernel = Kernel { name: name.into(), lanes, args, views, tiles, types, body };
+        Self { kernel, open: vec![Vec::new()] }
     }
 
     /// The finished kernel.
@@ -67,8 +69,25 @@ impl Builder {
         let id = ViewId(self.kernel.views.len() as u32);
         let base = self.def(ArgDef::Base(id));
         let strides = (0..extents.len()).map(|axis| self.def(ArgDef::Stride(id, axis as u32))).collect();
-        self.kernel.views.push(View { binding, storage, access, base, extents: extents.to_vec(), strides });
+        let extents = extents.to_vec();
+        self.kernel.views.push(View { binding, storage, access, base, extents, strides, wide: 1 });
         id
+    }
+
+    /// A view may be loaded from in so many elements at once.
+    pub fn widen(&mut self, view: ViewId, wide: u32) {
+        self.kernel.views[view.0 as usize].wide = wide;
+    }
+
+    /// How many elements a view may be loaded from at once.
+    pub fn width(&self, view: ViewId) -> u32 {
+        self.kernel.views[view.0 as usize].wide
+    }
+
+    /// A tile of so many words.
+    pub fn tile(&mut self, element: Element, words: u32) -> TileId {
+        self.kernel.tiles.push(Tile { element, words });
+        TileId(self.kernel.tiles.len() as u32 - 1)
     }
 
     /// A view's element.
@@ -128,7 +147,7 @@ impl Builder {
         let ty = self.ty(x);
         let element = match function {
             UnaryFn::IsNan | UnaryFn::Not => Element::Bool,
-            UnaryFn::ToFloat | UnaryFn::FromBits => Element::F32,
+            UnaryFn::ToFloat | UnaryFn::FromBits | UnaryFn::LowHalf | UnaryFn::HighHalf => Element::F32,
             UnaryFn::ToInt | UnaryFn::Bits => Element::I32,
             _ => ty.element,
         };
@@ -138,7 +157,11 @@ impl Builder {
     /// A function of two values.
     pub fn binary(&mut self, function: BinaryFn, a: Value, b: Value) -> Value {
         let (x, y) = (self.ty(a), self.ty(b));
-        let element = if function.compares() { Element::Bool } else { x.element };
+        let element = match function {
+            BinaryFn::PackHalves => Element::I32,
+            _ if function.compares() => Element::Bool,
+            _ => x.element,
+        };
         self.emit(element, x.uniform && y.uniform, Inst::Binary(function, a, b))
     }
 
@@ -172,6 +195,12 @@ impl Builder {
         self.binary(BinaryFn::Less, a, b)
     }
 
+    /// A value at least 0 divided by a power of two, and the rest.
+    pub fn halves(&mut self, a: Value, by: u32) -> (Value, Value) {
+        let (bits, low) = (self.int(by.trailing_zeros() as i32), self.int(by as i32 - 1));
+        (self.binary(BinaryFn::ShiftRight, a, bits), self.binary(BinaryFn::And, a, low))
+    }
+
     /// `0 <= a && a < extent`
     pub fn within(&mut self, a: Value, extent: Arg) -> Value {
         let (zero, extent) = (self.int(0), self.arg(extent));
@@ -198,6 +227,52 @@ impl Builder {
     pub fn load(&mut self, view: ViewId, at: &[Value], mask: Option<Value>) -> Value {
         let element = self.view_element(view);
         self.emit(element, false, Inst::Load { view, at: at.to_vec(), mask })
+    }
+
+    /// So many elements from a coordinate on: no more than the view may be loaded from at once.
+    pub fn load_wide(&mut self, view: ViewId, at: &[Value], count: u32, mask: Option<Value>) -> Vec<Value> {
+        let element = self.view_element(view);
+        let values: Vec<Value> = (0..count).map(|_| self.value(element, false, false)).collect();
+        self.push(values.clone(), Inst::Load { view, at: at.to_vec(), mask });
+        values
+    }
+
+    /// Writes consecutive words of a tile.
+    pub fn put(&mut self, tile: TileId, at: Value, values: &[Value]) {
+        self.push(Vec::new(), Inst::Put { tile, at, values: values.to_vec() });
+    }
+
+    /// So many consecutive words of a tile.
+    pub fn take(&mut self, tile: TileId, at: Value, count: u32) -> Vec<Value> {
+        let element = self.kernel.tiles[tile.0 as usize].element;
+        let values: Vec<Value> = (0..count).map(|_| self.value(element, false, false)).collect();
+        self.push(values.clone(), Inst::Take { tile, at });
+        values
+    }
+
+    /// Products of 16 rows and 8 columns added to a warp's sums; see [`Inst::Mma`].
+    pub fn mma(
+        &mut self,
+        pairs: Pairs,
+        tiles: [TileId; 2],
+        at: [Value; 2],
+        pitches: [u32; 2],
+        sums: [Value; 4],
+    ) -> [Value; 4] {
+        let results = sums.map(|_| self.value(Element::F32, false, false));
+        self.push(results.to_vec(), Inst::Mma { pairs, tiles, at, pitches, sums });
+        results
+    }
+
+    /// Lanes wait for each other.
+    pub fn barrier(&mut self) {
+        self.push(Vec::new(), Inst::Barrier);
+    }
+
+    /// `a * b + c`
+    pub fn fma(&mut self, a: Value, b: Value, c: Value) -> Value {
+        let uniform = [a, b, c].map(|v| self.ty(v).uniform) == [true; 3];
+        self.emit(Element::F32, uniform, Inst::Fma(a, b, c))
     }
 
     /// Writes the element at coordinates.

@@ -1,19 +1,21 @@
 //! Kernels run one statement at a time, all lanes together: the oracle of every printer. It finds accesses outside a binding, reads of
-//! words that nothing has written, and words that two lanes touch of which one writes.
+//! words that nothing has written, and words that two lanes touch of which one writes: in the arena within a launch, in a tile within a
+//! program between two barriers. So what it accepts gives the same results in whatever order lanes run.
 
 use super::{
-    Arg, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, View,
+    Arg, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Pairs, Stmt, Storage, TileId, UnaryFn,
+    Value, View,
 };
 
 /// What a kernel did that it must not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("kernel {kernel}, view{view}, word {word}: {what}")]
+#[error("kernel {kernel}, {place}, word {word}: {what}")]
 pub struct Violation {
     /// The kernel.
     pub kernel: String,
-    /// The view.
-    pub view: u32,
-    /// The word of the binding.
+    /// The view or tile.
+    pub place: String,
+    /// The word of the binding or tile.
     pub word: u64,
     /// What was done.
     pub what: &'static str,
@@ -119,11 +121,23 @@ impl Machine {
         let lanes = kernel.lanes as usize;
         for program in 0..programs {
             let values = vec![0; kernel.types.len() * lanes];
-            let mut run = Run { machine: self, kernel, arguments, weights, states, program, lanes, values };
+            let tiles = kernel.tiles.iter().map(|t| vec![Shared::default(); t.words as usize]).collect();
+            let (machine, phase, states) = (&mut *self, 1, &mut *states);
+            let mut run =
+                Run { machine, kernel, arguments, weights, states, program, lanes, values, tiles, phase };
             run.block(&kernel.body)?;
         }
         Ok(())
     }
+}
+
+/// A word of a tile.
+#[derive(Debug, Clone, Default)]
+struct Shared {
+    bits: Option<u32>,
+    /// The phase and the lane that put it last, and that took it last.
+    put: (u32, u32),
+    taken: (u32, u32),
 }
 
 struct Run<'m, 's> {
@@ -135,6 +149,9 @@ struct Run<'m, 's> {
     program: usize,
     lanes: usize,
     values: Vec<u32>,
+    tiles: Vec<Vec<Shared>>,
+    /// Barriers so far and one.
+    phase: u32,
 }
 
 fn f(bits: u32) -> f32 {
@@ -186,6 +203,9 @@ impl Run<'_, '_> {
             Inst::Select(condition, a, b) => self.set(result, |run, lane| {
                 if run.at(*condition, lane) != 0 { run.at(*a, lane) } else { run.at(*b, lane) }
             }),
+            Inst::Fma(a, b, c) => self.set(result, |run, lane| {
+                f(run.at(*a, lane)).mul_add(f(run.at(*b, lane)), f(run.at(*c, lane))).to_bits()
+            }),
             Inst::Digit { linear, extents, axis } => self.set(result, |run, lane| {
                 let after = &extents[*axis as usize + 1..];
                 let after: i64 = after.iter().map(|e| i64::from(run.argument(*e))).product();
@@ -196,8 +216,10 @@ impl Run<'_, '_> {
             Inst::Load { view, at, mask } => {
                 for lane in 0..self.lanes {
                     let on = mask.is_none_or(|m| self.at(m, lane) != 0);
-                    let bits = if on { self.load(view.0, at, lane)? } else { 0 };
-                    self.values[result.0 as usize * self.lanes + lane] = bits;
+                    for (along, result) in stmt.results.iter().enumerate() {
+                        let bits = if on { self.load(view.0, at, lane, along)? } else { 0 };
+                        self.values[result.0 as usize * self.lanes + lane] = bits;
+                    }
                 }
             }
             Inst::Store { view, at, value, mask } => {
@@ -228,9 +250,83 @@ impl Run<'_, '_> {
                     self.machine.arena[slot] = 1;
                 }
             }
+            Inst::Put { tile, at, values } => {
+                for lane in 0..self.lanes {
+                    for (along, value) in values.iter().enumerate() {
+                        self.put(*tile, self.at(*at, lane) as usize + along, lane, self.at(*value, lane))?;
+                    }
+                }
+            }
+            Inst::Take { tile, at } => {
+                for lane in 0..self.lanes {
+                    for (along, result) in stmt.results.iter().enumerate() {
+                        let bits = self.take(*tile, self.at(*at, lane) as usize + along, lane)?;
+                        self.values[result.0 as usize * self.lanes + lane] = bits;
+                    }
+                }
+            }
+            Inst::Mma { .. } => self.mma(stmt)?,
+            Inst::Barrier => self.phase += 1,
             Inst::Loop(turn) => self.repeat(&stmt.results, turn)?,
         }
         Ok(())
+    }
+
+    /// Products in order, each added to the sum; a device may add them otherwise.
+    fn mma(&mut self, stmt: &Stmt) -> Result<(), Violation> {
+        let Inst::Mma { pairs, tiles, at, pitches, sums } = &stmt.inst else { return Ok(()) };
+        let pairs = *pairs;
+        for lane in 0..self.lanes {
+            let (group, place) = (lane % 32 / 4, lane % 4);
+            for (i, (&sum, &result)) in sums.iter().zip(&stmt.results).enumerate() {
+                let lines = [group + i / 2 * 8, 2 * place + i % 2];
+                let mut total = f(self.at(sum, lane));
+                for word in 0..8 {
+                    let mut both = [0; 2];
+                    for (side, bits) in both.iter_mut().enumerate() {
+                        let first = self.at(at[side], lane) as usize + lines[side] * pitches[side] as usize;
+                        *bits = self.take(tiles[side], first + word, lane)?;
+                    }
+                    for shift in [0, 16] {
+                        let [a, b] = both.map(|bits| pair_of(pairs, bits >> shift));
+                        total = f(a).mul_add(f(b), total);
+                    }
+                }
+                self.values[result.0 as usize * self.lanes + lane] = total.to_bits();
+            }
+        }
+        Ok(())
+    }
+
+    fn shared(&mut self, tile: TileId, word: usize) -> Result<&mut Shared, Violation> {
+        let outside = self.misuse(tile, word, "outside the tile");
+        self.tiles[tile.0 as usize].get_mut(word).ok_or(outside)
+    }
+
+    fn misuse(&self, tile: TileId, word: usize, what: &'static str) -> Violation {
+        let (kernel, place) = (self.kernel.name.clone(), format!("tile{}", tile.0));
+        Violation { kernel, place, word: word as u64, what }
+    }
+
+    fn put(&mut self, tile: TileId, word: usize, lane: usize, bits: u32) -> Result<(), Violation> {
+        let (phase, lane) = (self.phase, lane as u32);
+        let shared = self.shared(tile, word)?;
+        let apart = |(at, other): (u32, u32)| at != phase || other == lane;
+        let alone = apart(shared.put) && apart(shared.taken);
+        (shared.bits, shared.put) = (Some(bits), (phase, lane));
+        alone.then_some(()).ok_or_else(|| self.misuse(tile, word, "put while another lane uses it"))
+    }
+
+    fn take(&mut self, tile: TileId, word: usize, lane: usize) -> Result<u32, Violation> {
+        let (phase, lane) = (self.phase, lane as u32);
+        let shared = self.shared(tile, word)?;
+        let (bits, (at, other)) = (shared.bits, shared.put);
+        let again = shared.taken.0 == phase && shared.taken.1 != lane;
+        shared.taken = (phase, if again { MANY } else { lane });
+        if at == phase && other != lane {
+            return Err(self.misuse(tile, word, "taken while another lane puts it"));
+        }
+        bits.ok_or_else(|| self.misuse(tile, word, "taken before anything was put"))
     }
 
     fn repeat(&mut self, results: &[Value], turn: &Loop) -> Result<(), Violation> {
@@ -258,7 +354,7 @@ impl Run<'_, '_> {
     }
 
     fn violation(&self, view: u32, word: i64, what: &'static str) -> Violation {
-        Violation { kernel: self.kernel.name.clone(), view, word: word as u64, what }
+        Violation { kernel: self.kernel.name.clone(), place: format!("view{view}"), word: word as u64, what }
     }
 
     /// The element that coordinates name, each of which must be below its extent.
@@ -282,9 +378,9 @@ impl Run<'_, '_> {
         }
     }
 
-    fn load(&mut self, id: u32, at: &[Value], lane: usize) -> Result<u32, Violation> {
+    fn load(&mut self, id: u32, at: &[Value], lane: usize, along: usize) -> Result<u32, Violation> {
         let view = &self.kernel.views[id as usize];
-        let element = self.element(id, view, at, lane)?;
+        let element = self.element(id, view, at, lane)? + along as i64;
         let word = if view.storage == Storage::HalfPair || view.storage == Storage::BrainPair {
             element / 2
         } else {
@@ -302,10 +398,7 @@ impl Run<'_, '_> {
         };
         Ok(match view.storage {
             Storage::Word(_) => bits,
-            Storage::HalfPair => {
-                let half = (bits >> (16 * (element & 1))) as u16;
-                half::f16::from_bits(half).to_f32().to_bits()
-            }
+            Storage::HalfPair => half_of(bits >> (16 * (element & 1))),
             Storage::BrainPair => (bits >> (16 * (element & 1))) << 16,
         })
     }
@@ -320,6 +413,18 @@ impl Run<'_, '_> {
     }
 }
 
+fn pair_of(pairs: Pairs, word: u32) -> u32 {
+    match pairs {
+        Pairs::Half => half_of(word),
+        Pairs::Brain => word << 16,
+    }
+}
+
+/// The binary16 of the low bits.
+fn half_of(word: u32) -> u32 {
+    half::f16::from_bits(word as u16).to_f32().to_bits()
+}
+
 fn unary(function: UnaryFn, element: Element, x: u32) -> u32 {
     let float = |y: f32| y.to_bits();
     match (function, element) {
@@ -330,6 +435,8 @@ fn unary(function: UnaryFn, element: Element, x: u32) -> u32 {
         (UnaryFn::ToFloat, _) => float(x as i32 as f32),
         (UnaryFn::ToInt, _) => f(x) as i32 as u32,
         (UnaryFn::Bits | UnaryFn::FromBits, _) => x,
+        (UnaryFn::LowHalf, _) => half_of(x),
+        (UnaryFn::HighHalf, _) => half_of(x >> 16),
         (function, _) => float(unary_float(function, f(x))),
     }
 }
@@ -376,6 +483,10 @@ fn binary_float(function: BinaryFn, a: f32, b: f32) -> u32 {
         BinaryFn::Max => pick(a.max(b)).to_bits(),
         BinaryFn::Less => truth(a < b),
         BinaryFn::LessEqual => truth(a <= b),
+        BinaryFn::PackHalves => {
+            let [a, b] = [a, b].map(|x| u32::from(half::f16::from_f32(x).to_bits()));
+            a | b << 16
+        }
         _ => truth(a == b),
     }
 }
@@ -398,6 +509,6 @@ fn binary_int(function: BinaryFn, a: i32, b: i32) -> i32 {
         BinaryFn::ShiftRight => ((a as u32) >> (b as u32 & 31)) as i32,
         BinaryFn::Less => truth(a < b),
         BinaryFn::LessEqual => truth(a <= b),
-        BinaryFn::Equal | BinaryFn::Pow => truth(a == b),
+        BinaryFn::Equal | BinaryFn::Pow | BinaryFn::PackHalves => truth(a == b),
     }
 }

@@ -25,6 +25,16 @@ fn block(f: &mut fmt::Formatter<'_>, body: &[Stmt], depth: usize) -> fmt::Result
             Inst::Unary(function, x) => writeln!(f, "{function:?} %{}", x.0)?,
             Inst::Binary(function, a, b) => writeln!(f, "{function:?} %{}, %{}", a.0, b.0)?,
             Inst::Select(c, a, b) => writeln!(f, "select {}", values(&[*c, *a, *b]))?,
+            Inst::Fma(a, b, c) => writeln!(f, "fma {}", values(&[*a, *b, *c]))?,
+            Inst::Put { tile, at, values: list } => {
+                writeln!(f, "put tile{}[%{}] <- {}", tile.0, at.0, values(list))?;
+            }
+            Inst::Take { tile, at } => writeln!(f, "take tile{}[%{}]", tile.0, at.0)?,
+            Inst::Mma { pairs, tiles: [a, b], at, pitches, sums } => {
+                let (at, sums) = (values(at), values(sums));
+                writeln!(f, "mma {pairs:?} tile{} tile{} at {at} by {pitches:?} to {sums}", a.0, b.0)?;
+            }
+            Inst::Barrier => writeln!(f, "barrier")?,
             Inst::Digit { linear, extents, axis } => {
                 let extents: Vec<String> = extents.iter().map(|e| e.0.to_string()).collect();
                 writeln!(f, "digit {axis} of %{} in [{}]", linear.0, extents.join(", "))?;
@@ -72,7 +82,11 @@ impl fmt::Display for Kernel {
         for (i, view) in self.views.iter().enumerate() {
             let extents: Vec<String> = view.extents.iter().map(|e| e.0.to_string()).collect();
             let (access, binding, storage) = (view.access, view.binding, view.storage);
-            writeln!(f, "  view{i} = {access:?} {binding:?} {storage:?} [{}]", extents.join(", "))?;
+            let wide = if view.wide > 1 { format!(" by {}", view.wide) } else { String::new() };
+            writeln!(f, "  view{i} = {access:?} {binding:?} {storage:?} [{}]{wide}", extents.join(", "))?;
+        }
+        for (i, tile) in self.tiles.iter().enumerate() {
+            writeln!(f, "  tile{i} = {:?} [{}]", tile.element, tile.words)?;
         }
         block(f, &self.body, 1)?;
         writeln!(f, "}}")

@@ -2,8 +2,8 @@
 //! lane, and coordinates that are below their extents.
 
 use super::{
-    Access, Arg, ArgDef, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, Type,
-    UnaryFn, Value, ViewId,
+    Access, Arg, ArgDef, BinaryFn, Binding, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, TileId,
+    Type, UnaryFn, Value, ViewId,
 };
 use std::collections::HashMap;
 
@@ -47,9 +47,15 @@ pub fn verify(kernel: &Kernel) -> Result<(), KernelFault> {
         if view.extents.len() != view.strides.len() {
             return Err(fault("a view has extents and strides of two ranks".to_owned()));
         }
+        if !matches!(view.wide, 1 | 2 | 4) || (view.wide > 1 && narrow) {
+            return Err(fault(format!("a view is loaded from by {}", view.wide)));
+        }
+    }
+    if kernel.tiles.iter().any(|t| t.element == Element::Bool || t.words > 1 << 16) {
+        return Err(fault("a tile is of truths or too large".to_owned()));
     }
     let mut verifier = Verifier { kernel, known: HashMap::new() };
-    verifier.block(&kernel.body).map(drop).map_err(fault)
+    verifier.block(&kernel.body).and_then(|_| super::tiles::check(kernel)).map_err(fault)
 }
 
 impl<'k> Verifier<'k> {
@@ -90,13 +96,23 @@ impl<'k> Verifier<'k> {
     }
 
     fn gives(&self, stmt: &Stmt, element: Element, uniform: bool) -> Result<(), String> {
-        let [result] = stmt.results.as_slice() else { return Err("a statement has no result".to_owned()) };
-        let ty = self.kernel.ty(*result);
-        let staged = matches!(stmt.inst, Inst::Stage(_));
-        match ty.element == element && (uniform || !ty.uniform) && ty.staged == staged {
-            true => Ok(()),
-            false => Err(format!("%{} is typed {ty:?}, computed as {element:?}", result.0)),
+        let wide = matches!(stmt.inst, Inst::Load { .. } | Inst::Take { .. } | Inst::Mma { .. });
+        if !matches!(stmt.results.len(), 1 | 2 | 4) || (stmt.results.len() > 1 && !wide) {
+            return Err(format!("a statement has {} results", stmt.results.len()));
         }
+        let staged = matches!(stmt.inst, Inst::Stage(_));
+        for result in &stmt.results {
+            let ty = self.kernel.ty(*result);
+            if ty.element != element || (!uniform && ty.uniform) || ty.staged != staged {
+                return Err(format!("%{} is typed {ty:?}, computed as {element:?}", result.0));
+            }
+        }
+        Ok(())
+    }
+
+    fn tile(&self, tile: TileId) -> Result<(Element, i64), String> {
+        let known = self.kernel.tiles.get(tile.0 as usize).ok_or("no such tile")?;
+        Ok((known.element, i64::from(known.words)))
     }
 
     fn stmt(&mut self, stmt: &'k Stmt) -> Result<(), String> {
@@ -119,6 +135,13 @@ impl<'k> Verifier<'k> {
                 let b = self.wants(*b, a.element)?;
                 self.gives(stmt, a.element, c.uniform && a.uniform && b.uniform)
             }
+            Inst::Fma(a, b, c) => {
+                let mut uniform = true;
+                for value in [a, b, c] {
+                    uniform &= self.wants(*value, Element::F32)?.uniform;
+                }
+                self.gives(stmt, Element::F32, uniform)
+            }
             Inst::Digit { linear, extents, axis } => {
                 let ty = self.wants(*linear, Element::I32)?;
                 if *axis as usize >= extents.len() || !self.nonnegative(*linear) {
@@ -128,6 +151,7 @@ impl<'k> Verifier<'k> {
             }
             Inst::Load { view, at, mask } => {
                 self.access(*view, at, *mask, Access::Write)?;
+                self.wide(*view, at, stmt.results.len())?;
                 self.gives(stmt, self.kernel.views[view.0 as usize].storage.element(), false)
             }
             Inst::Store { view, at, value, mask } => {
@@ -165,7 +189,141 @@ impl<'k> Verifier<'k> {
                     _ => Err("a check names no slot of the host's".to_owned()),
                 }
             }
+            Inst::Put { tile, at, values } => {
+                let (element, _) = self.tile(*tile)?;
+                self.wants(*at, Element::I32)?;
+                if !matches!(values.len(), 1 | 2 | 4) {
+                    return Err(format!("{} words are put at once", values.len()));
+                }
+                values.iter().try_for_each(|&v| self.wants(v, element).map(drop))
+            }
+            Inst::Take { tile, at } => {
+                let ((element, words), count) = (self.tile(*tile)?, stmt.results.len());
+                self.wants(*at, Element::I32)?;
+                let inside =
+                    self.range(*at).is_some_and(|(low, high)| low >= 0 && high + count as i64 <= words);
+                if !inside || !self.is_multiple(*at, count as i64) {
+                    return Err(format!("%{} is not known to be {count} words of tile{}", at.0, tile.0));
+                }
+                self.gives(stmt, element, false)
+            }
+            Inst::Mma { tiles, at, pitches, sums, .. } => self.mma(stmt, *tiles, *at, *pitches, sums),
+            Inst::Barrier => Ok(()),
             Inst::Loop(turn) => self.repeat(stmt, turn),
+        }
+    }
+
+    fn mma(
+        &self,
+        stmt: &Stmt,
+        tiles: [TileId; 2],
+        at: [Value; 2],
+        pitches: [u32; 2],
+        sums: &[Value; 4],
+    ) -> Result<(), String> {
+        for (((tile, at), pitch), lines) in tiles.into_iter().zip(at).zip(pitches).zip([16, 8]) {
+            let (element, words) = self.tile(tile)?;
+            let last = (lines - 1) * i64::from(pitch) + 7;
+            let inside = self.range(at).is_some_and(|(low, high)| low >= 0 && high + last < words);
+            if element != Element::I32 || !inside || !self.is_of_warp(at) {
+                return Err(format!("%{} is not known to be {lines} lines of tile{}", at.0, tile.0));
+            }
+        }
+        if !self.kernel.lanes.is_multiple_of(32) || stmt.results.len() != 4 {
+            return Err("an mma is not of whole warps".to_owned());
+        }
+        sums.iter().try_for_each(|&sum| self.wants(sum, Element::F32).map(drop))?;
+        self.gives(stmt, Element::F32, false)
+    }
+
+    /// Whether an integer is the same in each 32 lanes.
+    fn is_of_warp(&self, value: Value) -> bool {
+        if self.kernel.ty(value).uniform {
+            return true;
+        }
+        match self.inst(value) {
+            Some(Inst::Binary(BinaryFn::ShiftRight, a, bits)) => {
+                let lane = matches!(self.inst(*a), Some(Inst::Lane));
+                (lane && self.literal(*bits).is_some_and(|b| (5..32).contains(&b))) || self.is_of_warp(*a)
+            }
+            Some(Inst::Binary(_, a, b)) => self.is_of_warp(*a) && self.is_of_warp(*b),
+            _ => false,
+        }
+    }
+
+    /// Whether so many elements from a coordinate on are below the extent, and stand where a load may begin.
+    fn wide(&self, id: ViewId, at: &[Value], count: usize) -> Result<(), String> {
+        let (view, count) = (&self.kernel.views[id.0 as usize], count as i64);
+        if count == 1 {
+            return Ok(());
+        }
+        let whole = at.last().zip(view.extents.last()).is_some_and(|(&at, extent)| {
+            let known = match self.kernel.args[extent.0 as usize] {
+                ArgDef::Known(extent) => i64::from(extent) % count == 0,
+                _ => false,
+            };
+            known && self.is_multiple(at, count)
+        });
+        match whole && count <= i64::from(view.wide) {
+            true => Ok(()),
+            false => Err(format!("view{} is not known to have {count} elements there", id.0)),
+        }
+    }
+
+    /// Bounds of an integer, both within.
+    fn range(&self, value: Value) -> Option<(i64, i64)> {
+        if let Some(Origin::Index(turn)) = self.known.get(&value) {
+            let (from, to) = (self.range(turn.from)?, self.range(turn.to)?);
+            let (first, end, step) = (from.0, to.1, i64::from(turn.step));
+            let known = from.0 == from.1 && end > first;
+            return Some((first, if known { first + (end - 1 - first) / step * step } else { end - 1 }));
+        }
+        Some(match self.inst(value)? {
+            Inst::Const(_) | Inst::Arg(_) => self.literal(value).map(|v| (i64::from(v), i64::from(v)))?,
+            Inst::Lane => (0, i64::from(self.kernel.lanes) - 1),
+            Inst::Binary(BinaryFn::And, _, b) => (0, self.range(*b).filter(|b| b.0 == b.1 && b.0 >= 0)?.0),
+            Inst::Binary(BinaryFn::Min, a, b) => match (self.range(*a), self.range(*b)) {
+                (Some(a), Some(b)) => (a.0.min(b.0), a.1.min(b.1)),
+                // A loop's bound of which only the most matters: such a loop has no turn below it.
+                (Some(known), None) | (None, Some(known)) => (i64::from(i32::MIN), known.1),
+                (None, None) => return None,
+            },
+            Inst::Binary(function, a, b) => {
+                let (a, b) = (self.range(*a)?, self.range(*b)?);
+                match function {
+                    BinaryFn::Add => (a.0 + b.0, a.1 + b.1),
+                    BinaryFn::Sub => (a.0 - b.1, a.1 - b.0),
+                    BinaryFn::Mul if a.0 >= 0 && b.0 >= 0 => (a.0 * b.0, a.1 * b.1),
+                    BinaryFn::Div if a.0 >= 0 && b.0 == b.1 && b.0 > 0 => (a.0 / b.0, a.1 / b.0),
+                    BinaryFn::Rem if a.0 >= 0 && b.0 == b.1 && b.0 > 0 => (0, a.1.min(b.0 - 1)),
+                    BinaryFn::ShiftRight if a.0 >= 0 && b.0 == b.1 && (0..32).contains(&b.0) => {
+                        (a.0 >> b.0, a.1 >> b.0)
+                    }
+                    _ => return None,
+                }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether an integer is a multiple of a power of two.
+    fn is_multiple(&self, value: Value, of: i64) -> bool {
+        if of == 1 {
+            return true;
+        }
+        if let Some(Origin::Index(turn)) = self.known.get(&value) {
+            return i64::from(turn.step) % of == 0 && self.is_multiple(turn.from, of);
+        }
+        match self.inst(value) {
+            Some(Inst::Binary(BinaryFn::Add | BinaryFn::Sub, a, b)) => {
+                self.is_multiple(*a, of) && self.is_multiple(*b, of)
+            }
+            Some(Inst::Binary(BinaryFn::Mul, a, b)) => self.is_multiple(*a, of) || self.is_multiple(*b, of),
+            Some(Inst::Select(_, a, b)) => self.is_multiple(*a, of) && self.is_multiple(*b, of),
+            Some(Inst::Binary(BinaryFn::ShiftRight, a, bits)) => {
+                self.literal(*bits).is_some_and(|b| (0..16).contains(&b) && self.is_multiple(*a, of << b))
+            }
+            _ => self.literal(value).is_some_and(|v| i64::from(v) % of == 0),
         }
     }
 
@@ -175,7 +333,7 @@ impl<'k> Verifier<'k> {
         let (takes, result) = match function {
             UnaryFn::Neg | UnaryFn::Abs if ty.element != Bool => (ty.element, ty.element),
             UnaryFn::Not => (Bool, Bool),
-            UnaryFn::ToFloat | UnaryFn::FromBits => (I32, F32),
+            UnaryFn::ToFloat | UnaryFn::FromBits | UnaryFn::LowHalf | UnaryFn::HighHalf => (I32, F32),
             UnaryFn::ToInt | UnaryFn::Bits => (F32, I32),
             UnaryFn::IsNan => (F32, Bool),
             _ => (F32, F32),
@@ -188,7 +346,7 @@ impl<'k> Verifier<'k> {
         let x = self.plain(a)?;
         let y = self.wants(b, x.element)?;
         let fits = match function {
-            BinaryFn::Pow => x.element == Element::F32,
+            BinaryFn::Pow | BinaryFn::PackHalves => x.element == Element::F32,
             BinaryFn::Rem | BinaryFn::ShiftRight => x.element == Element::I32,
             BinaryFn::And | BinaryFn::Or | BinaryFn::Xor => x.element != Element::F32,
             BinaryFn::Equal => true,
@@ -197,7 +355,11 @@ impl<'k> Verifier<'k> {
         if !fits {
             return Err(format!("{function:?} is not defined for {:?}", x.element));
         }
-        let element = if function.compares() { Element::Bool } else { x.element };
+        let element = match function {
+            BinaryFn::PackHalves => Element::I32,
+            _ if function.compares() => Element::Bool,
+            _ => x.element,
+        };
         self.gives(stmt, element, x.uniform && y.uniform)
     }
 
@@ -326,6 +488,12 @@ impl<'k> Verifier<'k> {
         {
             return bits >= 0 && bits < extent;
         }
+        if let Some(((low, high), extent)) = self.range(value).zip(known_extent)
+            && low >= 0
+            && high < i64::from(extent)
+        {
+            return true;
+        }
         let masked = conjuncts.iter().any(|&c| self.is_less(c, value).is_some_and(reaches));
         let zero = |c: &Value| matches!(self.inst(*c), Some(Inst::Binary(BinaryFn::LessEqual, z, v)) if *v == value && self.literal(*z).is_some_and(|z| z >= 0));
         masked && (self.nonnegative(value) || conjuncts.iter().any(zero))
@@ -350,6 +518,8 @@ impl<'k> Verifier<'k> {
                 Inst::Binary(BinaryFn::Add | BinaryFn::Mul | BinaryFn::Div | BinaryFn::Rem, a, b) => {
                     self.nonnegative(*a) && self.nonnegative(*b)
                 }
+                Inst::Binary(BinaryFn::ShiftRight, a, _) => self.nonnegative(*a),
+                Inst::Binary(BinaryFn::And, a, b) => self.nonnegative(*a) || self.nonnegative(*b),
                 _ => false,
             },
             _ => false,

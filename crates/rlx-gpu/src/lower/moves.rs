@@ -1,5 +1,6 @@
 //! Elements moved to other places.
 
+use super::blocks::{Blocks, is_blocks};
 use super::elementwise::map;
 use super::{Amount, GpuOp, LANES, LowerCx, Operand, contiguous};
 use crate::ir::{UnaryFn, Value};
@@ -200,8 +201,15 @@ fn gather(
     let mask = d.b.and(inside, there);
     let coordinates: Vec<Value> =
         at[..axis].iter().copied().chain([index]).chain(at[after..].iter().copied()).collect();
-    let (read, write) = (d.read(table), d.write(to));
-    let value = d.b.load(read, &coordinates, Some(mask));
+    let blocks = Blocks::new(&mut d, table);
+    let value = match (&blocks, coordinates.as_slice()) {
+        (Some(blocks), &[line, k]) => blocks.element(&mut d, line, k, mask),
+        _ => {
+            let read = d.read(table);
+            d.b.load(read, &coordinates, Some(mask))
+        }
+    };
+    let write = d.write(to);
     d.b.store(write, &at, value, Some(inside));
     cx.launch(d, Amount::product(&to.dims).ceil_div(LANES as usize))
 }
@@ -230,7 +238,10 @@ impl GpuOp for GpuEmbedding {
     }
 
     fn supports(&self, _op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-        inputs.iter().chain(outputs).all(|s| super::element(s.dtype()).is_some())
+        let known = |s: &&Shape| super::element(s.dtype()).is_some();
+        let table = |s: &Shape| known(&s) || (is_blocks(s.dtype()) && s.known_dims().is_some());
+        let operands = inputs.iter().enumerate().all(|(i, s)| if i == 1 { table(s) } else { known(s) });
+        operands && outputs.iter().all(known)
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {

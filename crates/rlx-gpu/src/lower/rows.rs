@@ -13,7 +13,6 @@ use rlx_graph::ops::pool::{Pool, PoolKind};
 use rlx_graph::ops::reduce::{Reduce, ReduceOp};
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::softmax::Softmax;
-use rlx_graph::ops::topk::TopK;
 use rlx_tensor::Shape;
 
 /// The lines of an operand: which coordinates the program stands for, and how many elements a line has.
@@ -379,60 +378,6 @@ impl GpuOp for GpuCumSum {
             vec![sum]
         });
         cx.launch(d, Amount::product(lead).ceil_div(LANES as usize))
-    }
-}
-
-/// `topk`: a lane an element, which counts those that come before it.
-pub(super) struct GpuTopK;
-
-impl GpuOp for GpuTopK {
-    fn name(&self) -> &'static str {
-        TopK::NAME
-    }
-
-    fn supports(&self, _op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-        computes(inputs, outputs)
-    }
-
-    fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
-        let (from, to) = (cx.operand(&step.inputs[0]), cx.outputs(step));
-        let rank = from.dims.len();
-        let mut d = cx.draft("topk");
-        let linear = d.linear();
-        let (at, inside) = d.coordinates(linear, &from.dims);
-        let (read, writes) = (d.read(&from), [d.write(&to[0]), d.write(&to[1])]);
-        let mine = d.b.load(read, &at, Some(inside));
-        let position = at[rank - 1];
-        let extent = d.size(&from.dims[rank - 1]);
-        let (zero, one, end) = (d.b.int(0), d.b.int(1), d.b.arg(extent));
-        let above = |d: &mut Draft<'_>, a: Value, b: Value| {
-            let larger = d.b.less(b, a);
-            if d.b.ty(a).element != Element::F32 {
-                return larger;
-            }
-            let (a, b) = (d.b.unary(UnaryFn::IsNan, a), d.b.unary(UnaryFn::IsNan, b));
-            let number = d.b.unary(UnaryFn::Not, b);
-            let only = d.b.and(a, number);
-            d.b.binary(BinaryFn::Or, larger, only)
-        };
-        let rank_of = d.repeat([zero, end], 1, &[zero], |d, index, carried| {
-            let other: Vec<Value> = at[..rank - 1].iter().copied().chain([index]).collect();
-            let other = d.b.load(read, &other, Some(inside));
-            let (before, after) = (above(d, other, mine), above(d, mine, other));
-            let same = d.b.unary(UnaryFn::Not, after);
-            let earlier = d.b.less(index, position);
-            let tie = d.b.and(same, earlier);
-            let counts = d.b.binary(BinaryFn::Or, before, tie);
-            let step = d.b.select(counts, one, zero);
-            vec![d.b.add(carried[0], step)]
-        });
-        let k = d.size(&to[0].dims[rank - 1]);
-        let within = d.b.within(rank_of[0], k);
-        let mask = d.b.and(inside, within);
-        let place: Vec<Value> = at[..rank - 1].iter().copied().chain([rank_of[0]]).collect();
-        d.b.store(writes[0], &place, mine, Some(mask));
-        d.b.store(writes[1], &place, position, Some(mask));
-        cx.launch(d, Amount::product(&from.dims).ceil_div(LANES as usize))
     }
 }
 

@@ -1,7 +1,8 @@
 //! Windows that move over images: a lane for each element of the result, over the elements of its window one after another.
 
 use super::elementwise::{activation, has_activation, power};
-use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes};
+use super::product::{self, Product, Rows};
+use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes, element};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
@@ -11,6 +12,7 @@ use rlx_graph::ops::conv::Conv;
 use rlx_graph::ops::conv_transpose::ConvTranspose;
 use rlx_graph::ops::pool_window::{PoolWindow, WindowPool};
 use rlx_tensor::Shape;
+use std::rc::Rc;
 
 /// Axes of an image with channels in front.
 fn channels_first(operand: &Operand, last: bool) -> Operand {
@@ -97,6 +99,9 @@ impl GpuOp for GpuConv {
         let from = cx.inputs(step);
         let (x, w) = (channels_first(&from[0], op.channels_last), &from[1]);
         let to = channels_first(&cx.operand(&step.outputs[0]), op.channels_last);
+        if let Some(image) = Image::new(op, &from, &x, &to) {
+            return image.launch(cx);
+        }
         let mut d = cx.draft("conv");
         let linear = d.linear();
         let (at, inside) = d.coordinates(linear, &to.dims);
@@ -143,6 +148,124 @@ impl GpuOp for GpuConv {
         let y = d.rounded(to.dtype, y);
         d.b.store(write, &at, y, Some(inside));
         cx.launch(d, Amount::product(&to.dims).ceil_div(LANES as usize))
+    }
+}
+
+/// A convolution as a matrix product for each group: a row is a place of the result, a column an output channel, and k the group's
+/// channels and the elements of the window.
+struct Image<'i> {
+    op: &'i Conv,
+    from: &'i [Operand],
+    x: &'i Operand,
+    to: &'i Operand,
+    /// Channels of a group, before and after.
+    channels: [usize; 2],
+}
+
+impl<'i> Image<'i> {
+    /// `None` where a group is too small to be worth it, or its sizes are not known.
+    fn new(op: &'i Conv, from: &'i [Operand], x: &'i Operand, to: &'i Operand) -> Option<Self> {
+        let (Amount::Known(outputs), Amount::Known(each)) = (&from[1].dims[0], &from[1].dims[1]) else {
+            return None;
+        };
+        let taps = from[1].dims[2..].iter().try_fold(1, |product, d| match d {
+            Amount::Known(d) => Some(product * d),
+            _ => None,
+        })?;
+        let channels = [*each, outputs / op.groups];
+        let whole = from[1].strides == super::contiguous(&from[1].dims);
+        let floats = from.iter().chain([to]).all(|o| element(o.dtype) == Some(Element::F32));
+        (whole && floats && channels[1] >= 8 && each * taps >= 16).then_some(Self {
+            op,
+            from,
+            x,
+            to,
+            channels,
+        })
+    }
+
+    fn launch(&self, cx: &mut LowerCx<'_>) -> Result<(), BackendError> {
+        let (op, w) = (self.op, &self.from[1]);
+        let taps: Vec<Amount> = w.dims[1..].to_vec();
+        let k = Amount::product(&taps);
+        let places: Vec<Amount> = self.to.dims[..1].iter().chain(&self.to.dims[2..]).cloned().collect();
+        let rows = Amount::product(&places);
+        let dims = [Amount::Known(op.groups), rows, Amount::Known(self.channels[1])];
+        let matrix = Operand {
+            dims: vec![dims[0].clone(), dims[2].clone(), k.clone()],
+            strides: vec![Amount::product(&[dims[2].clone(), k.clone()]), k.clone(), Amount::Known(1)],
+            ..w.clone()
+        };
+        let make = |d: &mut Draft<'_>| self.element(d, &places, &taps);
+        let product = Product { a: Rows::Made(&make), b: &[matrix], dims: &dims, k: &k };
+        let prepare = |d: &mut Draft<'_>| self.finish(d, &places);
+        product.launch(cx, "conv", &prepare)
+    }
+
+    /// What makes an element of a row: the image's element that a place sees through an element of its window.
+    fn element(
+        &self,
+        d: &mut Draft<'_>,
+        places: &[Amount],
+        taps: &[Amount],
+    ) -> Rc<product::Element<'static>> {
+        let read = d.read(self.x);
+        let (op, x) = (self.op.clone(), self.x.clone());
+        let (places, taps, each) = (places.to_vec(), taps.to_vec(), self.channels[0] as i32);
+        Rc::new(move |d, lead, [row, k], mask| {
+            let before = op.before.iter().map(Amount::of_dim).collect();
+            let moves =
+                Moves { strides: &op.strides, dilations: &op.dilations, before, extents: &x.dims[2..] };
+            let (at, there) = d.coordinates(row, &places);
+            let (tap, known) = d.coordinates(k, &taps);
+            let mask = d.b.and(mask, there);
+            let mask = d.b.and(mask, known);
+            let (place, inside) = moves.element(d, &at[1..], &tap[1..], mask);
+            let each = d.b.int(each);
+            let first = d.b.mul(lead[0], each);
+            let channel = d.b.add(first, tap[0]);
+            let (images, channels) = (d.size(&x.dims[0]), d.size(&x.dims[1]));
+            let within = d.b.within(channel, channels);
+            let image = d.b.within(at[0], images);
+            let inside = d.b.and(inside, within);
+            let inside = d.b.and(inside, image);
+            let place: Vec<Value> = [at[0], channel].into_iter().chain(place).collect();
+            d.b.load(read, &place, Some(inside))
+        })
+    }
+
+    fn finish(&self, d: &mut Draft<'_>, places: &[Amount]) -> Box<product::Finish<'static>> {
+        let (op, to) = (self.op, self.to.clone());
+        let bias = op.bias.then(|| d.read(&self.from[2]));
+        let addend = op.addend.then(|| {
+            let own = channels_first(&self.from[op.arity() - 1], op.channels_last);
+            d.read(&Operand { dims: to.dims.clone(), ..own })
+        });
+        let write = d.write(&to);
+        let (places, each, kind) = (places.to_vec(), self.channels[1] as i32, op.activation);
+        Box::new(move |d, at, mask, sums| {
+            let each = d.b.int(each);
+            let first = d.b.mul(at[0], each);
+            let channel = d.b.add(first, at[2]);
+            let (place, there) = d.coordinates(at[1], &places);
+            let outputs = d.size(&to.dims[1]);
+            let known = d.b.within(channel, outputs);
+            let mask = d.b.and(mask, there);
+            let mask = d.b.and(mask, known);
+            let at: Vec<Value> = [place[0], channel].iter().chain(&place[1..]).copied().collect();
+            let mut y = sums[0];
+            if let Some(view) = bias {
+                let bias = d.b.load(view, &[channel], Some(mask));
+                y = d.b.add(y, bias);
+            }
+            if let Some(view) = addend {
+                let addend = d.b.load(view, &at, Some(mask));
+                y = d.b.add(y, addend);
+            }
+            let y = activation(d, kind, y);
+            let y = d.rounded(to.dtype, y);
+            d.b.store(write, &at, y, Some(mask));
+        })
     }
 }
 

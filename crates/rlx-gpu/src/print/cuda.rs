@@ -3,7 +3,8 @@
 //! The parameters are the arguments, the arena, then the weights and the states, each a pointer to 32-bit words.
 
 use crate::ir::{
-    ArgDef, BinaryFn, Element, Inst, Kernel, Literal, Loop, Stmt, Storage, UnaryFn, Value, ViewId,
+    ArgDef, BinaryFn, Element, Inst, Kernel, Literal, Loop, Pairs, Stmt, Storage, TileId, UnaryFn, Value,
+    ViewId,
 };
 use std::fmt::{self, Write};
 
@@ -17,6 +18,12 @@ __device__ __forceinline__ float half_of(unsigned word) {
   float y;
   asm(\"cvt.f32.f16 %0, %1;\" : \"=f\"(y) : \"h\"((unsigned short)word));
   return y;
+}
+__device__ __forceinline__ int pack_halves(float a, float b) {
+  unsigned short x, y;
+  asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(x) : \"f\"(a));
+  asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(y) : \"f\"(b));
+  return (int)((unsigned)x | (unsigned)y << 16);
 }
 ";
 
@@ -80,6 +87,10 @@ impl Printer<'_> {
         for array in arrays {
             writeln!(self.text, "  __shared__ {array}[{}];", kernel.lanes)?;
         }
+        for (at, tile) in kernel.tiles.iter().enumerate() {
+            let element = name_of(tile.element);
+            writeln!(self.text, "  __shared__ __align__(16) {element} tile{at}[{}];", tile.words)?;
+        }
         writeln!(
             self.text,
             "  const int program = blockIdx.y * gridDim.x + blockIdx.x, lane = threadIdx.x;"
@@ -124,13 +135,20 @@ impl Printer<'_> {
             Inst::Unary(function, x) => self.set(result, &self.unary(*function, *x)),
             Inst::Binary(function, a, b) => self.set(result, &self.binary(*function, *a, *b)),
             Inst::Select(c, a, b) => self.set(result, &format!("v{} ? v{} : v{}", c.0, a.0, b.0)),
+            Inst::Fma(a, b, c) => self.set(result, &format!("__fmaf_rn(v{}, v{}, v{})", a.0, b.0, c.0)),
+            Inst::Put { tile, at, values } => self.put(*tile, *at, values),
+            Inst::Take { tile, at } => self.take(&stmt.results, *tile, *at),
+            Inst::Mma { pairs, tiles, at, pitches, sums } => {
+                self.mma(&stmt.results, *pairs, *tiles, *at, *pitches, sums)
+            }
+            Inst::Barrier => self.line("__syncthreads();"),
             Inst::Digit { linear, extents, axis } => {
                 let after = extents[*axis as usize + 1..].iter().map(|e| format!(" * a{}", e.0));
                 let rest = format!("quotient(v{}, 1{})", linear.0, after.collect::<String>());
                 let digit = format!("remainder_of({rest}, a{})", extents[*axis as usize].0);
                 self.set(result, if *axis == 0 { &rest } else { &digit })
             }
-            Inst::Load { view, at, mask } => self.load(result, *view, at, *mask),
+            Inst::Load { view, at, mask } => self.load(&stmt.results, *view, at, *mask),
             Inst::Store { view, at, value, mask } => {
                 let word = match self.kernel.ty(*value).element {
                     Element::Bool => format!("v{} ? 1u : 0u", value.0),
@@ -176,6 +194,8 @@ impl Printer<'_> {
             UnaryFn::ToInt => "__float2int_rz",
             UnaryFn::Bits => "__float_as_int",
             UnaryFn::FromBits => "__int_as_float",
+            UnaryFn::LowHalf => "half_of",
+            UnaryFn::HighHalf => return format!("half_of((unsigned)v{} >> 16)", x.0),
         };
         format!("{name}(v{})", x.0)
     }
@@ -204,13 +224,67 @@ impl Printer<'_> {
             BinaryFn::Or => infix(if truth { "||" } else { "|" }),
             BinaryFn::Xor => infix(if truth { "!=" } else { "^" }),
             BinaryFn::ShiftRight => wrapping(">>"),
+            BinaryFn::PackHalves => call("pack_halves"),
             BinaryFn::Equal => infix("=="),
             BinaryFn::Less => infix("<"),
             BinaryFn::LessEqual => infix("<="),
         }
     }
 
-    fn load(&mut self, v: Value, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
+    /// The type of so many consecutive words.
+    fn vector(element: Element, count: usize) -> String {
+        let name = if element == Element::F32 { "float" } else { "int" };
+        if count == 1 { name.to_owned() } else { format!("{name}{count}") }
+    }
+
+    fn put(&mut self, tile: TileId, at: Value, values: &[Value]) -> fmt::Result {
+        let kind = Self::vector(self.kernel.tiles[tile.0 as usize].element, values.len());
+        let list: Vec<String> = values.iter().map(|v| format!("v{}", v.0)).collect();
+        let made =
+            if values.len() == 1 { list.join("") } else { format!("make_{kind}({})", list.join(", ")) };
+        self.line(&format!("*({kind} *)&tile{}[v{}] = {made};", tile.0, at.0))
+    }
+
+    fn mma(
+        &mut self,
+        results: &[Value],
+        pairs: Pairs,
+        tiles: [TileId; 2],
+        at: [Value; 2],
+        pitches: [u32; 2],
+        sums: &[Value; 4],
+    ) -> fmt::Result {
+        let kind = if pairs == Pairs::Half { "f16" } else { "bf16" };
+        let names: Vec<String> =
+            results.iter().zip(sums).map(|(r, s)| format!("v{} = v{}", r.0, s.0)).collect();
+        self.line(&format!("float {};", names.join(", ")))?;
+        let word = |side: usize, lines: u32, along: u32| {
+            let (tile, at, pitch) = (tiles[side].0, at[side].0, pitches[side]);
+            format!("\"r\"(tile{tile}[v{at} + (lane % 32 / 4 + {lines}) * {pitch} + lane % 4 + {along}])")
+        };
+        let a = [word(0, 0, 0), word(0, 8, 0), word(0, 0, 4), word(0, 8, 4)].join(", ");
+        let b = [word(1, 0, 0), word(1, 0, 4)].join(", ");
+        let c: Vec<String> = results.iter().map(|r| format!("\"+f\"(v{})", r.0)).collect();
+        let shape = format!("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32");
+        let places = "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};";
+        self.line(&format!("asm volatile(\"{shape} {places}\" : {} : {a}, {b});", c.join(", ")))
+    }
+
+    fn take(&mut self, results: &[Value], tile: TileId, at: Value) -> fmt::Result {
+        let kind = Self::vector(self.kernel.tiles[tile.0 as usize].element, results.len());
+        let first = results.first().map_or(0, |v| v.0);
+        if results.len() == 1 {
+            return self.line(&format!("const {kind} v{first} = tile{}[v{}];", tile.0, at.0));
+        }
+        self.line(&format!("const {kind} t{first} = *(const {kind} *)&tile{}[v{}];", tile.0, at.0))?;
+        let parts = results.iter().zip(["x", "y", "z", "w"]);
+        let parts: Vec<String> = parts.map(|(v, part)| format!("v{} = t{first}.{part}", v.0)).collect();
+        let name = name_of(self.kernel.tiles[tile.0 as usize].element);
+        self.line(&format!("const {name} {};", parts.join(", ")))
+    }
+
+    fn load(&mut self, results: &[Value], id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
+        let first = results.first().map_or(0, |v| v.0);
         let view = &self.kernel.views[id.0 as usize];
         let array = super::array(view.binding);
         let half = format!("({array}[i / 2] >> (i & 1) * 16)");
@@ -223,7 +297,16 @@ impl Printer<'_> {
         };
         let (element, index) = (name_of(view.storage.element()), super::index(self.kernel, id, at));
         let guard = mask.map_or(String::new(), |m| format!("if (v{}) ", m.0));
-        self.line(&format!("{element} v{0} = 0; {guard}{{ const int i = {index}; v{0} = {load}; }}", v.0))
+        if results.len() == 1 {
+            let text = format!("{{ const int i = {index}; v{first} = {load}; }}");
+            return self.line(&format!("{element} v{first} = 0; {guard}{text}"));
+        }
+        let kind = Self::vector(view.storage.element(), results.len());
+        let names: Vec<String> = results.iter().map(|v| format!("v{} = 0", v.0)).collect();
+        let parts = results.iter().zip(["x", "y", "z", "w"]);
+        let parts: String = parts.map(|(v, part)| format!(" v{} = t.{part};", v.0)).collect();
+        self.line(&format!("{element} {};", names.join(", ")))?;
+        self.line(&format!("{guard}{{ const {kind} t = *(const {kind} *)({array} + ({index}));{parts} }}"))
     }
 
     fn fold(&mut self, v: Value, function: BinaryFn, x: Value) -> fmt::Result {
@@ -250,6 +333,8 @@ impl Printer<'_> {
             self.line(&format!("{element} c{} = v{};", c.param.0, c.first.0))?;
         }
         let (index, from, to, step) = (turn.index, turn.from.0, turn.to.0, turn.step);
+        // What is to be unrolled is so already; more of it takes registers that there are not.
+        self.line("#pragma unroll 1")?;
         self.line(&format!("for (int n{0} = v{from}; n{0} < v{to}; n{0} += {step}) {{", index.0))?;
         self.depth += 1;
         self.set(index, &format!("n{}", index.0))?;

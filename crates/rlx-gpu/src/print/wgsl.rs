@@ -96,6 +96,10 @@ impl Printer<'_> {
         for (name, element) in arrays {
             writeln!(self.text, "var<workgroup> {name}: array<{element}, {}>;", kernel.lanes)?;
         }
+        for (at, tile) in kernel.tiles.iter().enumerate() {
+            let element = type_name(tile.element);
+            writeln!(self.text, "var<workgroup> tile{at}: array<{element}, {}>;", tile.words)?;
+        }
         self.text.push_str(PRELUDE);
         writeln!(self.text, "@compute @workgroup_size({})", kernel.lanes)?;
         writeln!(
@@ -146,6 +150,16 @@ impl Printer<'_> {
             Inst::Select(c, a, b) => {
                 self.line(format_args!("let v{v} = select(v{}, v{}, v{});", b.0, a.0, c.0))
             }
+            Inst::Fma(a, b, c) => self.line(format_args!("let v{v} = fma(v{}, v{}, v{});", a.0, b.0, c.0)),
+            Inst::Put { tile, at, values } => values.iter().enumerate().try_for_each(|(i, value)| {
+                self.line(format_args!("tile{}[v{} + {i}] = v{};", tile.0, at.0, value.0))
+            }),
+            Inst::Take { tile, at } => stmt.results.iter().enumerate().try_for_each(|(i, result)| {
+                self.line(format_args!("let v{} = tile{}[v{} + {i}];", result.0, tile.0, at.0))
+            }),
+            // A device of this language is not asked for it; the text would be refused.
+            Inst::Mma { .. } => self.line(format_args!("warps do not multiply in this language")),
+            Inst::Barrier => self.line(format_args!("workgroupBarrier();")),
             Inst::Digit { linear, extents, axis } => {
                 let axis = *axis as usize;
                 let after: Vec<String> = extents[axis + 1..].iter().map(|e| format!("a{}", e.0)).collect();
@@ -158,7 +172,7 @@ impl Printer<'_> {
                 }
                 self.line(format_args!("let v{v} = {text};"))
             }
-            Inst::Load { view, at, mask } => self.load(v, *view, at, *mask),
+            Inst::Load { view, at, mask } => self.load(&stmt.results, *view, at, *mask),
             Inst::Store { view, at, value, mask } => {
                 let index = super::index(self.kernel, *view, at);
                 let array = super::array(self.kernel.views[view.0 as usize].binding);
@@ -208,6 +222,8 @@ impl Printer<'_> {
             UnaryFn::ToInt => call("to_int"),
             UnaryFn::Bits => call("bitcast<i32>"),
             UnaryFn::FromBits => call("bitcast<f32>"),
+            UnaryFn::LowHalf => format!("unpack2x16float(bitcast<u32>(v{x})).x"),
+            UnaryFn::HighHalf => format!("unpack2x16float(bitcast<u32>(v{x})).y"),
         }
     }
 
@@ -231,37 +247,47 @@ impl Printer<'_> {
             BinaryFn::Or => infix(if truth { "||" } else { "|" }),
             BinaryFn::Xor => infix(if truth { "!=" } else { "^" }),
             BinaryFn::ShiftRight => format!("bitcast<i32>(bitcast<u32>(v{a}) >> bitcast<u32>(v{b}))"),
+            BinaryFn::PackHalves => format!("bitcast<i32>(pack2x16float(vec2<f32>(v{a}, v{b})))"),
             BinaryFn::Equal => infix("=="),
             BinaryFn::Less => infix("<"),
             BinaryFn::LessEqual => infix("<="),
         }
     }
 
-    fn load(&mut self, v: u32, id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
+    fn load(&mut self, results: &[Value], id: ViewId, at: &[Value], mask: Option<Value>) -> fmt::Result {
+        let v = results.first().map_or(0, |v| v.0);
         let view = &self.kernel.views[id.0 as usize];
         let index = super::index(self.kernel, id, at);
         let array = super::array(view.binding);
         let half = |word: String| format!("({word} >> (u32(i{v} & 1) * 16u))");
-        let word = match view.storage {
-            Storage::Word(_) => format!("{array}[i{v}]"),
-            Storage::HalfPair | Storage::BrainPair => format!("{array}[i{v} / 2]"),
-        };
-        let load = match view.storage {
-            Storage::Word(Element::Bool) => format!("{word} != 0u"),
-            Storage::Word(Element::I32) => format!("bitcast<i32>({word})"),
-            Storage::Word(Element::F32) => format!("bitcast<f32>({word})"),
-            Storage::HalfPair => format!("unpack2x16float({}).x", half(word)),
-            Storage::BrainPair => format!("bitcast<f32>({} << 16u)", half(word)),
+        let load = |along: usize| {
+            let word = match (view.storage, along) {
+                (Storage::Word(_), 0) => format!("{array}[i{v}]"),
+                (Storage::Word(_), along) => format!("{array}[i{v} + {along}]"),
+                _ => format!("{array}[i{v} / 2]"),
+            };
+            match view.storage {
+                Storage::Word(Element::Bool) => format!("{word} != 0u"),
+                Storage::Word(Element::I32) => format!("bitcast<i32>({word})"),
+                Storage::Word(Element::F32) => format!("bitcast<f32>({word})"),
+                Storage::HalfPair => format!("unpack2x16float({}).x", half(word)),
+                Storage::BrainPair => format!("bitcast<f32>({} << 16u)", half(word)),
+            }
         };
         let element = type_name(view.storage.element());
         match mask {
             Some(m) => {
-                self.line(format_args!("var v{v} = {element}();"))?;
-                self.line(format_args!("if (v{}) {{ let i{v} = {index}; v{v} = {load}; }}", m.0))
+                let mut loads = String::new();
+                for (along, result) in results.iter().enumerate() {
+                    self.line(format_args!("var v{} = {element}();", result.0))?;
+                    write!(loads, " v{} = {};", result.0, load(along))?;
+                }
+                self.line(format_args!("if (v{}) {{ let i{v} = {index};{loads} }}", m.0))
             }
             None => {
                 self.line(format_args!("let i{v} = {index};"))?;
-                self.line(format_args!("let v{v} = {load};"))
+                let mut each = results.iter().enumerate();
+                each.try_for_each(|(i, result)| self.line(format_args!("let v{} = {};", result.0, load(i))))
             }
         }
     }

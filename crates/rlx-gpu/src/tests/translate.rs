@@ -13,7 +13,8 @@ fn every_kernel_is_valid_and_translates_to_spirv_msl_and_hlsl() {
         let text = wgsl::print(kernel);
         let module = naga::front::wgsl::parse_str(&text)
             .unwrap_or_else(|e| panic!("{}\n{text}", e.emit_to_string(&text)));
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::default());
+        let halves = Capabilities::default() | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut validator = Validator::new(ValidationFlags::all(), halves);
         let info =
             validator.validate(&module).unwrap_or_else(|e| panic!("{}\n{text}", e.emit_to_string(&text)));
         let words = spv::write_vec(&module, &info, &spv::Options::default(), None);

@@ -51,9 +51,9 @@ pub const HOSTILE: &[&str] = &[
 ];
 
 /// A change to a config, so that the format has a place for the model.
-type Patch = fn(&mut Json);
+pub type Patch = fn(&mut Json);
 
-fn unchanged(_: &mut Json) {}
+pub fn unchanged(_: &mut Json) {}
 
 fn full_attention(config: &mut Json) {
     config["sliding_window"] = Json::Null;
@@ -115,7 +115,7 @@ fn golden_folder(name: &str) -> PathBuf {
 }
 
 /// A copy of a golden folder with another config.
-fn patched(name: &str, patch: Patch, into: &Path) -> PathBuf {
+pub fn patched(name: &str, patch: Patch, into: &Path) -> PathBuf {
     let copy = into.join(name);
     copy_folder(&golden_folder(name), &copy);
     let path = copy.join("config.json");
@@ -138,7 +138,8 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-fn written(folder: &Path, scheme: &str) -> PathBuf {
+/// The checkpoint of a folder as a GGUF file beside it.
+pub fn written(folder: &Path, scheme: &str) -> PathBuf {
     let path = folder.with_extension(format!("{scheme}.gguf"));
     export(&open_folder(folder), &path, Scheme::named(scheme).unwrap(), |_, _| {})
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));

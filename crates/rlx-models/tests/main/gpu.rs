@@ -1,10 +1,13 @@
 //! Golden checkpoints on GPU backends: by the interpreter of kernels, and on the first adapter if this build has devices.
 
-use crate::cpu::{check_decoder, check_encoder, open};
-use crate::goldens::{Golden, folders, name_of};
+use crate::cpu::{check_decoder, check_encoder, open, stepped};
+use crate::gguf::{patched, unchanged, written};
+use crate::goldens::{Golden, folders, largest_difference, name_of, range};
+use rlx::backend::reference::ReferenceBackend;
 use rlx::backend::{Backend, DeviceProbe};
 use rlx::config::{ByteSize, Config};
-use rlx_models::Built;
+use rlx_models::gguf::GgufModel;
+use rlx_models::{Built, Model, OpenOptions};
 use std::sync::Arc;
 
 #[test]
@@ -36,5 +39,33 @@ fn every_family_on_the_first_adapter() {
             _ => unreachable!("a model is a decoder or an encoder"),
         }
         assert!(model.compiled().report().unwrap().steps.iter().all(|step| step.native), "{label}");
+    }
+}
+
+/// Quantised files give what their blocks decode to: packed types, and in rows too short for larger blocks those that are decoded when
+/// they are uploaded.
+#[test]
+fn quantised_files_on_the_first_adapter() {
+    let Some(provider) = rlx_gpu::provider() else {
+        println!("skipped: this build has no devices (`--features rlx-gpu/wgpu`)");
+        return;
+    };
+    let backend: Arc<dyn Backend> = provider.open(0, &Config::default()).unwrap();
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = patched("qwen2", unchanged, temporary.path());
+    let prompts = Golden::open(&folder).ids("prompts");
+    for scheme in ["Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M"] {
+        let file = GgufModel::open(written(&folder, scheme)).unwrap();
+        let logits = |backend: Arc<dyn Backend>| -> Vec<f32> {
+            let model = Model::gguf_on_backend(&file, &OpenOptions::default(), backend).unwrap();
+            let Built::Decoder(decoder) = model.built() else { panic!("qwen2 is a decoder") };
+            assert!(model.compiled().report().unwrap().steps.iter().all(|step| step.native));
+            prompts.iter().flat_map(|prompt| stepped(&model, decoder, prompt, 2).concat()).collect()
+        };
+        let expected = logits(Arc::new(ReferenceBackend::default()));
+        let found = logits(Arc::clone(&backend));
+        let worst = largest_difference(&found, &expected) / range(&expected);
+        println!("{scheme}: {worst:.1e}");
+        assert!(worst <= 1e-5, "{scheme}: logits differ by {worst} of their range");
     }
 }

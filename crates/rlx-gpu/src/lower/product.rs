@@ -1,0 +1,537 @@
+//! Matrix products through tiles: `a [lead, m, k] x b [lead, n, k]`.
+//!
+//! Every form sums in one order, which k alone decides: chunks of [`CHUNK`] products, each from its first to its last, and the chunks one
+//! after another. So a row has the same bits whichever form a run's number of rows chooses.
+
+use super::blocks::{Blocks, is_packed};
+use super::{Amount, Draft, LowerCx, Operand};
+use crate::ir::{self, BinaryFn, Pairs, TileId, UnaryFn, Value, ViewId};
+use rlx::backend::BackendError;
+use rlx_tensor::DType;
+use std::rc::Rc;
+
+/// Products that are summed one after another before they are added to what came before.
+pub(super) const CHUNK: u32 = 128;
+/// Rows that the form for few rows takes at most.
+pub(super) const FEW: usize = 8;
+
+/// How programs and lanes share a product of many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Schedule {
+    /// Rows of a program.
+    pub rows: u32,
+    /// Columns of a program.
+    pub columns: u32,
+    /// Products of each element that stand in tiles at once.
+    pub depth: u32,
+    /// Rows and columns of a lane.
+    pub each: [u32; 2],
+}
+
+impl Schedule {
+    pub const LARGE: Schedule = Schedule { rows: 64, columns: 64, depth: 16, each: [8, 4] };
+    pub const PAIR: Schedule = Schedule { rows: 32, columns: 64, depth: 16, each: [4, 4] };
+    pub const SMALL: Schedule = Schedule { rows: 32, columns: 32, depth: 16, each: [4, 4] };
+
+    /// The schedule for so many columns and matrices.
+    pub fn choose(columns: &Amount, matrices: usize) -> Self {
+        match columns {
+            Amount::Known(n) if *n <= 64 => Self::SMALL,
+            _ if matrices > 1 => Self::PAIR,
+            _ => Self::LARGE,
+        }
+    }
+
+    fn down(self) -> u32 {
+        self.rows / self.each[0]
+    }
+
+    fn across(self) -> u32 {
+        self.columns / self.each[1]
+    }
+
+    pub fn lanes(self) -> u32 {
+        self.down() * self.across()
+    }
+}
+
+/// An element of rows that stand nowhere: given lead coordinates, row and place along k, and whether there is one.
+pub(super) type Element<'e> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], Value) -> Value + 'e;
+
+/// The rows of a product.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'p> {
+    /// As they stand.
+    Stored(&'p Operand),
+    /// Computed where they are needed, by what is made for each kernel.
+    Made(&'p dyn Fn(&mut Draft<'_>) -> Rc<Element<'static>>),
+}
+
+/// Operands of a product, with the extents `[lead, m, n]` of the result.
+pub(super) struct Product<'p> {
+    pub a: Rows<'p>,
+    /// One matrix, or gate and up.
+    pub b: &'p [Operand],
+    pub dims: &'p [Amount],
+    pub k: &'p Amount,
+}
+
+/// What becomes of an element: its coordinates, whether it is one, and its sums.
+pub(super) type Finish<'f> = dyn Fn(&mut Draft<'_>, &[Value], Value, &[Value]) + 'f;
+
+/// A step along k: what was fetched for it, where it begins and where to fetch for the next, and the sums so far; new sums, and what
+/// was fetched.
+type Step<'f> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], &[Value]) -> Vec<Value> + 'f;
+
+/// How an operand's elements come from memory.
+#[derive(Clone)]
+enum Form {
+    /// One at a time, made from others.
+    Made(Rc<Element<'static>>),
+    /// One at a time; `true` if neighbours along k are neighbours in memory.
+    Single(ViewId, bool),
+    /// Four floats at a time.
+    Wide(ViewId),
+    /// Words of two elements, of this dtype.
+    Pairs(ViewId, DType),
+    /// Packed blocks.
+    Blocks(Blocks),
+}
+
+/// An operand in lines along k.
+#[derive(Clone)]
+pub(super) struct Lines {
+    form: Form,
+    line: Amount,
+    k: Amount,
+}
+
+impl Lines {
+    pub fn new(d: &mut Draft<'_>, operand: &Operand) -> Self {
+        let rank = operand.dims.len();
+        let (line, k) = (operand.dims[rank - 2].clone(), operand.dims[rank - 1].clone());
+        Lines { form: Self::form(d, operand), line, k }
+    }
+
+    /// The rows of a product.
+    pub fn of_rows(d: &mut Draft<'_>, product: &Product<'_>) -> Self {
+        match product.a {
+            Rows::Stored(operand) => Self::new(d, operand),
+            Rows::Made(make) => {
+                let (line, k) = (product.dims[product.dims.len() - 2].clone(), product.k.clone());
+                Lines { form: Form::Made(make(d)), line, k }
+            }
+        }
+    }
+
+    /// The columns of each matrix of a product.
+    pub fn of_columns(d: &mut Draft<'_>, product: &Product<'_>) -> Vec<Self> {
+        product.b.iter().map(|operand| Self::new(d, operand)).collect()
+    }
+
+    fn form(d: &mut Draft<'_>, operand: &Operand) -> Form {
+        if let Some(blocks) = Blocks::new(d, operand) {
+            return Form::Blocks(blocks);
+        }
+        let last = operand.dims.len() - 1;
+        let along = operand.strides[last].is_one();
+        let whole = |by: usize| {
+            let known = matches!(operand.dims[last], Amount::Known(k) if k % by == 0);
+            let lead = operand.strides[..last].iter().all(|s| s.is_multiple(by));
+            known && along && lead && operand.base.is_multiple(by)
+        };
+        let packed = d.is_weight(operand) && matches!(operand.dtype, DType::F16 | DType::BF16);
+        if packed && whole(8) {
+            let mut words = operand.clone();
+            let halved =
+                [&mut words.base, &mut words.dims[last]].into_iter().chain(&mut words.strides[..last]);
+            halved.for_each(|amount| *amount = amount.ceil_div(2));
+            let view = d.words(&words);
+            d.b.widen(view, 4);
+            return Form::Pairs(view, operand.dtype);
+        }
+        let view = d.read(operand);
+        if packed || !whole(4) || d.b.view_element(view) != ir::Element::F32 {
+            return Form::Single(view, along);
+        }
+        d.b.widen(view, 4);
+        Form::Wide(view)
+    }
+
+    /// Elements that one fetch gives, if a program's lanes fetch so many elements in all, `depth` of each line.
+    pub fn group(&self, elements: u32, depth: u32, lanes: u32) -> u32 {
+        let sizes: &[u32] = match self.form {
+            Form::Blocks(_) => &[32, 16, 8],
+            Form::Pairs(..) => &[8, 4],
+            _ => &[4],
+        };
+        let fits = |size: &u32| elements.is_multiple_of(size * lanes) && depth.is_multiple_of(*size);
+        sizes.iter().copied().find(fits).unwrap_or(sizes[sizes.len() - 1])
+    }
+
+    /// Values that a fetch of so many elements gives.
+    pub fn raw(&self, count: u32) -> usize {
+        match &self.form {
+            Form::Blocks(blocks) => blocks.raw(count),
+            Form::Pairs(..) => count as usize / 2,
+            _ => count as usize,
+        }
+    }
+
+    /// What a fetched word holds, if it is two floats.
+    pub fn pairs(&self) -> Option<Pairs> {
+        match self.form {
+            Form::Pairs(_, DType::F16) => Some(Pairs::Half),
+            Form::Pairs(..) => Some(Pairs::Brain),
+            _ => None,
+        }
+    }
+
+    /// What must be loaded for so many elements from `k` on, a multiple of so many; zero where there are none.
+    pub fn fetch(
+        &self,
+        d: &mut Draft<'_>,
+        lead: &[Value],
+        [line, k]: [Value; 2],
+        mask: Value,
+        count: u32,
+    ) -> Vec<Value> {
+        let extent = d.size(&self.line);
+        let there = d.b.within(line, extent);
+        let mask = d.b.and(mask, there);
+        let extent = d.size(&self.k);
+        let at = |k: Value| lead.iter().copied().chain([line, k]).collect::<Vec<_>>();
+        match &self.form {
+            Form::Single(view, _) => {
+                singly(d, k, mask, extent, count, &|d, k, mask| d.b.load(*view, &at(k), Some(mask)))
+            }
+            Form::Made(element) => {
+                singly(d, k, mask, extent, count, &|d, k, mask| element(d, lead, [line, k], mask))
+            }
+            Form::Wide(view) => {
+                let within = d.b.within(k, extent);
+                let mask = d.b.and(mask, within);
+                d.b.load_wide(*view, &at(k), count, Some(mask))
+            }
+            Form::Pairs(view, _) => {
+                let ((word, _), half) = (d.b.halves(k, 2), d.size(&self.k.ceil_div(2)));
+                let within = d.b.within(word, half);
+                let mask = d.b.and(mask, within);
+                d.b.load_wide(*view, &at(word), count / 2, Some(mask))
+            }
+            Form::Blocks(blocks) => blocks.fetch(d, [line, k], mask, count),
+        }
+    }
+
+    /// The elements of what was fetched for `k`.
+    pub fn decode(
+        &self,
+        d: &mut Draft<'_>,
+        raw: &[Value],
+        k: impl FnOnce(&mut Draft<'_>) -> Value,
+        count: u32,
+    ) -> Vec<Value> {
+        match &self.form {
+            Form::Pairs(_, dtype) => raw.iter().flat_map(|&w| halves_of(d, *dtype, w)).collect(),
+            Form::Blocks(blocks) => {
+                let k = k(d);
+                blocks.decode(d, raw, k, count)
+            }
+            _ => raw.to_vec(),
+        }
+    }
+}
+
+/// So many elements from `k` on, one at a time.
+fn singly(
+    d: &mut Draft<'_>,
+    k: Value,
+    mask: Value,
+    extent: ir::Arg,
+    count: u32,
+    element: &dyn Fn(&mut Draft<'_>, Value, Value) -> Value,
+) -> Vec<Value> {
+    let mut one = |i: u32| {
+        let k = offset(d, k, i);
+        let within = d.b.within(k, extent);
+        let mask = d.b.and(mask, within);
+        element(d, k, mask)
+    };
+    (0..count).map(&mut one).collect()
+}
+
+/// The two floats of a word.
+fn halves_of(d: &mut Draft<'_>, dtype: DType, word: Value) -> [Value; 2] {
+    if dtype == DType::F16 {
+        return [UnaryFn::LowHalf, UnaryFn::HighHalf].map(|function| d.b.unary(function, word));
+    }
+    let (up, high) = (d.b.int(1 << 16), d.b.int(-1 << 16));
+    let low = d.b.mul(word, up);
+    let high = d.b.binary(BinaryFn::And, word, high);
+    [low, high].map(|bits| d.b.unary(UnaryFn::FromBits, bits))
+}
+
+/// What a lane fetches of an operand in each step, and where it puts it.
+pub(super) struct Stager {
+    pub lines: Lines,
+    pub tile: TileId,
+    pub group: u32,
+    /// For each fetch: line within the program, offset along k, first word in the tile.
+    pub units: Vec<[Value; 3]>,
+    /// Words of the tile from one element of a group to the next.
+    pub apart: u32,
+}
+
+impl Stager {
+    /// Values of a step.
+    pub fn count(&self) -> usize {
+        self.units.len() * self.lines.raw(self.group)
+    }
+
+    /// What is to be loaded for a step, whose first line and first k are given.
+    pub fn fetch(&self, d: &mut Draft<'_>, lead: &[Value], first: [Value; 2], inside: Value) -> Vec<Value> {
+        let mut values = Vec::with_capacity(self.count());
+        for &[line, offset, _] in &self.units {
+            let at = [d.b.add(first[0], line), d.b.add(first[1], offset)];
+            values.extend(self.lines.fetch(d, lead, at, inside, self.group));
+        }
+        values
+    }
+
+    /// Puts what was loaded for a step that begins at `first`.
+    pub fn put(&self, d: &mut Draft<'_>, values: &[Value], first: Value) {
+        for (&[_, along, at], raw) in self.units.iter().zip(values.chunks(self.lines.raw(self.group))) {
+            let group = self.lines.decode(d, raw, |d| d.b.add(first, along), self.group);
+            let each = if self.apart == 1 { 4 } else { 1 };
+            for (i, part) in group.chunks(each).enumerate() {
+                let at = offset(d, at, (i * each) as u32 * self.apart);
+                d.b.put(self.tile, at, part);
+            }
+        }
+    }
+}
+
+pub(super) fn offset(d: &mut Draft<'_>, at: Value, by: u32) -> Value {
+    let by = d.b.int(by as i32);
+    d.b.add(at, by)
+}
+
+pub(super) fn scaled(d: &mut Draft<'_>, at: Value, by: u32) -> Value {
+    let by = d.b.int(by as i32);
+    d.b.mul(at, by)
+}
+
+/// A tile `[depth][lines]` of an operand for a product of many rows.
+fn tall(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32, pitch: u32) -> Stager {
+    let lanes = d.b.lanes();
+    let group = source.group(lines * depth, depth, lanes);
+    let tile = d.b.tile(ir::Element::F32, depth * pitch);
+    let groups = depth / group;
+    let unit = |d: &mut Draft<'_>, round: u32| {
+        let lane = d.b.lane();
+        let number = offset(d, lane, round * lanes);
+        let (line, part) = match source.form {
+            Form::Single(_, false) | Form::Made(_) => {
+                let (part, line) = d.b.halves(number, lines);
+                (line, part)
+            }
+            _ => d.b.halves(number, groups),
+        };
+        let along = scaled(d, part, group);
+        let first = scaled(d, along, pitch);
+        [line, along, d.b.add(first, line)]
+    };
+    let units = (0..lines * groups / lanes).map(|round| unit(d, round)).collect();
+    Stager { lines: source, tile, group, units, apart: pitch }
+}
+
+impl Product<'_> {
+    /// Extents of the programs that take so many rows and columns each: lead, then blocks of rows, then of columns.
+    pub fn grid(&self, rows: u32, columns: u32) -> Vec<Amount> {
+        let lead = self.dims.len() - 2;
+        let blocks =
+            [self.dims[lead].ceil_div(rows as usize), self.dims[lead + 1].ceil_div(columns as usize)];
+        self.dims[..lead].iter().cloned().chain(blocks).collect()
+    }
+
+    /// Lead coordinates, the first row and column of the program, and whether there is such a program.
+    pub fn place(&self, d: &mut Draft<'_>, rows: u32, columns: u32) -> (Vec<Value>, [Value; 2], Value) {
+        let lead = self.dims.len() - 2;
+        let program = d.b.program();
+        let (mut at, inside) = d.coordinates(program, &self.grid(rows, columns));
+        let firsts = [scaled(d, at[lead], rows), scaled(d, at[lead + 1], columns)];
+        at.truncate(lead);
+        (at, firsts, inside)
+    }
+
+    /// A row or column, and whether the result has it.
+    pub fn known(&self, d: &mut Draft<'_>, at: Value, axis: usize, inside: Value) -> Value {
+        let lead = self.dims.len() - 2;
+        let extent = d.size(&self.dims[lead + axis]);
+        let there = d.b.within(at, extent);
+        d.b.and(inside, there)
+    }
+
+    /// A product of any number of rows: a program stages a block of rows and of columns, a lane sums a block of both in registers.
+    pub fn many(&self, d: &mut Draft<'_>, schedule: Schedule, finish: &Finish<'_>) {
+        let [down, across] = schedule.each;
+        let (lead, firsts, inside) = self.place(d, schedule.rows, schedule.columns);
+        let pitches = [schedule.rows + 4, schedule.columns + 4];
+        let rows = Lines::of_rows(d, self);
+        let a = tall(d, rows, schedule.rows, schedule.depth, pitches[0]);
+        let columns = Lines::of_columns(d, self);
+        let b = columns.into_iter().map(|lines| tall(d, lines, schedule.columns, schedule.depth, pitches[1]));
+        let b: Vec<Stager> = b.collect();
+        let lane = d.b.lane();
+        let (row, column) = d.b.halves(lane, schedule.across());
+        let row = scaled(d, row, 4);
+        let fetch = |d: &mut Draft<'_>, k: Value| -> Vec<Value> {
+            let mut values = a.fetch(d, &lead, [firsts[0], k], inside);
+            b.iter().for_each(|b| values.extend(b.fetch(d, &lead, [firsts[1], k], inside)));
+            values
+        };
+        let each = (down * across) as usize;
+        let zero = d.b.float(0.0);
+        let zeros = vec![zero; each * b.len()];
+        let step = |d: &mut Draft<'_>, staged: &[Value], [at, next]: [Value; 2], sums: &[Value]| {
+            d.b.barrier();
+            let mut rest = staged;
+            for stager in [&a].into_iter().chain(&b) {
+                let (own, after) = rest.split_at(stager.count());
+                stager.put(d, own, at);
+                rest = after;
+            }
+            d.b.barrier();
+            let fetched = fetch(d, next);
+            let (first, end) = (d.b.int(0), d.b.int(schedule.depth as i32));
+            let sums = d.repeat([first, end], 4, sums, |d, p, carried| {
+                (0..4).fold(carried.to_vec(), |sums, i| {
+                    let p = offset(d, p, i);
+                    let at = scaled(d, p, pitches[0]);
+                    let at = d.b.add(at, row);
+                    let left: Vec<Value> = (0..down / 4)
+                        .flat_map(|part| {
+                            let at = offset(d, at, part * 4 * schedule.down());
+                            d.b.take(a.tile, at, 4)
+                        })
+                        .collect();
+                    let at = scaled(d, p, pitches[1]);
+                    let at = d.b.add(at, column);
+                    let mut next = Vec::with_capacity(sums.len());
+                    for (b, sums) in b.iter().zip(sums.chunks(each)) {
+                        let take = |part: u32| {
+                            let at = offset(d, at, part * schedule.across());
+                            d.b.take(b.tile, at, 1)[0]
+                        };
+                        let right: Vec<Value> = (0..across).map(take).collect();
+                        for (at, &sum) in sums.iter().enumerate() {
+                            let (i, j) = (at / right.len(), at % right.len());
+                            next.push(d.b.fma(left[i], right[j], sum));
+                        }
+                    }
+                    next
+                })
+            });
+            [sums, fetched].concat()
+        };
+        let sums = self.chunks(d, CHUNK, schedule.depth, &zeros, &fetch, &step);
+        for i in 0..down {
+            let own = offset(d, row, i / 4 * 4 * schedule.down() + i % 4);
+            let row = d.b.add(firsts[0], own);
+            let known = self.known(d, row, 0, inside);
+            for j in 0..across {
+                let own = offset(d, column, j * schedule.across());
+                let column = d.b.add(firsts[1], own);
+                let mask = self.known(d, column, 1, known);
+                let at: Vec<Value> = lead.iter().copied().chain([row, column]).collect();
+                let values: Vec<Value> = sums.chunks(each).map(|s| s[(i * across + j) as usize]).collect();
+                finish(d, &at, mask, &values);
+            }
+        }
+    }
+
+    /// Goes over k in steps of `depth`: `step` gets what was fetched for it, where to fetch for the next, and the sums of the chunk.
+    fn chunks(
+        &self,
+        d: &mut Draft<'_>,
+        chunk: u32,
+        depth: u32,
+        zeros: &[Value],
+        fetch: &dyn Fn(&mut Draft<'_>, Value) -> Vec<Value>,
+        step: &Step<'_>,
+    ) -> Vec<Value> {
+        let k = d.size(self.k);
+        let (first, end) = (d.b.int(0), d.b.arg(k));
+        let fetched = fetch(d, first);
+        let count = zeros.len();
+        let firsts = [zeros, fetched.as_slice()].concat();
+        let mut sums = d.repeat([first, end], chunk, &firsts, |d, base, carried| {
+            let (first, most) = (d.b.int(0), d.b.int(chunk as i32));
+            let left = d.b.sub(end, base);
+            let to = d.b.binary(BinaryFn::Min, left, most);
+            let inner = [zeros, &carried[count..]].concat();
+            let inner = d.repeat([first, to], depth, &inner, |d, at, carried| {
+                let at = d.b.add(base, at);
+                let next = offset(d, at, depth);
+                step(d, &carried[count..], [at, next], &carried[..count])
+            });
+            let sums = carried[..count].iter().zip(&inner).map(|(&total, &sum)| d.b.add(total, sum));
+            let sums: Vec<Value> = sums.collect();
+            [sums.as_slice(), &inner[count..]].concat()
+        });
+        sums.truncate(count);
+        sums
+    }
+
+    /// Whether it is staged at all. Only k and the columns decide, so that all rows of a product are summed in one order.
+    fn is_staged(&self) -> bool {
+        let at_least = |amount: &Amount, least: usize| !matches!(amount, Amount::Known(n) if *n < least);
+        let packed = self.b.iter().any(|matrix| is_packed(matrix.dtype));
+        packed || (at_least(self.k, 16) && at_least(&self.dims[self.dims.len() - 1], 8))
+    }
+
+    /// Adds launches for every number of rows; `prepare` makes what finishes an element in each of the kernels.
+    pub fn launch(
+        &self,
+        cx: &mut LowerCx<'_>,
+        name: &str,
+        prepare: &dyn Fn(&mut Draft<'_>) -> Box<Finish<'static>>,
+    ) -> Result<(), BackendError> {
+        let (rows, columns) = (&self.dims[self.dims.len() - 2], &self.dims[self.dims.len() - 1]);
+        if !self.is_staged() {
+            let mut d = cx.draft(name);
+            let finish = prepare(&mut d);
+            self.plain(&mut d, &*finish);
+            return cx.launch(d, self.plain_programs());
+        }
+        if let Some(pairs) = self.mma_pairs().filter(|_| cx.matrix_units) {
+            let mut d = cx.draft_of(format!("{name}_mma"), super::mma::LANES);
+            let finish = prepare(&mut d);
+            self.mma(&mut d, pairs, &*finish);
+            let side = super::mma::SIDE;
+            return cx.launch(d, Amount::product(&self.grid(side, side)));
+        }
+        let schedule = Schedule::choose(columns, self.b.len());
+        let programs = Amount::product(&self.grid(schedule.rows, schedule.columns));
+        let few = self.dims.len() == 2;
+        if let Some(programs) = rows.when(if few { FEW + 1 } else { 0 }, usize::MAX, programs) {
+            let mut d = cx.draft_of(format!("{name}_tiled"), schedule.lanes());
+            let finish = prepare(&mut d);
+            self.many(&mut d, schedule, &*finish);
+            cx.launch(d, programs)?;
+        }
+        if !few {
+            return Ok(());
+        }
+        for form in super::few::forms(self.b.len()) {
+            let programs = Amount::product(&self.grid(form.rows, super::few::COLUMNS));
+            if let Some(programs) = rows.when(form.from, form.rows as usize, programs) {
+                let mut d = cx.draft_of(format!("{name}_few{}", form.rows), super::few::LANES);
+                let finish = prepare(&mut d);
+                self.few(&mut d, form, &*finish);
+                cx.launch(d, programs)?;
+            }
+        }
+        Ok(())
+    }
+}

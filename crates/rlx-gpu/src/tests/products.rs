@@ -1,0 +1,178 @@
+//! Products large enough for tiles: every form of kernel gives a row the same bits, and what the reference gives.
+
+use crate::emulated;
+use rlx::backend::Backend;
+use rlx::backend::reference::ReferenceBackend;
+use rlx::{Session, TensorArg};
+use rlx_graph::Graph;
+use rlx_tensor::{DType, Tensor};
+use std::sync::Arc;
+
+/// A linear layer with everything around it: `[rows, k]` times weights of this dtype.
+pub(super) struct Layer {
+    pub dtype: DType,
+    pub n: usize,
+    pub k: usize,
+    pub gated: bool,
+    pub transposed: bool,
+}
+
+const fn layer(dtype: DType, n: usize, k: usize) -> Layer {
+    Layer { dtype, n, k, gated: false, transposed: false }
+}
+
+/// Each storage of weights, each schedule, a k of several chunks and one that fills no group.
+pub(super) const LAYERS: &[Layer] = &[
+    layer(DType::F32, 70, 304),
+    layer(DType::BF16, 33, 1200),
+    layer(DType::F16, 24, 160),
+    layer(DType::BF16, 9, 35),
+    layer(DType::Q8_0, 70, 160),
+    layer(DType::Q4_0, 33, 1184),
+    layer(DType::Q4_K, 66, 512),
+    layer(DType::Q6_K, 20, 256),
+    layer(DType::Q5_0, 40, 64),
+    Layer { gated: true, ..layer(DType::Q4_K, 68, 256) },
+    Layer { gated: true, ..layer(DType::BF16, 68, 136) },
+    Layer { transposed: true, ..layer(DType::F32, 40, 144) },
+];
+
+impl Layer {
+    fn weight_dims(&self) -> [usize; 2] {
+        if self.transposed { [self.k, self.n] } else { [self.n, self.k] }
+    }
+
+    pub fn graph(&self) -> Graph {
+        let Layer { dtype, n, k, gated, transposed } = self;
+        let [a, b] = self.weight_dims();
+        let parts = if *gated { 2 } else { 1 };
+        let next = 2 + 2 * parts;
+        let up = if *gated {
+            format!("\n  param @w1 : {dtype}[{a}, {b}]\n  param @b1 : f32[{n}]")
+        } else {
+            String::new()
+        };
+        let (weights, biases) = if *gated { ("@w0, @w1", "@b0, @b1") } else { ("@w0", "@b0") };
+        let text = format!(
+            "graph \"layer\" {{
+  input @x : f32[rows, {k}]
+  input @r : f32[rows, {n}]
+  param @w0 : {dtype}[{a}, {b}]
+  param @b0 : f32[{n}]{up}
+  %{next} : f32[rows, {n}] = linear(@x, {weights}, {biases}, @r) {{parts={parts}, transposed={transposed}, bias=true, activation=silu, gated={gated}, residual=true}}
+  return \"y\": %{next}
+}}"
+        );
+        text.parse().unwrap_or_else(|e| panic!("{e}\n{text}"))
+    }
+
+    pub fn params(&self) -> Vec<(String, Tensor)> {
+        let mut params = Vec::new();
+        for part in 0..if self.gated { 2 } else { 1 } {
+            let values = numbers(self.n * self.k, 7 + part);
+            let mut bytes = vec![0; self.dtype.bytes_for(values.len()).unwrap()];
+            rlx_tensor::quant::encode(self.dtype, &values, &mut bytes).unwrap();
+            let weight = Tensor::from_bytes(&self.weight_dims(), self.dtype, &bytes).unwrap();
+            let bias = Tensor::from_slice(&[self.n], &numbers(self.n, 99 + part)).unwrap();
+            params.extend([(format!("w{part}"), weight), (format!("b{part}"), bias)]);
+        }
+        params
+    }
+}
+
+/// Numbers between -0.5 and 0.5.
+pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// The results of a graph with its params set.
+pub(super) fn results(
+    backend: &Arc<dyn Backend>,
+    graph: &Graph,
+    params: &[(String, Tensor)],
+    inputs: &[Vec<(&str, Tensor)>],
+) -> Vec<Vec<f32>> {
+    let compiled = Session::with_backend(Arc::clone(backend)).compile(graph).unwrap();
+    params.iter().for_each(|(name, value)| compiled.set_param(name, value).unwrap());
+    let run = |named: &Vec<(&str, Tensor)>| {
+        let named: Vec<(&str, TensorArg<'_>)> = named.iter().map(|(n, t)| (*n, t.into())).collect();
+        compiled.run(&named).unwrap()[0].1.as_slice::<f32>().unwrap().to_vec()
+    };
+    inputs.iter().map(run).collect()
+}
+
+fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
+    const ROWS: usize = 40;
+    let (x, r) = (numbers(ROWS * layer.k, 1), numbers(ROWS * layer.n, 2));
+    let some = |rows: usize| {
+        let x = Tensor::from_slice(&[rows, layer.k], &x[..rows * layer.k]).unwrap();
+        vec![("x", x), ("r", Tensor::from_slice(&[rows, layer.n], &r[..rows * layer.n]).unwrap())]
+    };
+    let counts = [ROWS, 1, 2, 3, 8, 9];
+    let (graph, params) = (layer.graph(), layer.params());
+    let found = results(backend, &graph, &params, &counts.map(some));
+    let reference: Arc<dyn Backend> = Arc::new(ReferenceBackend::default());
+    let expected = results(&reference, &graph, &params, &[some(ROWS)]);
+    let name = format!("{} {}x{} on {}", layer.dtype, layer.n, layer.k, backend.name());
+    let tolerance = layer.k as f32 * f32::EPSILON;
+    for (i, (a, b)) in found[0].iter().zip(&expected[0]).enumerate() {
+        assert!((a - b).abs() <= tolerance, "{name}: element {i} is {a}, expected {b} within {tolerance}");
+    }
+    for (rows, own) in counts.iter().zip(&found) {
+        let same = own.iter().zip(&found[0]).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(same, None, "{name}: {rows} rows give other bits than {ROWS}");
+    }
+}
+
+/// Rows of a quantised table are gathered as they decode.
+fn check_table(dtype: DType, backend: &Arc<dyn Backend>) {
+    let text = format!(
+        "graph \"table\" {{
+  input @ids : i32[rows]
+  param @w : {dtype}[9, 512]
+  %2 : f32[rows, 512] = embedding(@ids, @w) {{}}
+  return \"y\": %2
+}}"
+    );
+    let values = numbers(9 * 512, 5);
+    let mut bytes = vec![0; dtype.bytes_for(values.len()).unwrap()];
+    rlx_tensor::quant::encode(dtype, &values, &mut bytes).unwrap();
+    let mut expected = vec![0.0; values.len()];
+    rlx_tensor::quant::decode(dtype, &bytes, &mut expected).unwrap();
+    let params = [("w".to_owned(), Tensor::from_bytes(&[9, 512], dtype, &bytes).unwrap())];
+    let ids = Tensor::from_slice(&[3], &[8, 0, 5]).unwrap();
+    let found = results(backend, &text.parse().unwrap(), &params, &[vec![("ids", ids)]]);
+    for (row, of) in found[0].chunks(512).zip([8, 0, 5]) {
+        let expected = &expected[of * 512..][..512];
+        let same =
+            row.iter().zip(expected).position(|(a, b)| (a - b).abs() > b.abs().max(0.5) * f32::EPSILON);
+        assert_eq!(same, None, "{dtype}, row {of} on {}", backend.name());
+    }
+}
+
+const BLOCKS: [DType; 5] = [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q5_1];
+
+#[test]
+fn rows_of_quantised_tables_by_the_interpreter() {
+    BLOCKS.iter().for_each(|&dtype| check_table(dtype, &emulated()));
+}
+
+#[test]
+fn a_row_has_the_same_bits_among_any_number_of_rows_by_the_interpreter() {
+    LAYERS.iter().for_each(|layer| check(layer, &emulated()));
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_row_has_the_same_bits_among_any_number_of_rows_on_the_first_adapter() {
+    let backend = crate::provider().unwrap().open(0, &rlx::config::Config::default()).unwrap();
+    LAYERS.iter().for_each(|layer| check(layer, &backend));
+    BLOCKS.iter().for_each(|&dtype| check_table(dtype, &backend));
+}
