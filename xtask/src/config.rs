@@ -1,6 +1,9 @@
 //! What the tasks take from outside: the repository's root and the environment.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process;
 
 pub struct Config {
     /// The folder that holds the workspace manifest.
@@ -12,6 +15,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// A cargo command in the root folder. CI builds once, so nothing is kept for a next build.
+    pub fn cargo(&self, args: &[&str]) -> Command {
+        let mut command = process::command("cargo", args, &self.root);
+        if self.in_ci {
+            command.env("CARGO_INCREMENTAL", "0");
+        }
+        command
+    }
+
     /// Reads the environment and walks up from the current folder to the workspace manifest.
     pub fn read() -> Result<Config, String> {
         let current = std::env::current_dir().map_err(|e| format!("cannot tell the current folder: {e}"))?;

@@ -9,11 +9,13 @@ mod deny;
 mod disassembly;
 mod gpu_bench;
 mod minilm;
+mod nvrtc;
 mod onnx_fuzz;
 mod onnx_suite;
 mod process;
 mod soak;
 mod tidy;
+mod venv;
 mod vulkan;
 mod web;
 
@@ -56,8 +58,13 @@ const TASKS: &[Task] = &[
         run: arm::run,
     },
     Task {
+        name: "nvrtc",
+        usage: "[--write] [ARCHITECTURE..]  every kernel through NVIDIA's compiler, spills against the list",
+        run: nvrtc::run,
+    },
+    Task {
         name: "web",
-        usage: "[--build | --serve [PORT]]  the module of the web page, and the page in Chromium",
+        usage: "[--quick | --build | --serve [PORT]]  the module of the web page, and the page in Chromium",
         run: web::run,
     },
     Task { name: "soak", usage: "faults in numbers that CI has no time for", run: soak::run },
@@ -73,7 +80,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "build-figures",
-        usage: "crates, CPU seconds and binary size of a clean release build",
+        usage: "[--warm] [FEATURES].. (`default` for none)  crates, CPU seconds and binary size of release builds",
         run: build_figures::run,
     },
 ];

@@ -2,17 +2,12 @@
 
 use std::path::Path;
 
-use crate::debian;
-
 /// Where Vulkan's loader looks for drivers.
 const DRIVERS: &str = "/usr/share/vulkan/icd.d";
 
-/// Installs Debian's package unless some driver is there.
-pub fn install(root: &Path) -> Result<(), String> {
-    if is_installed(Path::new(DRIVERS)) {
-        return Ok(());
-    }
-    debian::install(root, &["mesa-vulkan-drivers"])
+/// Debian's package, unless some driver is there.
+pub fn missing() -> Vec<&'static str> {
+    if is_installed(Path::new(DRIVERS)) { Vec::new() } else { vec!["mesa-vulkan-drivers"] }
 }
 
 fn is_installed(folder: &Path) -> bool {

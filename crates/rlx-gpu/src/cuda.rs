@@ -290,13 +290,11 @@ mod tests {
         assert_eq!(names, ["sm_75", "sm_80", "sm_89", "sm_90a", "sm_120a"]);
     }
 
-    /// The compiler needs no card; where it is not installed there is nothing to hold it to.
+    /// The compiler needs no card.
     #[test]
+    #[ignore = "needs libnvrtc: cargo xtask nvrtc installs it and runs this"]
     fn a_text_becomes_machine_code_and_a_wrong_one_a_log() {
-        if !library::has_compiler() {
-            println!("skipped: libnvrtc is not installed");
-            return;
-        }
+        assert!(library::has_compiler(), "libnvrtc is not found");
         let text = "extern \"C\" __global__ void kernel(int *x) { x[threadIdx.x] += 1; }";
         for architecture in ["sm_75", "sm_80", "sm_90a", "sm_120a"] {
             let code = library::compile(text, architecture).unwrap();

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::{minilm, vulkan};
+use crate::{debian, minilm, vulkan, web};
 use budget::Budgets;
 pub use stages::FEATURES;
 use stages::STAGES;
@@ -40,7 +40,7 @@ pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     run_stages(&Run { config, quick, minilm_dir })
 }
 
-/// `test`: full CI after installing the real MiniLM into `.venv`.
+/// `test`: full CI after installing the real MiniLM into `.venv`, a Vulkan driver and a browser.
 pub fn run_installing(config: &Config, args: &[String]) -> Result<(), String> {
     if let Some(unknown) = args.first() {
         return Err(format!("test takes no argument `{unknown}`"));
@@ -49,7 +49,8 @@ pub fn run_installing(config: &Config, args: &[String]) -> Result<(), String> {
         Some(folder) => folder.clone(),
         None => minilm::install(&config.root)?,
     };
-    vulkan::install(&config.root)?;
+    let packages = [vulkan::missing(), web::missing(&config.root)].concat();
+    debian::install(&config.root, &packages)?;
     run_stages(&Run { config, quick: false, minilm_dir: Some(minilm_dir) })
 }
 

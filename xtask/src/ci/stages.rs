@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::Run;
-use crate::{deny, onnx_suite, process, tidy};
+use crate::{deny, nvrtc, onnx_suite, process, tidy, web};
 
 pub struct Stage {
     pub name: &'static str,
@@ -20,6 +20,8 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "tests", quick: true, run: tests },
     Stage { name: "doctests", quick: false, run: doctests },
     Stage { name: "onnx-suite", quick: false, run: |run| onnx_suite::run(run.config, &[]) },
+    Stage { name: "nvrtc", quick: false, run: |run| nvrtc::run(run.config, &[]) },
+    Stage { name: "web", quick: false, run: |run| web::check(run.config, run.minilm_dir.as_deref()) },
     Stage { name: "docs", quick: false, run: docs },
 ];
 
@@ -54,12 +56,9 @@ fn docs(run: &Run) -> Result<(), String> {
 }
 
 fn cargo(run: &Run, args: &[&str]) -> Command {
-    let mut command = process::command("cargo", args, &run.config.root);
+    let mut command = run.config.cargo(args);
     if let Some(folder) = &run.minilm_dir {
         command.env("RLX_TEST_MINILM_DIR", folder);
-    }
-    if run.config.in_ci {
-        command.env("CARGO_INCREMENTAL", "0");
     }
     command
 }

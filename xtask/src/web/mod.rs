@@ -14,6 +14,10 @@ use site::Site;
 use webdriver::Browser;
 
 const TARGET: &str = "wasm32-unknown-unknown";
+/// The profile of the module that pages load.
+const PROFILE: &str = "web";
+/// The profile of the module that CI tests: quick to build, with the checks of a debug build.
+const CHECKED: &str = "web-test";
 const MODULE: &str = "rlx_web.wasm";
 /// The page and its module, as a site serves them.
 const FOLDER: &str = "target/web-page";
@@ -22,40 +26,41 @@ const PAGE: &str = "examples/web/page";
 const TINY: &str = "crates/rlx-conformance/data/models/bert-mean";
 const MINILM: &str = "all-MiniLM-L6-v2";
 
-/// Without arguments, the test; `--build` stops at the folder, `--serve` shows it to a browser.
+/// Without arguments, the test, `--quick` as CI does it; `--build` stops at the folder, `--serve` shows it to a browser.
 pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let minilm = config.minilm_dir.clone().or_else(|| minilm::find(&config.root));
     match args[..] {
         [] => {
-            install(&config.root)?;
-            test(config, minilm.as_deref())
+            debian::install(&config.root, &missing(&config.root))?;
+            test(config, minilm.as_deref(), PROFILE)
         }
-        ["--build"] => build(config),
+        ["--quick"] => check(config, minilm.as_deref()),
+        ["--build"] => build(config, PROFILE),
         ["--serve"] => serve(config, minilm.as_deref(), 8080),
         ["--serve", port] => {
             let port = port.parse().map_err(|_| format!("`{port}` is no port"))?;
             serve(config, minilm.as_deref(), port)
         }
-        _ => Err(format!("web takes `--build`, `--serve [PORT]` or nothing, not `{}`", args.join(" "))),
+        _ => Err(format!(
+            "web takes `--quick`, `--build`, `--serve [PORT]` or nothing, not `{}`",
+            args.join(" ")
+        )),
     }
 }
 
-/// Installs Chromium and its driver unless they are there.
-pub fn install(root: &Path) -> Result<(), String> {
+/// Debian's packages of Chromium and its driver, unless they are there.
+pub fn missing(root: &Path) -> Vec<&'static str> {
     let there =
         |program: &str| process::capture(&mut process::command(program, &["--version"], root)).is_ok();
-    if there("chromedriver") && there("chromium") {
-        return Ok(());
-    }
-    debian::install(root, &["chromium", "chromium-driver"])
+    if there("chromedriver") && there("chromium") { Vec::new() } else { vec!["chromium", "chromium-driver"] }
 }
 
 /// Builds the module and puts it beside the page.
-fn build(config: &Config) -> Result<(), String> {
+fn build(config: &Config, profile: &str) -> Result<(), String> {
     process::run(&mut process::command("rustup", &["target", "add", TARGET], &config.root))?;
-    let args = ["build", "--locked", "--profile", "web", "--target", TARGET, "--package", "rlx-web"];
-    process::run(&mut process::command("cargo", &args, &config.root))?;
+    let args = ["build", "--locked", "--profile", profile, "--target", TARGET, "--package", "rlx-web"];
+    process::run(&mut config.cargo(&args))?;
     let folder = config.root.join(FOLDER);
     let io = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     std::fs::create_dir_all(&folder).map_err(|error| io(&folder, error))?;
@@ -64,7 +69,7 @@ fn build(config: &Config) -> Result<(), String> {
         let from = entry.map_err(|error| io(&page, error))?;
         std::fs::copy(from.path(), folder.join(from.file_name())).map_err(|error| io(&from.path(), error))?;
     }
-    let module = config.root.join("target").join(TARGET).join("web").join(MODULE);
+    let module = config.root.join("target").join(TARGET).join(profile).join(MODULE);
     let bytes = std::fs::copy(&module, folder.join(MODULE)).map_err(|error| io(&module, error))?;
     println!("{FOLDER}/{MODULE}: {:.2} MB", bytes as f64 / 1e6);
     Ok(())
@@ -83,7 +88,7 @@ fn folders(config: &Config, minilm: Option<&Path>) -> Vec<(String, PathBuf)> {
 }
 
 fn serve(config: &Config, minilm: Option<&Path>, port: u16) -> Result<(), String> {
-    build(config)?;
+    build(config, PROFILE)?;
     let site = Site::open(folders(config, minilm), port)?;
     let encoder = minilm.map_or("tiny", |_| MINILM);
     println!("http://localhost:{}/?encoder=models/{encoder} (end with Ctrl-C)", site.port());
@@ -91,9 +96,14 @@ fn serve(config: &Config, minilm: Option<&Path>, port: u16) -> Result<(), String
     Ok(())
 }
 
+/// The stage of CI: the page with a module that is quick to build.
+pub fn check(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
+    test(config, minilm, CHECKED)
+}
+
 /// The page in Chromium, without a WebGPU adapter and with one that computes on the processor, against the native program.
-pub fn test(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
-    build(config)?;
+fn test(config: &Config, minilm: Option<&Path>, profile: &str) -> Result<(), String> {
+    build(config, profile)?;
     let expected = expected(config, minilm)?;
     let site = Site::open(folders(config, minilm), 0)?;
     let address = format!("http://localhost:{}/", site.port());
@@ -108,11 +118,7 @@ pub fn test(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
 /// What the native program answers.
 fn expected(config: &Config, minilm: Option<&Path>) -> Result<Expected, String> {
     let build = ["build", "--workspace", "--bins", "--locked", "--quiet", "--features", FEATURES];
-    let mut build = process::command("cargo", &build, &config.root);
-    if config.in_ci {
-        build.env("CARGO_INCREMENTAL", "0");
-    }
-    process::run(&mut build)?;
+    process::run(&mut config.cargo(&build))?;
     let rlx = config.root.join("target/debug/rlx");
     let answer = |args: &[&str]| -> Result<serde_json::Value, String> {
         let shared = ["--json", "--device", "cpu", "--precision", "f32"];

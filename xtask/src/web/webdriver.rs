@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::process;
 
 /// How long the server or a page may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One window of a browser of its own.
 pub struct Browser {
@@ -41,6 +41,8 @@ impl Browser {
             "--headless",
             "--no-sandbox",
             "--disable-quic",
+            // A container's shared memory is too small for pages.
+            "--disable-dev-shm-usage",
             "--no-first-run",
             "--disable-background-networking",
             "--disable-component-update",

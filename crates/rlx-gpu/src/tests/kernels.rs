@@ -135,7 +135,7 @@ fn a_softmax_as_cuda() {
 
 /// For `scripts/gpu/nvrtc.py`, which compiles what this writes.
 #[test]
-#[ignore = "writes the CUDA text of every kernel to target/cuda"]
+#[ignore = "writes the CUDA text of every kernel to target/cuda, for cargo xtask nvrtc"]
 fn every_kernel_as_cuda() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda");
     std::fs::create_dir_all(&folder).unwrap();
