@@ -1,4 +1,4 @@
-//! `cargo xtask build-figures`: what a clean release build of the binary costs, as one row for the README.
+//! `cargo xtask build-figures`: what a clean release build of the binary costs, a row for the README for each set of features.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,40 +9,70 @@ use crate::process;
 
 /// Linux reports process times in hundredths of a second.
 const TICKS_PER_SECOND: f64 = 100.0;
-const TARGET: &str = "target/build-figures";
+const SCRATCH: &str = "target/build-figures";
+/// The name of the set without features.
+const DEFAULT: &str = "default";
 
-/// Builds `rlx-cli` in a scratch folder and prints crates, CPU seconds, wall seconds and bytes.
+/// Builds `rlx-cli` in a scratch folder for each set of features, the default one if none is given, and prints crates, CPU seconds, wall
+/// seconds and bytes. `--warm` builds in the workspace's own folder, whatever is there already, and prints no seconds.
 pub fn run(config: &Config, args: &[String]) -> Result<(), String> {
-    if let Some(unknown) = args.first() {
-        return Err(format!("build-figures takes no argument `{unknown}`"));
+    let (flags, sets): (Vec<&str>, Vec<&str>) =
+        args.iter().map(String::as_str).partition(|arg| arg.starts_with('-'));
+    if let Some(unknown) = flags.iter().find(|flag| **flag != "--warm") {
+        return Err(format!("build-figures takes `--warm` and sets of features, not `{unknown}`"));
     }
-    let target = config.root.join(TARGET);
-    if target.exists() {
-        std::fs::remove_dir_all(&target).map_err(|e| format!("cannot empty {TARGET}: {e}"))?;
-    }
+    let sets = if sets.is_empty() { vec![DEFAULT] } else { sets };
     process::run(&mut process::command("cargo", &["fetch", "--locked", "--quiet"], &config.root))?;
+    let rows: Vec<String> = match flags.is_empty() {
+        true => sets.iter().map(|set| clean(config, set)).collect::<Result<_, _>>()?,
+        false => sets.iter().map(|set| warm(config, set)).collect::<Result<_, _>>()?,
+    };
+    println!("| features | crates | CPU s | wall s | binary MiB |");
+    println!("|---|---|---|---|---|");
+    rows.iter().for_each(|row| println!("{row}"));
+    Ok(())
+}
+
+fn row(set: &str, crates: usize, seconds: Option<(f64, f64)>, bytes: u64) -> String {
+    let seconds = seconds
+        .map_or_else(|| "not timed | not timed".to_owned(), |(cpu, wall)| format!("{cpu:.0} | {wall:.0}"));
+    format!("| {set} | {crates} | {seconds} | {:.1} |", bytes as f64 / f64::from(1 << 20))
+}
+
+fn clean(config: &Config, set: &str) -> Result<String, String> {
+    let target = config.root.join(SCRATCH);
+    empty(&target)?;
     let cpu_before = children_cpu_seconds()?;
     let started = Instant::now();
-    let build = [
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "rlx-cli",
-        "--message-format",
-        "json-render-diagnostics",
-    ];
-    let messages =
-        process::capture(process::command("cargo", &build, &config.root).env("CARGO_TARGET_DIR", &target))?;
+    let messages = build(config, set, &target)?;
     let wall = started.elapsed().as_secs_f64();
     let cpu = children_cpu_seconds()? - cpu_before;
-    let crates = built_packages(&messages)?;
-    let bytes = binary_bytes(&target)?;
-    std::fs::remove_dir_all(&target).map_err(|e| format!("cannot empty {TARGET}: {e}"))?;
-    println!("| crates | CPU s | wall s | binary MiB |");
-    println!("|---|---|---|---|");
-    println!("| {crates} | {cpu:.0} | {wall:.0} | {:.1} |", bytes as f64 / f64::from(1 << 20));
-    Ok(())
+    let figures = row(set, built_packages(&messages)?, Some((cpu, wall)), binary_bytes(&target)?);
+    empty(&target)?;
+    Ok(figures)
+}
+
+fn warm(config: &Config, set: &str) -> Result<String, String> {
+    let target = config.root.join("target");
+    let messages = build(config, set, &target)?;
+    Ok(row(set, built_packages(&messages)?, None, binary_bytes(&target)?))
+}
+
+fn empty(target: &Path) -> Result<(), String> {
+    match target.exists() {
+        true => std::fs::remove_dir_all(target).map_err(|e| format!("cannot empty {SCRATCH}: {e}")),
+        false => Ok(()),
+    }
+}
+
+/// Builds the binary; cargo's messages, which name every package that was built or was there.
+fn build(config: &Config, set: &str, target: &Path) -> Result<String, String> {
+    let mut args = vec!["build", "--release", "--locked", "--package", "rlx-cli"];
+    args.extend(["--message-format", "json-render-diagnostics"]);
+    if set != DEFAULT {
+        args.extend(["--features", set]);
+    }
+    process::capture(process::command("cargo", &args, &config.root).env("CARGO_TARGET_DIR", target))
 }
 
 fn binary_bytes(target: &Path) -> Result<u64, String> {
