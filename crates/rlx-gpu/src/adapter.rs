@@ -17,7 +17,7 @@ use rlx::devices::Device;
 use rlx::session::SessionError;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use work::{Submitted, Work};
 
@@ -37,10 +37,13 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn adapters() -> Vec<wgpu::Adapter> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let found = wait(instance.enumerate_adapters(wgpu::Backends::all()));
-    found.into_iter().filter(|a| a.get_info().backend != wgpu::Backend::Noop).collect()
+/// The adapters, asked for once in a process: they keep their numbers, and one whose device was lost opens another.
+fn adapters() -> &'static [wgpu::Adapter] {
+    static FOUND: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let found = wait(trusted::instance().enumerate_adapters(wgpu::Backends::all()));
+        found.into_iter().filter(|a| a.get_info().backend != wgpu::Backend::Noop).collect()
+    })
 }
 
 impl BackendProvider for GpuProvider {
@@ -58,10 +61,10 @@ impl BackendProvider for GpuProvider {
     }
 
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
-        let adapter = adapters().into_iter().nth(index as usize).ok_or_else(|| BackendError::Lost {
-            reason: format!("adapter {index} has gone since it was counted"),
+        let adapter = adapters().get(index as usize).ok_or_else(|| BackendError::Lost {
+            reason: format!("adapter {index} is none of the {} there are", adapters().len()),
         })?;
-        Ok(Arc::new(DeviceBackend::open(Gpu::open(&adapter, AotCache::from_config(config))?)?))
+        Ok(Arc::new(DeviceBackend::open(Gpu::open(adapter, AotCache::from_config(config))?)?))
     }
 }
 

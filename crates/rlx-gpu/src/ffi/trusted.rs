@@ -1,8 +1,47 @@
-//! Shaders without the bounds checks that a verified kernel does not need, and pipelines that were made before.
+//! Shaders without the bounds checks that a verified kernel does not need, pipelines that were made before, and instances without
+//! windows.
 #![expect(
     unsafe_code,
     reason = "leaving checks out is a promise that the kernel verifier gives, what a file holds one that its checksum gives"
 )]
+
+#[cfg(target_os = "linux")]
+use std::ffi::CStr;
+
+/// An instance of wgpu that shows nothing on a screen.
+///
+/// Its extensions for windows stay off: with them, Mesa's layer that orders devices connects to a display, and where there is none the
+/// display's library writes to standard error.
+#[cfg(target_os = "linux")]
+pub(crate) fn instance() -> wgpu::Instance {
+    use wgpu::hal::{InstanceDescriptor, api::Vulkan, vulkan};
+    const WINDOWS: [&CStr; 3] = [c"VK_KHR_wayland_surface", c"VK_KHR_xcb_surface", c"VK_KHR_xlib_surface"];
+    let plain = wgpu::InstanceDescriptor::new_without_display_handle();
+    let desc = InstanceDescriptor {
+        name: "rlx",
+        flags: plain.flags,
+        memory_budget_thresholds: plain.memory_budget_thresholds,
+        backend_options: plain.backend_options.clone(),
+        telemetry: None,
+        display: None,
+    };
+    let without_windows = |args: vulkan::CreateInstanceCallbackArgs<'_, '_, '_>| {
+        args.extensions.retain(|name| !WINDOWS.contains(name));
+    };
+    // SAFETY: wgpu looks for these three extensions before it makes a surface of a window, and nothing here makes a surface.
+    let headless = unsafe { vulkan::Instance::init_with_callback(&desc, Some(Box::new(without_windows))) };
+    match headless {
+        // SAFETY: the instance was made just now, and nothing else holds it.
+        Ok(headless) => unsafe { wgpu::Instance::from_hal::<Vulkan>(headless) },
+        Err(_) => wgpu::Instance::new(plain),
+    }
+}
+
+/// An instance of wgpu that shows nothing on a screen.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
 
 /// A module of a kernel's text; release builds leave out the checks of indices and loops, which cost up to a hundred times a loop's
 /// time on some drivers.
