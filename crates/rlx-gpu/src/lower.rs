@@ -18,7 +18,11 @@ mod product;
 mod rope;
 mod rows;
 mod topk;
+mod whole;
 mod windows;
+
+#[cfg(test)]
+pub(crate) use whole::BEYOND;
 
 use crate::ir::build::Builder;
 use crate::ir::verify::verify;
@@ -179,6 +183,8 @@ pub(crate) struct Launch {
 pub(crate) struct Guard {
     pub step: usize,
     pub reason: &'static str,
+    /// Another device may do better: the caller's values are right.
+    pub of_device: bool,
 }
 
 /// An operand: a place with its strides spelled out.
@@ -239,7 +245,8 @@ impl Operand {
 pub(crate) fn element(dtype: DType) -> Option<Element> {
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => Some(Element::F32),
-        DType::I32 | DType::I64 => Some(Element::I32),
+        DType::I32 | DType::I8 | DType::U8 | DType::I16 | DType::U16 => Some(Element::I32),
+        DType::I64 | DType::U64 | DType::U32 => Some(Element::I32),
         DType::Bool => Some(Element::Bool),
         _ => None,
     }
@@ -340,10 +347,19 @@ impl<'t> LowerCx<'t> {
         Draft { b, template, resident, sizes, views, weights, states, misread: None }
     }
 
-    /// A word that a check of the launch being drafted sets.
+    /// A word that a check of the launch being drafted sets where the caller's values are wrong.
     pub fn guard(&mut self, draft: &mut Draft<'_>, reason: &'static str) -> Arg {
+        self.guarded(draft, reason, false)
+    }
+
+    /// A word that a check sets where a value is beyond what the device computes with.
+    pub fn limit(&mut self, draft: &mut Draft<'_>, reason: &'static str) -> Arg {
+        self.guarded(draft, reason, true)
+    }
+
+    fn guarded(&mut self, draft: &mut Draft<'_>, reason: &'static str, of_device: bool) -> Arg {
         let slot = self.guards.len();
-        self.guards.push(Guard { step: self.step, reason });
+        self.guards.push(Guard { step: self.step, reason, of_device });
         draft.free(Amount::Known(slot))
     }
 
@@ -566,7 +582,7 @@ impl Draft<'_> {
         match dtype {
             DType::BF16 => self.round_bits(value, 16),
             DType::F16 => self.round_half(value),
-            _ => value,
+            _ => whole::wrapped(self, dtype, value),
         }
     }
 
@@ -624,9 +640,10 @@ pub(crate) trait GpuOp: Sync {
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError>;
 }
 
-/// Whether every operand and result is of a dtype whose arithmetic devices do.
+/// Whether every operand and result is a number of one word or less, or a truth value, of a dtype that needs no care.
 pub(crate) fn computes(inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-    inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some() && s.dtype() != DType::I64)
+    let plain = |dtype| matches!(element(dtype), Some(Element::F32 | Element::Bool)) || dtype == DType::I32;
+    inputs.iter().chain(outputs).all(|s| plain(s.dtype()))
 }
 
 /// The list.

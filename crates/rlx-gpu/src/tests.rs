@@ -11,6 +11,7 @@ mod topk;
 #[cfg(feature = "translate")]
 mod translate;
 mod units;
+mod whole;
 
 use crate::device::buffer_dtypes;
 use crate::ir::Kernel;

@@ -154,6 +154,13 @@ impl<D: Driver> DeviceContext<D> {
             None => Ok(()),
             Some((guard, _)) => {
                 let step = &self.loaded.template.steps()[guard.step];
+                if guard.of_device {
+                    return Err(BackendError::Unsupported {
+                        op: step.op.def().name().to_owned(),
+                        location: step.location.clone(),
+                        reason: guard.reason.to_owned(),
+                    });
+                }
                 let step = format!("{} at {}", step.op.def().name(), step.location);
                 Err(BackendError::Step(StepError::Value { step, reason: guard.reason.to_owned() }))
             }

@@ -1,5 +1,6 @@
 //! Attention: a launch that appends the run's keys and values to the cache, if there is one, then one of the forms of [`super::flash`].
 
+use super::whole::is_narrow;
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, element};
 use crate::ir::{BinaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -45,7 +46,7 @@ impl GpuOp for GpuAttention {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
         let fits = op.as_any().downcast_ref::<Attention>().is_some_and(|a| a.head_dim <= MAX_HEAD);
-        fits && inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some())
+        fits && inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some() && !is_narrow(s.dtype()))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {

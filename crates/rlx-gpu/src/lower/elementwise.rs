@@ -1,5 +1,6 @@
 //! Functions of elements: a lane each.
 
+use super::whole::{self, Exact, computes_whole};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes, contiguous, element};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value};
 use rlx::backend::BackendError;
@@ -23,6 +24,17 @@ pub(super) fn map(
     to: &Operand,
     element: impl FnOnce(&mut Draft<'_>, &[Value]) -> Value,
 ) -> Result<(), BackendError> {
+    map_exact(cx, name, from, to, |d, values| (element(d, values), None))
+}
+
+/// As [`map`], of values that may not be what wide integers give.
+fn map_exact(
+    cx: &mut LowerCx<'_>,
+    name: &str,
+    from: &[Operand],
+    to: &Operand,
+    element: impl FnOnce(&mut Draft<'_>, &[Value]) -> Exact,
+) -> Result<(), BackendError> {
     let mut d = cx.draft(format!("map_{name}"));
     let total = Amount::product(&to.dims);
     let flat =
@@ -40,7 +52,8 @@ pub(super) fn map(
         let view = d.read(operand);
         values.push(d.b.load(view, &at, Some(inside)));
     }
-    let value = element(&mut d, &values);
+    let (value, exact) = element(&mut d, &values);
+    whole::check(cx, &mut d, exact, inside);
     let value = d.rounded(to.dtype, value);
     let view = d.write(&to);
     d.b.store(view, &at, value, Some(inside));
@@ -265,31 +278,23 @@ pub(super) fn power(d: &mut Draft<'_>, x: Value, y: Value) -> Value {
     b.select(y0, one, power)
 }
 
-fn convert(d: &mut Draft<'_>, x: Value, to: DType) -> Value {
+fn convert(d: &mut Draft<'_>, x: Value, to: DType) -> Exact {
     let b = &mut d.b;
-    match (b.ty(x).element, element(to).unwrap_or(Element::I32)) {
-        (Element::F32, Element::I32) => b.unary(UnaryFn::ToInt, x),
+    let value = match (b.ty(x).element, element(to).unwrap_or(Element::I32)) {
+        (_, Element::I32) => return whole::convert(d, x, to),
         (Element::I32, Element::F32) => b.unary(UnaryFn::ToFloat, x),
-        (Element::F32, Element::Bool) => {
-            let zero = b.float(0.0);
-            let equal = b.binary(BinaryFn::Equal, x, zero);
-            b.unary(UnaryFn::Not, equal)
-        }
-        (Element::I32, Element::Bool) => {
-            let zero = b.int(0);
-            let equal = b.binary(BinaryFn::Equal, x, zero);
-            b.unary(UnaryFn::Not, equal)
-        }
-        (Element::Bool, Element::I32) => {
-            let (one, zero) = (b.int(1), b.int(0));
-            b.select(x, one, zero)
-        }
         (Element::Bool, Element::F32) => {
             let (one, zero) = (b.float(1.0), b.float(0.0));
             b.select(x, one, zero)
         }
+        (from @ (Element::F32 | Element::I32), Element::Bool) => {
+            let zero = if from == Element::F32 { b.float(0.0) } else { b.int(0) };
+            let equal = b.binary(BinaryFn::Equal, x, zero);
+            b.unary(UnaryFn::Not, equal)
+        }
         _ => x,
-    }
+    };
+    (value, None)
 }
 
 /// `unary`.
@@ -302,13 +307,17 @@ impl GpuOp for GpuUnary {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
         let kind = op.as_any().downcast_ref::<Unary>().map(|u| u.kind);
-        computes(inputs, outputs) && kind.is_some_and(has_unary)
+        computes_whole(inputs, outputs) && kind.is_some_and(has_unary)
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Unary>().ok_or_else(|| cx.mismatched())?;
         let (from, to) = aligned(cx, step);
-        map(cx, op.kind.name(), &from, &to, |d, v| unary(d, op.kind, v[0]))
+        let dtype = from[0].dtype;
+        map_exact(cx, op.kind.name(), &from, &to, |d, v| {
+            let plain = unary(d, op.kind, v[0]);
+            whole::unary(d, dtype, op.kind, v[0], plain)
+        })
     }
 }
 
@@ -323,13 +332,17 @@ impl GpuOp for GpuBinary {
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
         let Some(kind) = op.as_any().downcast_ref::<Binary>().map(|b| b.kind) else { return false };
         let whole_power = inputs[0].dtype().is_int() && kind == BinaryOp::Pow;
-        computes(inputs, outputs) && has_binary(kind) && !whole_power
+        computes_whole(inputs, outputs) && has_binary(kind) && !whole_power
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Binary>().ok_or_else(|| cx.mismatched())?;
         let (from, to) = aligned(cx, step);
-        map(cx, op.kind.name(), &from, &to, |d, v| binary(d, op.kind, v[0], v[1]))
+        let dtype = from[0].dtype;
+        map_exact(cx, op.kind.name(), &from, &to, |d, v| {
+            let plain = binary(d, op.kind, v[0], v[1]);
+            whole::binary(d, dtype, op.kind, [v[0], v[1]], plain)
+        })
     }
 }
 
@@ -446,15 +459,9 @@ impl GpuOp for GpuCast {
         Cast::NAME
     }
 
-    fn supports(&self, _op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-        let (from, to) = (inputs[0].dtype(), outputs[0].dtype());
-        // An i64 holds what fits 32 bits, which a float may exceed.
-        element(from).is_some() && element(to).is_some() && !(from.is_float() && to == DType::I64)
-    }
-
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let (from, to) = aligned(cx, step);
         let dtype = to.dtype;
-        map(cx, "cast", &from, &to, |d, v| convert(d, v[0], dtype))
+        map_exact(cx, "cast", &from, &to, |d, v| convert(d, v[0], dtype))
     }
 }

@@ -2,6 +2,7 @@
 
 use super::blocks::{Blocks, is_blocks};
 use super::elementwise::map;
+use super::whole::literal;
 use super::{Amount, GpuOp, LANES, LowerCx, Operand, contiguous};
 use crate::ir::{UnaryFn, Value};
 use rlx::backend::BackendError;
@@ -149,7 +150,10 @@ impl GpuOp for GpuPad {
         let value = d.b.load(read, &own, Some(within));
         let fill = match to.dtype.is_float() {
             true => d.b.float(op.value),
-            false => d.b.int(op.value as i32),
+            false => {
+                let beyond = || cx.unsupported(format!("no word of the device holds {}", op.value));
+                d.b.int(literal(to.dtype, op.value).ok_or_else(beyond)?)
+            }
         };
         let fill = d.rounded(to.dtype, fill);
         let value = d.b.select(within, value, fill);
@@ -175,6 +179,7 @@ impl GpuOp for GpuIota {
         let write = d.write(&to);
         let count = at[op.axis];
         let value = if to.dtype.is_float() { d.b.unary(UnaryFn::ToFloat, count) } else { count };
+        let value = d.rounded(to.dtype, value);
         d.b.store(write, &at, value, Some(inside));
         cx.launch(d, Amount::product(&to.dims).ceil_div(LANES as usize))
     }

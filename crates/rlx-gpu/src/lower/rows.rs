@@ -1,11 +1,13 @@
 //! Combinations along axes: a program for each line, or a lane where lines are short by nature.
 
+use super::whole::{self, BEYOND, computes_whole, is_wide};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
 use rlx_graph::OpDef;
 use rlx_graph::op::OpAttrs;
+use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::cumsum::CumSum;
 use rlx_graph::ops::l2_normalize::L2Normalize;
 use rlx_graph::ops::layer_norm::LayerNorm;
@@ -97,7 +99,7 @@ impl GpuOp for GpuReduce {
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
         use ReduceOp::{Max, Mean, Min, Prod, Sum};
         let kind = op.as_any().downcast_ref::<Reduce>().map(|r| r.kind);
-        computes(inputs, outputs) && kind.is_some_and(|k| matches!(k, Sum | Mean | Prod | Max | Min))
+        computes_whole(inputs, outputs) && kind.is_some_and(|k| matches!(k, Sum | Mean | Prod | Max | Min))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
@@ -123,16 +125,51 @@ impl GpuOp for GpuReduce {
             let count = lines.count(&mut d);
             value = d.b.div(value, count);
         }
+        let writer = lines.writer(&mut d);
+        if !float {
+            let holds = match op.kind {
+                ReduceOp::Max | ReduceOp::Min => has_elements(&mut d, &lines),
+                _ if is_wide(from.dtype) => Some(stays_small(&mut d, &lines, view, function)),
+                _ => None,
+            };
+            if let Some(holds) = holds {
+                let slot = cx.limit(&mut d, BEYOND);
+                d.b.check(holds, writer, slot);
+            }
+        }
         let value = d.rounded(to.dtype, value);
         let strides = match op.keep_dims {
             true => to.axes(&(0..from.dims.len()).filter(|a| !op.axes.contains(a)).collect::<Vec<_>>()),
             false => to,
         };
         let write = d.write(&Operand { dims: lead, ..strides });
-        let writer = lines.writer(&mut d);
         d.b.store(write, &lines.at, value, Some(writer));
         cx.launch(d, lines.programs())
     }
+}
+
+/// Whether lines have elements, where that is not known: the largest of none is a number that no word holds.
+fn has_elements(d: &mut Draft<'_>, lines: &Lines) -> Option<Value> {
+    let length = lines.length();
+    if matches!(length, Amount::Known(count) if count > 0) {
+        return None;
+    }
+    let length = d.size(&length);
+    let (zero, length) = (d.b.int(0), d.b.arg(length));
+    Some(d.b.less(zero, length))
+}
+
+/// Whether a line's integers combine to less than 2^30 when each is taken without its sign. Then no wrapping changed the result, for
+/// the sum in floats is off by less than half of it up to lines of 2^28 elements.
+fn stays_small(d: &mut Draft<'_>, lines: &Lines, view: ViewId, function: BinaryFn) -> Value {
+    let identity = d.b.float(if function == BinaryFn::Add { 0.0 } else { 1.0 });
+    let total = lines.fold(d, function, identity, |d, at, _, mask| {
+        let x = d.b.load(view, at, Some(mask));
+        let x = d.b.unary(UnaryFn::ToFloat, x);
+        d.b.unary(UnaryFn::Abs, x)
+    });
+    let limit = d.b.float(2f64.powi(30));
+    d.b.less(total, limit)
 }
 
 /// `softmax`.
@@ -347,7 +384,7 @@ impl GpuOp for GpuCumSum {
     }
 
     fn supports(&self, _op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-        computes(inputs, outputs)
+        computes_whole(inputs, outputs)
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
@@ -365,6 +402,7 @@ impl GpuOp for GpuCumSum {
         let (first, end) = (d.b.int(0), d.b.arg(extent));
         let zero = if from.dtype.is_float() { d.b.float(0.0) } else { d.b.int(0) };
         let (one, limit) = (d.b.int(1), d.b.arg(extent));
+        let slot = is_wide(from.dtype).then(|| cx.limit(&mut d, BEYOND));
         d.repeat([first, end], 1, &[zero], |d, index, carried| {
             let last = d.b.sub(limit, one);
             let along = if op.reverse { d.b.sub(last, index) } else { index };
@@ -373,6 +411,10 @@ impl GpuOp for GpuCumSum {
             let at: Vec<Value> = at.iter().copied().chain([along]).collect();
             let x = d.b.load(read, &at, Some(mask));
             let sum = d.b.add(carried[0], x);
+            let (sum, exact) = whole::binary(d, from.dtype, BinaryOp::Add, [carried[0], x], sum);
+            if let (Some(exact), Some(slot)) = (exact, slot) {
+                d.b.check(exact, mask, slot);
+            }
             let y = d.rounded(to.dtype, if op.exclusive { carried[0] } else { sum });
             d.b.store(write, &at, y, Some(mask));
             vec![sum]

@@ -36,7 +36,8 @@ fn compile(
     Ok(compiled)
 }
 
-fn run(compiled: &CompiledGraph, case: &Case, params: &[usize]) {
+/// What a device refuses for its values is given back.
+fn run(compiled: &CompiledGraph, case: &Case, params: &[usize]) -> Result<(), SessionError> {
     let named: Vec<(String, Tensor)> = case.named_inputs();
     let is_param = |name: &str| params.iter().any(|i| name == format!("x{i}"));
     let inputs: Vec<(&str, TensorArg<'_>)> = named
@@ -53,7 +54,10 @@ fn run(compiled: &CompiledGraph, case: &Case, params: &[usize]) {
         for (index, &operand) in case.states.iter().enumerate() {
             state.buffer_mut(index).unwrap().copy_from_slice(case.inputs[operand].bytes());
         }
-        let results = compiled.run_with(&mut state, &inputs).unwrap_or_else(|e| panic!("{}", context(&e)));
+        let results = match compiled.run_with(&mut state, &inputs) {
+            Err(error) if error.is_device_fault() => return Err(error),
+            results => results.unwrap_or_else(|e| panic!("{}", context(&e))),
+        };
         let states: BTreeMap<String, Tensor> = case
             .states
             .iter()
@@ -66,6 +70,7 @@ fn run(compiled: &CompiledGraph, case: &Case, params: &[usize]) {
             .collect();
         case.compare(&results, &states, ROUNDINGS).unwrap_or_else(|e| panic!("{}", context(&e)));
     }
+    Ok(())
 }
 
 /// Runs every case in each form; those refused must be the ones listed.
@@ -76,7 +81,8 @@ fn every_case_on(backend: &Arc<dyn Backend>) {
         total += 1;
         let params = weights(&case);
         let graph = case.graph_with_params(&params).unwrap();
-        let compiled = match compile(&session(), &case, &graph, &params, false) {
+        let compiled = compile(&session(), &case, &graph, &params, false);
+        let compiled = match compiled.and_then(|c| run(&c, &case, &params).map(|()| c)) {
             Ok(compiled) => compiled,
             Err(error) => {
                 let text = error.to_string();
@@ -85,16 +91,15 @@ fn every_case_on(backend: &Arc<dyn Backend>) {
                 continue;
             }
         };
-        run(&compiled, &case, &params);
         assert!(compiled.report().unwrap().steps.iter().all(|step| step.native));
         if !params.is_empty() {
             let plain = case.graph().unwrap();
-            run(&compile(&session(), &case, &plain, &[], false).unwrap(), &case, &[]);
+            run(&compile(&session(), &case, &plain, &[], false).unwrap(), &case, &[]).unwrap();
         }
         if let Some(primitive) = decomposed(&graph, true).unwrap()
             && let Ok(compiled) = compile(&session(), &case, &primitive, &params, true)
         {
-            run(&compiled, &case, &params);
+            run(&compiled, &case, &params).unwrap();
         }
     }
     println!("{}: {} of {total} cases", backend.name(), total - refused.len());
