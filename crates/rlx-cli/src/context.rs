@@ -76,6 +76,12 @@ impl Context {
         }
     }
 
+    /// The devices of the chain behind the one to run on, as far as the machine has them. None if one device is asked for by itself.
+    pub fn later_devices(&self, first: DeviceId) -> Vec<DeviceId> {
+        let chain = self.config.device_chain.iter().flatten().filter(|_| self.config.device.is_none());
+        chain.skip_while(|device| **device != first).skip(1).copied().filter(|&d| is_found(d)).collect()
+    }
+
     /// The same invocation, with no device asked for.
     pub fn without_device(&self) -> Context {
         let mut config = self.config.clone();

@@ -35,7 +35,7 @@ impl Engine {
 
     /// As [`Engine::open`], with weights beside those of another model.
     pub fn open_beside(model: Option<&str>, context: &Context, beside: Option<Beside>) -> Result<Engine> {
-        let (device, isa) = (context.device()?, context.isa()?);
+        let (mut device, isa) = (context.device()?, context.isa()?);
         let budgeted = context.shared.expert_budget.is_some();
         if budgeted && device != DeviceId::CPU {
             let what = format!("--expert-budget keeps experts for the cpu, not for {device}");
@@ -52,28 +52,19 @@ impl Engine {
         };
         let source = Source::find(model, context)?;
         let started = Instant::now();
-        let model = watched(context, "opening the model", || -> Result<Model> {
-            let folder = match &source {
-                Source::Compiled(path) if device == DeviceId::CPU => {
-                    return Ok(Model::open_with(path, &options)?);
+        let mut later = context.later_devices(device).into_iter();
+        let model = loop {
+            match (
+                watched(context, "opening the model", || open_on(&source, device, &options, context)),
+                later.next(),
+            ) {
+                (Err(failure), Some(next)) if failure.is_device_fault() => {
+                    context.note(format!("on {next}, for {device} cannot run the model: {failure}"));
+                    device = next;
                 }
-                Source::Compiled(path) => {
-                    return Ok(Model::open_artefact(path, &options, backend(device, context)?)?);
-                }
-                Source::Gguf(path) if device == DeviceId::CPU => {
-                    return Ok(Model::from_gguf(&GgufModel::open(path)?, &options)?);
-                }
-                Source::Gguf(path) => {
-                    let model = GgufModel::open(path)?;
-                    return Ok(Model::gguf_on_backend(&model, &options, backend(device, context)?)?);
-                }
-                Source::Demo | Source::Folder(_) => folder(&source, context)?,
-            };
-            Ok(match device {
-                DeviceId::CPU => Model::from_folder(folder, &options)?,
-                other => Model::on_backend(folder, &options, backend(other, context)?)?,
-            })
-        })?;
+                (model, _) => break model?,
+            }
+        };
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         let plan = if model.pipeline().plans_found() > 0 { "plan from the cache" } else { "plan made" };
         let steps = model.compiled().template().steps().len();
@@ -92,6 +83,28 @@ impl Engine {
         context.trace(|| kernels.iter().map(|choice| choice.kernel.as_str()).collect::<Vec<_>>().join("\n"));
         Ok(())
     }
+}
+
+/// A model on one device.
+fn open_on(source: &Source, device: DeviceId, options: &OpenOptions, context: &Context) -> Result<Model> {
+    let folder = match source {
+        Source::Compiled(path) if device == DeviceId::CPU => return Ok(Model::open_with(path, options)?),
+        Source::Compiled(path) => {
+            return Ok(Model::open_artefact(path, options, backend(device, context)?)?);
+        }
+        Source::Gguf(path) if device == DeviceId::CPU => {
+            return Ok(Model::from_gguf(&GgufModel::open(path)?, options)?);
+        }
+        Source::Gguf(path) => {
+            let model = GgufModel::open(path)?;
+            return Ok(Model::gguf_on_backend(&model, options, backend(device, context)?)?);
+        }
+        Source::Demo | Source::Folder(_) => folder(source, context)?,
+    };
+    Ok(match device {
+        DeviceId::CPU => Model::from_folder(folder, options)?,
+        other => Model::on_backend(folder, options, backend(other, context)?)?,
+    })
 }
 
 /// The backend of a device, set up as the settings say.

@@ -24,6 +24,7 @@ pub struct Failure {
     place: String,
     advice: String,
     status: u8,
+    of_device: bool,
 }
 
 /// A result with [`Failure`].
@@ -33,7 +34,7 @@ impl Failure {
     /// A command that could not do its work.
     pub fn new(what: impl ToString, place: impl ToString, advice: impl ToString) -> Failure {
         let [what, place, advice] = [what.to_string(), place.to_string(), advice.to_string()].map(one_line);
-        Failure { what, place, advice, status: FAILED }
+        Failure { what, place, advice, status: FAILED, of_device: false }
     }
 
     /// A command that was asked for something impossible.
@@ -43,12 +44,18 @@ impl Failure {
 
     /// The reader of standard output is gone: nothing to say, and no failure.
     pub fn quiet() -> Failure {
-        Failure { what: String::new(), place: String::new(), advice: String::new(), status: 0 }
+        let [what, place, advice] = [const { String::new() }; 3];
+        Failure { what, place, advice, status: 0, of_device: false }
     }
 
     /// What went wrong.
     pub fn what(&self) -> &str {
         &self.what
+    }
+
+    /// Whether another device may do better.
+    pub fn is_device_fault(&self) -> bool {
+        self.of_device
     }
 
     /// The same failure, with a command that fetches marked as one for a machine with a network.
@@ -155,6 +162,7 @@ impl From<ImportError> for Failure {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Failure {
         let whole = error.to_string();
+        let of_device = matches!(&error, ModelError::Session(error) if error.is_device_fault());
         let (place, advice) = match error {
             ModelError::Import(error) => return error.into(),
             ModelError::Session(SessionError::Aot(error)) => return aot_failure(&error),
@@ -198,7 +206,7 @@ impl From<ModelError> for Failure {
             }
             _ => ("the model", "run again with -v; report it with the model's name if it still fails"),
         };
-        Failure::new(whole, place, advice)
+        Failure { of_device, ..Failure::new(whole, place, advice) }
     }
 }
 

@@ -12,8 +12,7 @@ fn model(name: &str) -> String {
 
 fn rlx(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rlx"));
-    // Without this folder, Mesa's Vulkan writes about it to standard error wherever devices are counted.
-    command.args(arguments).env_clear().env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command.args(arguments).env_clear();
     command
 }
 
@@ -617,6 +616,28 @@ fn a_build_with_cuda_starts_without_a_driver_and_says_what_is_missing() {
     assert_eq!(report["chosen"], if row["available"] == true { "cuda" } else { "cpu" }, "{report}");
 }
 
+/// Mesa's driver computes on the processor where there is no card, so every machine of CI has the device.
+#[cfg(feature = "gpu")]
+#[test]
+fn what_a_device_cannot_run_goes_to_the_next_of_the_chain_and_is_said() {
+    let arguments = ["generate", "--cache-type", "q8_0", "--prompt", "Once", "-n", "4"];
+    let alone = run(&[&arguments[..], &["--device", "gpu"]].concat());
+    assert!(alone.starts_with("status 1\n") && alone.contains("does not run attention"), "{alone}");
+    let chained = rlx(&arguments).env("RLX_DEVICE_CHAIN", "gpu,cpu").output().expect("the binary starts");
+    let told = String::from_utf8_lossy(&chained.stderr).into_owned();
+    assert!(told.contains("on cpu, for gpu cannot run the model: "), "{told}");
+    let plain = rlx(&[&arguments[..], &["--device", "cpu"]].concat()).output().expect("the binary starts");
+    assert_eq!((chained.status.code(), &chained.stdout), (Some(0), &plain.stdout));
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn devices_are_found_without_a_word_of_their_drivers() {
+    let output = rlx(&["devices"]).output().expect("the binary starts");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+    assert!(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.contains("gpu")));
+}
+
 #[test]
 fn an_opened_model_leaves_its_plan_in_the_cache_and_the_next_process_uses_it() {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -824,19 +845,39 @@ fn relu_model(shaped: bool) -> Vec<u8> {
     [number(1, 8), field(7, &graph), field(8, &number(2, 13))].concat()
 }
 
-#[test]
-fn an_onnx_model_runs_on_named_arrays() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = |name: &str| folder.path().join(name).display().to_string();
-    std::fs::write(path("relu.onnx"), relu_model(false)).expect("written");
-    let mut header = "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }".to_owned();
+/// A vector as a file of NumPy's.
+fn array(values: &[f32]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", values.len());
     header.push_str(&" ".repeat(117 - header.len()));
     header.push('\n');
     let mut array = b"\x93NUMPY\x01\x00".to_vec();
     array.extend((header.len() as u16).to_le_bytes());
     array.extend(header.as_bytes());
-    array.extend([-1f32, 0.5, 2.0].iter().flat_map(|v| v.to_le_bytes()));
-    std::fs::write(path("x.npy"), array).expect("written");
+    array.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    array
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn an_onnx_model_on_a_device_says_which_steps_ran_where() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("relu.onnx"), relu_model(false)).expect("written");
+    std::fs::write(path("x.npy"), array(&[-1.0, 0.5, 2.0])).expect("written");
+    let (model, input) = (path("relu.onnx"), format!("x={}", path("x.npy")));
+    let report =
+        json(&["run", &model, "--input", &input, "--out", &path("out"), "--device", "gpu", "--json"]);
+    let devices = report["nodes"]["devices"].as_object().expect("steps by device");
+    assert!(devices.len() == 1 && devices.keys().all(|name| name.starts_with("gpu (")), "{report}");
+    assert_eq!(report["nodes"]["moved"], serde_json::json!([]));
+}
+
+#[test]
+fn an_onnx_model_runs_on_named_arrays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("relu.onnx"), relu_model(false)).expect("written");
+    std::fs::write(path("x.npy"), array(&[-1.0, 0.5, 2.0])).expect("written");
     let (model, out) = (path("relu.onnx"), path("out"));
     let input = format!("x={}", path("x.npy"));
     let report = json(&["run", &model, "--input", &input, "--out", &out, "--json"]);

@@ -1,6 +1,6 @@
 //! Runs the ONNX backend tests of an installed `onnx` package and prints a table by operator.
 //!
-//! `onnx_suite DATA [--device cpu|reference] [--folder NAME].. [--filter TEXT] [--symbolic] [--plain] [--twins] [--rounding]
+//! `onnx_suite DATA [--device cpu|reference|gpu|emulated] [--folder NAME].. [--filter TEXT] [--symbolic] [--plain] [--twins] [--rounding]
 //! [--expect FILE] [--write FILE] [-v]`
 //!
 //! `--folder` runs the cases of these folders of DATA in place of those of the package. `--symbolic` makes every input dim a name first,
@@ -9,9 +9,13 @@
 //!
 //! Cases of ops that draw random numbers expect another generator's: their extents, element types and range are checked, and they are
 //! counted apart.
+//!
+//! A refusal names what a device has no kernel for. Cases with nodes that the host evaluates between regions are counted beside the
+//! others; a step of a region that ran elsewhere than on the device asked for is a failure.
 
+use rlx::backend::BackendError;
 use rlx::backend::reference::ReferenceBackend;
-use rlx::{CompileOptions, Session};
+use rlx::{CompileOptions, Session, SessionError};
 use rlx_graph::passes::PASSES;
 use rlx_onnx::suite::{FileKind, difference, interface, read_value, symbolic_model};
 use rlx_onnx::{DeclaredDim, ElementType, OnnxError, OnnxModel, Value};
@@ -45,6 +49,8 @@ struct Case {
     folder: PathBuf,
     op: String,
     outcome: Outcome,
+    /// Nodes that the host evaluated, by op.
+    host: BTreeMap<String, usize>,
     millis: u128,
 }
 
@@ -110,7 +116,9 @@ fn main() -> ExitCode {
 
 fn run() -> Result<bool, String> {
     let choices = choices()?;
+    rlx_gpu::register().map_err(|e| e.to_string())?;
     let session = match choices.device.as_str() {
+        "emulated" => Session::with_backend(rlx_gpu::emulated()),
         "reference" => Session::with_backend(Arc::new(ReferenceBackend::default())),
         device => {
             let id: rlx::devices::DeviceId = device.parse().map_err(|e| format!("{e}"))?;
@@ -161,7 +169,8 @@ fn light_cases(choices: &Choices, session: &Session) -> Result<Vec<Case>, String
         let outcome = catch_unwind(AssertUnwindSafe(|| check_light(&file, session)));
         let outcome = outcome.unwrap_or_else(|_| Outcome::Failed("PANIC".to_owned()));
         let millis = started.elapsed().as_millis();
-        cases.push(Case { name, folder: root.clone(), op: "(light)".to_owned(), outcome, millis });
+        let (folder, op, host) = (root.clone(), "(light)".to_owned(), BTreeMap::new());
+        cases.push(Case { name, folder, op, outcome, host, millis });
     }
     Ok(cases)
 }
@@ -194,8 +203,7 @@ fn check_light(file: &Path, session: &Session) -> Outcome {
     match run() {
         Ok(None) => Outcome::Passed,
         Ok(Some(reason)) => Outcome::Failed(reason),
-        Err(e @ OnnxError::Unsupported { .. }) => Outcome::Refused(e.to_string()),
-        Err(e) => Outcome::Failed(e.to_string()),
+        Err(e) => of_error(e),
     }
 }
 
@@ -237,18 +245,48 @@ fn case(name: String, folder: PathBuf, session: &Session, choices: &Choices, res
         [first, ..] if name.starts_with("node/") => first.clone(),
         _ => format!("({})", name.split('/').next().unwrap_or_default()),
     };
-    let mut first = Vec::new();
+    let mut seen = Seen::default();
     let drawn = DRAWN.iter().any(|op| name.contains(op));
-    let outcome = catch_unwind(AssertUnwindSafe(|| check(&folder, session, choices, drawn, &mut first)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| check(&folder, session, choices, drawn, &mut seen)));
     let outcome = outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
         Outcome::Failed(format!("PANIC {}", text.unwrap_or_default()))
     });
     if choices.twins {
-        results.insert(name.clone(), first);
+        results.insert(name.clone(), seen.first);
     }
-    Case { name, folder, op, outcome, millis: started.elapsed().as_millis() }
+    Case { name, folder, op, outcome, host: seen.host, millis: started.elapsed().as_millis() }
+}
+
+/// What a case showed besides its outcome.
+#[derive(Default)]
+struct Seen {
+    /// The first results.
+    first: Vec<(String, Value)>,
+    host: BTreeMap<String, usize>,
+}
+
+/// What is said of an error: a refusal, or a failure.
+fn of_error(error: OnnxError) -> Outcome {
+    let refused = match &error {
+        OnnxError::Unsupported { .. } => true,
+        OnnxError::Region { source, .. } => match &**source {
+            SessionError::Pass(_) => source.is_device_fault(),
+            other => matches!(other, SessionError::Backend(BackendError::Unsupported { .. })),
+        },
+        _ => false,
+    };
+    if refused { Outcome::Refused(error.to_string()) } else { Outcome::Failed(error.to_string()) }
+}
+
+/// A step that ran where nobody asked for it.
+fn elsewhere(model: &OnnxModel, session: &Session) -> Option<String> {
+    let (report, name) = (model.report(), session.backend().name().to_owned());
+    let other = report.devices.keys().find(|device| **device != name);
+    let device = other.map(|other| format!("steps ran on {other}, not on {name}"));
+    let by_reference = name != "cpu" && name != "reference" && !report.reference.is_empty();
+    device.or_else(|| by_reference.then(|| format!("by reference evaluation: {:?}", report.reference)))
 }
 
 fn open(folder: &Path, session: &Session, choices: &Choices) -> Result<OnnxModel, OnnxError> {
@@ -274,24 +312,23 @@ fn wrong_draw(expected: &Value, found: &Value) -> Option<String> {
     values.iter().find(|v| ![0.0, 1.0].contains(*v)).map(|v| format!("{v} was drawn"))
 }
 
-fn check(
-    folder: &Path,
-    session: &Session,
-    choices: &Choices,
-    drawn: bool,
-    first: &mut Vec<(String, Value)>,
-) -> Outcome {
-    let refused = |e: OnnxError| match e {
-        OnnxError::Unsupported { .. } => Outcome::Refused(e.to_string()),
-        other => Outcome::Failed(other.to_string()),
-    };
+fn check(folder: &Path, session: &Session, choices: &Choices, drawn: bool, seen: &mut Seen) -> Outcome {
     let model = match open(folder, session, choices) {
         Ok(model) => model,
-        Err(e) => return refused(e),
+        Err(e) => return of_error(e),
     };
+    let outcome = check_model(folder, &model, choices, drawn, seen);
+    seen.host = model.report().host;
+    match (outcome, elsewhere(&model, session)) {
+        (Outcome::Passed, Some(reason)) => Outcome::Failed(reason),
+        (outcome, _) => outcome,
+    }
+}
+
+fn check_model(folder: &Path, model: &OnnxModel, choices: &Choices, drawn: bool, seen: &mut Seen) -> Outcome {
     let facts = match interface(&folder.join("model.onnx")) {
         Ok(facts) => facts,
-        Err(e) => return refused(e),
+        Err(e) => return of_error(e),
     };
     let needed: Vec<String> =
         model.program().inputs().filter(|(_, needed)| *needed).map(|(d, _)| d.name.clone()).collect();
@@ -313,21 +350,21 @@ fn check(
             match read("input", i, *kind) {
                 Ok(Some(value)) => inputs.push((name, value)),
                 Ok(None) => {}
-                Err(e) => return refused(e),
+                Err(e) => return of_error(e),
             }
         }
         let results = match model.run(&inputs) {
             Ok(results) => results,
-            Err(e) => return refused(e),
+            Err(e) => return of_error(e),
         };
-        if first.is_empty() {
-            first.clone_from(&results);
+        if seen.first.is_empty() {
+            seen.first.clone_from(&results);
         }
         for (i, ((name, kind), (_, found))) in facts.outputs.iter().zip(&results).enumerate() {
             let expected = match read("output", i, *kind) {
                 Ok(Some(value)) => value,
                 Ok(None) => continue,
-                Err(e) => return refused(e),
+                Err(e) => return of_error(e),
             };
             let wrong = match drawn {
                 true => wrong_draw(&expected, found),
@@ -347,8 +384,9 @@ fn check(
 }
 
 fn report(cases: &[Case], choices: &Choices) -> Result<bool, String> {
-    let mut table: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
-    let mut totals: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
+    let mut table: BTreeMap<&str, [usize; 5]> = BTreeMap::new();
+    let mut totals: BTreeMap<&str, [usize; 5]> = BTreeMap::new();
+    let mut host: BTreeMap<&str, usize> = BTreeMap::new();
     for case in cases {
         let column = match &case.outcome {
             Outcome::Passed => 0,
@@ -364,14 +402,21 @@ fn report(cases: &[Case], choices: &Choices) -> Result<bool, String> {
         };
         table.entry(&case.op).or_default()[column] += 1;
         totals.entry(case.name.split('/').next().unwrap_or_default()).or_default()[column] += 1;
+        if column == 0 && !case.host.is_empty() {
+            table.entry(&case.op).or_default()[4] += 1;
+            totals.entry(case.name.split('/').next().unwrap_or_default()).or_default()[4] += 1;
+        }
+        case.host.iter().for_each(|(op, count)| *host.entry(op).or_default() += count);
         if choices.verbose {
             println!("{} ms {} ({})", case.millis, case.name, case.folder.display());
         }
     }
-    println!("{:<40}{:>8}{:>8}{:>8}{:>8}", "operator", "passed", "drawn", "failed", "refused");
-    for (name, [passed, drawn, failed, refused]) in table.iter().chain(&totals) {
-        println!("{name:<40}{passed:>8}{drawn:>8}{failed:>8}{refused:>8}");
+    println!("{:<40}{:>8}{:>8}{:>8}{:>8}{:>8}", "operator", "passed", "drawn", "failed", "refused", "host");
+    for (name, [passed, drawn, failed, refused, host]) in table.iter().chain(&totals) {
+        println!("{name:<40}{passed:>8}{drawn:>8}{failed:>8}{refused:>8}{host:>8}");
     }
+    let host: Vec<String> = host.iter().map(|(op, count)| format!("{op} x{count}")).collect();
+    println!("host: of the passed, those with nodes evaluated between regions; in all {}", host.join(", "));
     let held = |case: &&Case| matches!(case.outcome, Outcome::Passed | Outcome::Drawn);
     let passed: Vec<&str> = cases.iter().filter(held).map(|c| c.name.as_str()).collect();
     if let Some(path) = &choices.write {

@@ -33,7 +33,7 @@ pub use model::{Attr, Declared, DeclaredDim, NodeDef, Slot, axes_of, axis_of};
 pub use npy::{read_npy, write_npy};
 pub use prepare::{CompiledRegion, Prepared};
 pub use program::Program;
-pub use runtime::OnnxReport;
+pub use runtime::{Moved, OnnxReport};
 pub use value::{CodedTensor, ElementType, StoredTensor, TextTensor, Value};
 
 use rlx::devices::DeviceId;
@@ -71,6 +71,13 @@ impl OnnxModel {
         let bytes = bytes::Bytes::copy_from_slice(bytes);
         let program = import::from_bytes(bytes, decode::ExternalData::default())?;
         Ok(Self { program, runtime: runtime::Runtime::on(session) })
+    }
+
+    /// The same model, whose regions go to these devices in turn where those before cannot compile or run them. Each move is in
+    /// [`OnnxReport::moved`].
+    #[must_use]
+    pub fn or_on(self, rest: &[Session]) -> Self {
+        Self { runtime: self.runtime.or_on(rest), ..self }
     }
 
     /// The same model, whose regions are compiled with these options.

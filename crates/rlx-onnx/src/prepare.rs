@@ -8,8 +8,8 @@ use crate::value::{ElementType, Value};
 use crate::{Declared, OnnxModel};
 use rlx::memory::{MemoryEstimate, estimate_with};
 use rlx::plan::Lir;
-use rlx::session::StepTimes;
-use rlx::{CompiledGraph, SessionError};
+use rlx::session::{State, StepTimes};
+use rlx::{CompiledGraph, SessionError, TensorArg};
 use rlx_graph::Graph;
 use rlx_graph::eval::from_f64;
 use rlx_graph::interpret::nearest_name;
@@ -21,12 +21,18 @@ const SLACK_BYTES: u64 = 20 << 20;
 
 /// A region of a model as its device runs it.
 pub struct CompiledRegion {
+    /// For the device that took it when it was compiled.
     pub(crate) graph: CompiledGraph,
+    /// That device's position.
+    pub(crate) at: usize,
+    /// For a later device, and its position, if that one could not run it.
+    pub(crate) moved: OnceLock<(CompiledGraph, usize)>,
     pub(crate) inputs: Vec<(usize, String)>,
     pub(crate) outputs: Vec<Vec<usize>>,
     pub(crate) nodes: String,
     pub(crate) source: Graph,
-    pub(crate) times: OnceLock<StepTimes>,
+    /// With the position of the device whose steps they are of.
+    pub(crate) times: OnceLock<(usize, StepTimes)>,
     /// Done once its steps are in the model's report: kernels are chosen when weights are packed, which a plan does not need.
     pub(crate) counted: Once,
 }
@@ -34,7 +40,42 @@ pub struct CompiledRegion {
 impl CompiledRegion {
     /// The executable.
     pub fn graph(&self) -> &CompiledGraph {
-        &self.graph
+        self.placed().0
+    }
+
+    fn placed(&self) -> (&CompiledGraph, usize) {
+        self.moved.get().map_or((&self.graph, self.at), |(graph, at)| (graph, *at))
+    }
+
+    /// Runs it on its device, or on the first after it that can.
+    pub(crate) fn run(
+        &self,
+        runtime: &Runtime,
+        args: &[(&str, TensorArg<'_>)],
+    ) -> Result<Vec<(String, Tensor)>, SessionError> {
+        let (graph, mut at) = self.placed();
+        let times = self.times.get().filter(|(of, _)| *of == at);
+        let control = times.map(|(_, times)| times.control()).unwrap_or_default();
+        let mut error = match graph.run_controlled(&mut State::default(), args, control) {
+            Err(error) => error,
+            results => return results,
+        };
+        loop {
+            at = runtime.after(&self.nodes, at, error)?;
+            let (graph, taken) = runtime.compile(&self.nodes, &self.source, at)?;
+            at = taken;
+            error = match graph.run(args) {
+                Err(error) => error,
+                results => {
+                    // Another run may have moved it meanwhile.
+                    let _ = self.moved.set((graph, at));
+                    if self.counted.is_completed() {
+                        self.count_steps(runtime);
+                    }
+                    return results;
+                }
+            };
+        }
     }
 
     /// The graph as it was imported.
@@ -44,8 +85,9 @@ impl CompiledRegion {
 
     /// Adds its steps to the model's report. It has run, so that it can be reported.
     pub(crate) fn count_steps(&self, runtime: &Runtime) {
-        let Ok(report) = self.graph.report() else { return };
+        let Ok(report) = self.graph().report() else { return };
         runtime.note(|r| {
+            *r.devices.entry(report.backend.clone()).or_default() += report.steps.len();
             for step in &report.steps {
                 *r.steps.entry(step.op.clone()).or_default() += 1;
             }
@@ -62,7 +104,7 @@ impl CompiledRegion {
 
     /// Times of its steps, if [`OnnxModel::time_steps`] asked for them.
     pub fn times(&self) -> Option<&StepTimes> {
-        self.times.get()
+        self.times.get().map(|(_, times)| times)
     }
 }
 
@@ -234,8 +276,9 @@ impl OnnxModel {
             nodes: region.nodes.clone(),
             source: Box::new(source),
         };
-        let lir = region.graph.specialize(&binding).map_err(fail)?;
-        let session = self.runtime.session();
+        let (graph, at) = region.placed();
+        let lir = graph.specialize(&binding).map_err(fail)?;
+        let session = self.runtime.device(at);
         let mut estimate = estimate_with(&lir, &**session.backend(), session.weights()).map_err(fail)?;
         estimate.host_bytes = SLACK_BYTES;
         Ok(Prepared { variant, binding, lir: Some(lir), estimate, host, later })
@@ -252,11 +295,12 @@ impl OnnxModel {
     /// [`OnnxError::Region`] if a region cannot report its steps.
     pub fn time_steps(&self) -> Result<(), OnnxError> {
         for region in self.regions() {
-            let times = StepTimes::new(&region.graph).map_err(|source| OnnxError::Region {
+            let (graph, at) = region.placed();
+            let times = StepTimes::new(graph).map_err(|source| OnnxError::Region {
                 nodes: region.nodes.clone(),
                 source: Box::new(source),
             })?;
-            region.times.get_or_init(|| times);
+            region.times.get_or_init(|| (at, times));
         }
         Ok(())
     }

@@ -14,7 +14,6 @@ use crate::runtime::Runtime;
 use crate::symbolic::{self, Dims, Operand};
 use crate::value::{ElementType, Value};
 use rlx::TensorArg;
-use rlx::session::{State, StepTimes};
 use rlx_graph::{Graph, Source, ValueId, interpret};
 use rlx_tensor::time::Instant;
 use rlx_tensor::{Dim, Shape};
@@ -337,9 +336,7 @@ impl Program {
                     _ => {}
                 }
             }
-            let control = region.times.get().map(StepTimes::control).unwrap_or_default();
-            let results = region.graph.run_controlled(&mut State::default(), &args, control);
-            let results = results.map_err(|source| OnnxError::Region {
+            let results = region.run(runtime, &args).map_err(|source| OnnxError::Region {
                 nodes: region.nodes.clone(),
                 source: Box::new(source),
             })?;
@@ -736,7 +733,7 @@ impl<'p> Trace<'p> {
         let fail =
             |source: rlx::SessionError| OnnxError::Region { nodes: nodes.clone(), source: Box::new(source) };
         self.region.graph.set_outputs(&pairs).map_err(|e| fail(e.into()))?;
-        let compiled = self.runtime.compile(&self.region.graph).map_err(fail)?;
+        let (compiled, at) = self.runtime.compile(&nodes, &self.region.graph, 0).map_err(fail)?;
         self.runtime.note(|r| {
             r.regions += 1;
             for &index in &self.lowered {
@@ -749,6 +746,8 @@ impl<'p> Trace<'p> {
             inputs: inputs.filter(|(_, name)| known.contains(name)).collect(),
             outputs: outputs.iter().map(|(_, slots)| slots.clone()).collect(),
             graph: compiled,
+            at,
+            moved: OnceLock::new(),
             nodes,
             source: std::mem::replace(&mut self.region.graph, Graph::new("")),
             times: OnceLock::new(),

@@ -27,11 +27,31 @@ pub struct OnnxReport {
     pub steps: BTreeMap<String, usize>,
     /// Steps of regions that run by their op's reference evaluation, by op.
     pub reference: BTreeMap<String, usize>,
+    /// Steps of regions by the device that runs them.
+    pub devices: BTreeMap<String, usize>,
+    /// Regions that a device could not run and that went to the next of those allowed.
+    pub moved: Vec<Moved>,
 }
 
-/// A device with the registry of one model.
+/// A region that went to another device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Moved {
+    /// Its nodes in a few words.
+    pub nodes: String,
+    /// The device that could not run it.
+    pub from: String,
+    /// The device that was tried next.
+    pub to: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// Devices with the registry of one model.
 pub struct Runtime {
     session: Session,
+    /// Devices for regions that those before them cannot run.
+    rest: Vec<Session>,
     options: CompileOptions,
     report: Mutex<OnnxReport>,
 }
@@ -40,7 +60,14 @@ impl Runtime {
     /// Weights go to a registry of their own.
     pub fn on(session: &Session) -> Self {
         let session = session.clone().with_weights(Arc::new(WeightRegistry::new()));
-        Self { session, options: CompileOptions::default(), report: Mutex::default() }
+        Self { session, rest: Vec::new(), options: CompileOptions::default(), report: Mutex::default() }
+    }
+
+    /// The same, with devices to try in turn for regions that the first cannot run.
+    pub fn or_on(mut self, rest: &[Session]) -> Self {
+        let weights = Arc::clone(self.session.weights());
+        self.rest = rest.iter().map(|other| other.clone().with_weights(Arc::clone(&weights))).collect();
+        self
     }
 
     /// The same, with what may be chosen when a region is compiled.
@@ -48,14 +75,43 @@ impl Runtime {
         Self { options, ..self }
     }
 
-    /// Compiles a region.
-    pub(crate) fn compile(&self, graph: &Graph) -> Result<CompiledGraph, SessionError> {
-        self.session.compile_with(graph, &self.options)
+    /// Compiles a region for the device of this position or the first after it that takes it; the graph and that device's position.
+    pub(crate) fn compile(
+        &self,
+        nodes: &str,
+        graph: &Graph,
+        mut at: usize,
+    ) -> Result<(CompiledGraph, usize), SessionError> {
+        loop {
+            match self.device(at).compile_with(graph, &self.options) {
+                Ok(compiled) => return Ok((compiled, at)),
+                Err(error) => at = self.after(nodes, at, error)?,
+            }
+        }
     }
 
-    /// The device.
+    /// The position of the device to try after one that could not run a region; the error if there is none, or if the fault is the
+    /// caller's.
+    pub(crate) fn after(&self, nodes: &str, at: usize, error: SessionError) -> Result<usize, SessionError> {
+        if !error.is_device_fault() || at >= self.rest.len() {
+            return Err(error);
+        }
+        let name = |at: usize| self.device(at).backend().name().to_owned();
+        let (from, to) = (name(at), name(at + 1));
+        self.note(|r| {
+            r.moved.push(Moved { nodes: nodes.to_owned(), from, to, reason: error.to_string() });
+        });
+        Ok(at + 1)
+    }
+
+    /// The first device.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// The device of a position.
+    pub(crate) fn device(&self, at: usize) -> &Session {
+        at.checked_sub(1).and_then(|at| self.rest.get(at)).unwrap_or(&self.session)
     }
 
     /// What has happened so far.

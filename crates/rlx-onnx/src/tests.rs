@@ -394,3 +394,49 @@ fn what_once_differed_is_the_same_on_every_way() {
     }
     assert!(count >= 4, "{count} models");
 }
+
+/// `y = x + x` of 64-bit integers.
+fn doubling() -> ModelProto {
+    let mut doubled = graph(vec![node("Add", &["x", "x"], &["y"])], &["x"], &["y"]);
+    let tensor = Some(TensorType { elem_type: 7, shape: None });
+    let kind = Some(TypeProto { tensor, ..TypeProto::default() });
+    doubled.input[0].value_type.clone_from(&kind);
+    doubled.output[0].value_type = kind;
+    model(doubled)
+}
+
+#[test]
+fn integers_beyond_a_devices_words_are_refused_or_go_to_the_next_device() {
+    let on = |session: &Session| {
+        let program = import::from_model(&doubling(), ExternalData::default()).unwrap();
+        OnnxModel { program, runtime: Runtime::on(session) }
+    };
+    let run = |model: &OnnxModel, x: [i64; 2]| {
+        let x = Value::Tensor(Tensor::from_slice(&[2], &x).unwrap());
+        model.run(&[("x", x)]).map(|outputs| outputs[0].1.ints().unwrap())
+    };
+    let device = Session::with_backend(rlx_gpu::emulated());
+    let name = device.backend().name().to_owned();
+    let alone = on(&device);
+    assert_eq!(run(&alone, [-5, 1_000_000]).unwrap(), [-10, 2_000_000]);
+    assert_eq!(alone.report().devices.into_iter().collect::<Vec<_>>(), [(name.clone(), 1)]);
+    for beyond in [[1 << 30, 3], [1 << 40, 3]] {
+        let error = run(&alone, beyond).unwrap_err().to_string();
+        assert!(error.contains("Add") && error.contains("32 bits"), "{error}");
+    }
+    assert_eq!(run(&alone, [7, -7]).unwrap(), [14, -14], "a refused run leaves the model as it was");
+    assert!(alone.report().moved.is_empty());
+
+    let reference = Session::with_backend(Arc::new(ReferenceBackend::default()));
+    let chained = on(&device).or_on(&[reference]);
+    assert_eq!(run(&chained, [1, 2]).unwrap(), [2, 4]);
+    assert!(chained.report().moved.is_empty());
+    for beyond in [[1i64 << 30, 3], [1 << 40, 3]] {
+        assert_eq!(run(&chained, beyond).unwrap(), beyond.map(|x| 2 * x));
+    }
+    let report = chained.report();
+    let moved: Vec<_> =
+        report.moved.iter().map(|m| (&*m.from, &*m.to, m.reason.contains("32 bits"))).collect();
+    assert_eq!(moved, [(&*name, "reference", true)], "it stays where it went");
+    assert_eq!(report.devices.into_iter().collect::<Vec<_>>(), [(name, 1), ("reference".to_owned(), 1)]);
+}

@@ -7,10 +7,10 @@ use crate::failure::{Failure, Result};
 use crate::output::{self, Stage, StepShare};
 use rlx::backend::reference::ReferenceBackend;
 use rlx::config::ByteSize;
-use rlx::devices::Device;
+use rlx::devices::{Device, DeviceId};
 use rlx::memory::{MemoryEstimate, MemoryProbe, MemoryView, SystemProbe};
 use rlx::{Session, SessionError, backend::BackendRegistry};
-use rlx_onnx::{OnnxError, OnnxModel, Prepared, Value};
+use rlx_onnx::{Moved, OnnxError, OnnxModel, Prepared, Value};
 use rlx_tensor::{DType, Tensor};
 use serde::Serialize;
 use serde_json::Map;
@@ -20,9 +20,34 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A session on the device that is asked for.
-pub fn session(context: &Context) -> Result<Session> {
+/// A model on the device that is asked for; of a chain, later devices get what earlier ones cannot run.
+pub fn open(file: &Path, context: &Context) -> Result<OnnxModel> {
+    let fail = |error: OnnxError| failure(&error, &file.display().to_string());
     let device = context.device()?;
+    let model = OnnxModel::open_on(file, &session(device, context)?).map_err(fail)?;
+    let later = context.later_devices(device).into_iter();
+    let rest: Vec<Session> = later.map(|device| session(device, context)).collect::<Result<_>>()?;
+    Ok(model.or_on(&rest))
+}
+
+/// Says what did not run on the device that was asked for first.
+pub fn note_elsewhere(model: &OnnxModel, context: &Context) -> Result<()> {
+    let report = model.report();
+    for Moved { nodes, from, to, reason, .. } in &report.moved {
+        context.note(format!("{nodes}: on {to}, for {from} cannot run it: {reason}"));
+    }
+    let device = context.device()?;
+    if !report.host.is_empty() && !matches!(device.kind, Device::Cpu | Device::Reference) {
+        context.note(format!("evaluated on the host, not on {device}: {}", counted(&report.host)));
+    }
+    Ok(())
+}
+
+fn counted(ops: &BTreeMap<String, usize>) -> String {
+    ops.iter().map(|(op, count)| format!("{op} x{count}")).collect::<Vec<_>>().join(", ")
+}
+
+fn session(device: DeviceId, context: &Context) -> Result<Session> {
     if device.kind == Device::Reference {
         return Ok(Session::with_backend(Arc::new(ReferenceBackend::default())));
     }
@@ -62,14 +87,14 @@ impl Opened {
     fn new(file: &Path, sizes: &Sizes, context: &Context) -> Result<Opened> {
         let place = file.display().to_string();
         let fail = |error: OnnxError| failure(&error, &place);
-        let session = session(context)?;
         let started = Instant::now();
-        let model = OnnxModel::open_on(file, &session).map_err(fail)?;
+        let model = open(file, context)?;
         let import_ms = started.elapsed().as_secs_f64() * 1e3;
         let started = Instant::now();
         let inputs = model.extents(&sizes.dims).map_err(fail)?.into_iter().collect();
         let prepared = model.prepare(&sizes.dims).map_err(fail)?;
         let compile_ms = started.elapsed().as_secs_f64() * 1e3;
+        note_elsewhere(&model, context)?;
         Ok(Opened { place, model, prepared, inputs, import_ms, compile_ms })
     }
 

@@ -4,7 +4,7 @@ use super::onnx;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::output;
-use rlx_onnx::{OnnxError, OnnxModel, OnnxReport, Value, read_npy, write_npy};
+use rlx_onnx::{OnnxError, OnnxReport, Value, read_npy, write_npy};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,6 +39,10 @@ struct Nodes {
     folded: BTreeMap<String, usize>,
     steps: BTreeMap<String, usize>,
     reference: BTreeMap<String, usize>,
+    /// Steps by the device that runs them.
+    devices: BTreeMap<String, usize>,
+    /// Regions that a device could not run: nodes, device, next device, reason.
+    moved: Vec<[String; 4]>,
 }
 
 #[derive(Debug, Serialize)]
@@ -52,10 +56,9 @@ struct Report {
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         let started = Instant::now();
-        let session = onnx::session(context)?;
         let place = self.model.display().to_string();
         let fail = |error: OnnxError| onnx::failure(&error, &place);
-        let model = OnnxModel::open_on(&self.model, &session).map_err(fail)?;
+        let model = onnx::open(&self.model, context)?;
         let import_ms = started.elapsed().as_secs_f64() * 1e3;
         let mut inputs: Vec<(&str, Value)> = Vec::new();
         for text in &self.inputs {
@@ -68,6 +71,7 @@ impl Args {
         let started = Instant::now();
         let outputs = model.run(&inputs).map_err(fail)?;
         let run_ms = started.elapsed().as_secs_f64() * 1e3;
+        onnx::note_elsewhere(&model, context)?;
         std::fs::create_dir_all(&self.out)
             .map_err(|e| Failure::new(e, self.out.display(), "choose a folder that may be written"))?;
         let mut written = Vec::new();
@@ -92,8 +96,10 @@ fn file_stem(name: &str) -> String {
 }
 
 fn nodes(report: OnnxReport) -> Nodes {
-    let OnnxReport { template, regions, compiled, host, folded, steps, reference, .. } = report;
-    Nodes { template, regions, compiled, host, folded, steps, reference }
+    let OnnxReport { template, regions, compiled, host, folded, steps, reference, devices, moved, .. } =
+        report;
+    let moved = moved.into_iter().map(|m| [m.nodes, m.from, m.to, m.reason]).collect();
+    Nodes { template, regions, compiled, host, folded, steps, reference, devices, moved }
 }
 
 fn text(report: &Report, verbose: bool) -> String {
@@ -115,6 +121,7 @@ fn text(report: &Report, verbose: bool) -> String {
             ("between regions", &nodes.host),
             ("folded", &nodes.folded),
             ("steps of regions", &nodes.steps),
+            ("steps by device", &nodes.devices),
             ("by reference evaluation", &nodes.reference),
         ] {
             lines.push(format!("{what}: {}", list(ops)));
