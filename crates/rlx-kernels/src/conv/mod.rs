@@ -5,11 +5,13 @@
 //! window reaches past an end, from a copy of some lines with zeros around them.
 //!
 //! Numeric contract: an output is one f32 accumulator, updated by fused multiply-add in the order of k, padding included as
-//! zeros, then bias, addend, activation. Its bits depend neither on batch, tiles and threads nor on the instruction set.
+//! zeros, then bias, addend, activation. Its bits depend neither on batch, tiles and threads nor on the instruction set. Layers that
+//! `winograd.rs` takes have the contract there.
 
 mod depthwise;
 #[cfg(test)]
 mod tests;
+mod winograd;
 
 pub(crate) use depthwise::clip;
 pub use depthwise::{DepthwiseArgs, DepthwiseCut, depthwise_entry, depthwise_order, line_tiles};
@@ -20,6 +22,7 @@ use crate::gemm::{Activation, PackError, PackedLayout, WeightType, panel_columns
 use crate::isa::{Isa, LANES};
 use std::fmt;
 use std::ops::Range;
+use winograd::Winograd;
 
 /// What a layer is, whatever the images. Pairs are of the vertical and the horizontal axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,11 @@ impl ConvLayer {
         self.window[0] * self.window[1] * self.channels
     }
 
+    /// True if the layer is computed by Winograd's transformation: from its sizes alone.
+    pub fn is_winograd(&self) -> bool {
+        winograd::suits(self)
+    }
+
     /// True if each group has one channel and one output.
     pub fn is_depthwise(&self) -> bool {
         self.channels == 1 && self.outputs == 1 && self.groups > 1
@@ -74,9 +82,14 @@ impl ConvLayer {
     }
 }
 
-/// The layout of a layer's packed weights: each group's outputs in panels of their own.
+/// The layout of a layer's packed weights: each group's outputs in panels of their own; in a layer of Winograd's a panel for each
+/// place.
 pub fn conv_layout(layer: &ConvLayer, isa: Isa) -> Result<PackedLayout, PackError> {
     let panels = layer.outputs.div_ceil(panel_columns(isa));
+    if layer.is_winograd() {
+        let columns = panels * panel_columns(isa) * winograd::PLACES;
+        return PackedLayout::new(WeightType::F32, columns, layer.channels, false, isa);
+    }
     let columns = match layer.groups {
         1 => Some(layer.outputs),
         groups => panels.checked_mul(panel_columns(isa)).and_then(|n| n.checked_mul(groups)),
@@ -89,7 +102,8 @@ pub fn conv_layout(layer: &ConvLayer, isa: Isa) -> Result<PackedLayout, PackErro
 }
 
 /// Weights `[groups * outputs, channels, window..]` in the order that [`conv_layout`] packs as rows: `[n, k]`, k counting window
-/// rows, window columns, channels; padding columns of a group are zero. `None` if the number of weights is another.
+/// rows, window columns, channels (channels of a place in a layer of Winograd's); padding columns of a group are zero. `None` if the
+/// number of weights is another.
 pub fn conv_rows(layer: &ConvLayer, isa: Isa, weights: &[f32]) -> Option<Vec<f32>> {
     let taps = layer.window[0] * layer.window[1];
     let k = layer.k();
@@ -99,6 +113,9 @@ pub fn conv_rows(layer: &ConvLayer, isa: Isa, weights: &[f32]) -> Option<Vec<f32
     };
     if weights.len() != layer.groups * layer.outputs * k {
         return None;
+    }
+    if layer.is_winograd() {
+        return Some(winograd::weight_rows(layer, panel_columns(isa), weights));
     }
     let mut rows = vec![0.0; layer.groups * columns * k];
     for (index, source) in weights.chunks_exact(k.max(1)).enumerate() {
@@ -178,6 +195,7 @@ pub struct ConvKernel {
     layout: PackedLayout,
     isa: Isa,
     chosen: TapsChosen,
+    winograd: Option<Winograd>,
 }
 
 impl fmt::Debug for ConvKernel {
@@ -295,7 +313,8 @@ impl ConvKernel {
     /// The kernels for a layer; `None` if this machine or build lacks the instructions or the weights are too large.
     pub fn select(isa: Isa, layer: ConvLayer) -> Option<ConvKernel> {
         let layout = conv_layout(&layer, isa).ok()?;
-        Some(ConvKernel { layer, layout, isa, chosen: choose(isa)? })
+        let winograd = if layer.is_winograd() { Some(Winograd::choose(isa)?) } else { None };
+        Some(ConvKernel { layer, layout, isa, chosen: choose(isa)?, winograd })
     }
 
     /// The layer.
@@ -359,6 +378,9 @@ impl ConvKernel {
 
     /// Bytes of scratch each worker needs for images of these sizes, and for smaller ones.
     pub fn scratch_bytes(&self, images: &Images) -> usize {
+        if self.winograd.is_some() {
+            return self.winograd_scratch(images);
+        }
         let pieces = (self.pieces() * size_of::<usize>()).next_multiple_of(64);
         let lines = if self.layer.has_ends() { self.copied_lines(images) } else { 0 };
         let columns = images.positions[1];
@@ -372,6 +394,9 @@ impl ConvKernel {
 
     /// The cut for `workers` workers. Constant time.
     pub fn grid(&self, images: &Images, workers: usize) -> ConvGrid {
+        if self.winograd.is_some() {
+            return self.winograd_grid(images, workers);
+        }
         let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
         let flat = self.layer.is_pointwise();
         let segment = self.segment(images).filter(|_| !flat);
@@ -441,7 +466,8 @@ impl ConvKernel {
             return 0..0;
         }
         let panels = grid.panels_of(index);
-        panels.start * self.layout.panel_bytes()..panels.end * self.layout.panel_bytes()
+        let bytes = self.layout.bytes() / grid.panels;
+        panels.start * bytes..panels.end * bytes
     }
 
     /// Computes one tile of the output. `held` names the lines that the scratch holds, and is this worker's for one run of the
@@ -460,6 +486,10 @@ impl ConvKernel {
         scratch: *mut u8,
         held: &mut usize,
     ) {
+        if let Some(winograd) = &self.winograd {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.run_winograd(winograd, args, (grid, tile), scratch, held) };
+        }
         let block = grid.block_of(tile);
         let (image, units) = (block / grid.row_blocks, grid.units_of(block));
         let pieces: *mut usize = scratch.cast();

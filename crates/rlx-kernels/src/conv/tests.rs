@@ -32,8 +32,59 @@ impl Problem {
         Self { layer, images, x, w, bias: values(outputs, 3), addend }
     }
 
-    /// By the definition, in the order of the contract.
+    /// In the order of the contract.
     fn expected(&self) -> Vec<f32> {
+        if self.layer.is_winograd() { self.expected_of_tiles() } else { self.expected_of_windows() }
+    }
+
+    /// An element of an image; zero outside.
+    fn element(&self, image: usize, [y, x]: [usize; 2], channel: usize) -> f32 {
+        let ([height, width], before) = (self.images.extents, self.layer.before);
+        let inside =
+            (before[0]..height + before[0]).contains(&y) && (before[1]..width + before[1]).contains(&x);
+        let at = || ((image * height + y - before[0]) * width + x - before[1]) * self.layer.channels;
+        if inside { self.x[at() + channel] } else { 0.0 }
+    }
+
+    /// One output by Winograd's transformation.
+    fn output_of_tile(&self, image: usize, [y, x]: [usize; 2], output: usize) -> f32 {
+        let channels = self.layer.channels;
+        let spread = |d: [f32; 4]| [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]];
+        let weights = |w: [f64; 3]| [w[0], (w[0] + w[2] + w[1]) * 0.5, (w[0] + w[2] - w[1]) * 0.5, w[2]];
+        let gather = |m: [f32; 4]| [m[0] + m[1] + m[2], m[1] - m[2] - m[3]];
+        let four = [0, 1, 2, 3];
+        let mut sums = [[0.0f32; 4]; 4];
+        for channel in 0..channels {
+            let window = &self.w[(output * channels + channel) * 9..][..9];
+            let w = [0, 1, 2].map(|j| weights([0, 1, 2].map(|i| f64::from(window[i * 3 + j]))));
+            let w = four.map(|i| weights([0, 1, 2].map(|j| w[j][i])));
+            let d = four
+                .map(|j| spread(four.map(|i| self.element(image, [y / 2 * 2 + i, x / 2 * 2 + j], channel))));
+            let d = four.map(|i| spread(four.map(|j| d[j][i])));
+            for (i, row) in sums.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = d[i][j].mul_add(w[i][j] as f32, *sum);
+                }
+            }
+        }
+        let columns = four.map(|j| gather(four.map(|i| sums[i][j])));
+        gather(four.map(|j| columns[j][y % 2]))[x % 2]
+    }
+
+    fn expected_of_tiles(&self) -> Vec<f32> {
+        let ([height, width], outputs) = (self.images.positions, self.layer.outputs);
+        let mut y = Vec::new();
+        for (at, addend) in self.addend.iter().enumerate() {
+            let (pixel, output) = (at / outputs, at % outputs);
+            let (line, column) = (pixel / width, pixel % width);
+            let sum = self.output_of_tile(line / height, [line % height, column], output);
+            y.push((sum + self.bias[output] + addend).max(0.0));
+        }
+        y
+    }
+
+    /// By the definition.
+    fn expected_of_windows(&self) -> Vec<f32> {
         let (layer, images) = (&self.layer, &self.images);
         let (channels, outputs) = (layer.groups * layer.channels, layer.groups * layer.outputs);
         let [height, width] = images.extents;
@@ -72,7 +123,8 @@ impl Problem {
     fn packed(&self, isa: Isa) -> PackedMatrix {
         let rows = conv_rows(&self.layer, isa, &self.w).unwrap();
         let bytes: Vec<u8> = rows.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let (k, dtype, order) = (self.layer.k(), WeightType::F32, WeightOrder::RowMajor);
+        let k = conv_layout(&self.layer, isa).unwrap().k();
+        let (dtype, order) = (WeightType::F32, WeightOrder::RowMajor);
         let part = WeightPart { bytes: &bytes, dtype, n: rows.len() / k, k, order };
         pack(&[part], false, isa, Precision::F32).unwrap()
     }
@@ -212,6 +264,17 @@ fn problems() -> Vec<Problem> {
         // More than one block of copied lines, and of weights.
         Problem::new(square(160, 20), 1, [40, 40]),
         Problem::new(square(64, 520), 1, [3, 3]),
+        // By Winograd's transformation: odd extents, ends of several sizes, last panels and chunks of all kinds, blocks of tiles.
+        Problem::new(square(32, 32), 2, [9, 6]),
+        Problem::new(square(35, 44), 3, [1, 7]),
+        Problem::new(layer([3, 3], [1, 1], [0, 0], 33, 70), 1, [5, 8]),
+        Problem::new(
+            ConvLayer { before: [0, 5], after: [3, 2], ..layer([3, 3], [1, 1], [0, 0], 32, 48) },
+            2,
+            [4, 3],
+        ),
+        Problem::new(square(130, 36), 2, [40, 33]),
+        Problem::new(square(256, 250), 1, [7, 6]),
     ]
 }
 
@@ -226,6 +289,18 @@ fn results_are_those_of_the_definition_on_each_instruction_set_and_number_of_thr
                 assert!(same, "{isa}, {threads} threads: {:?} over {:?}", problem.layer, problem.images);
             }
         }
+    }
+}
+
+/// Transformed elements are sums of four, transformed weights of nine and outputs of nine products, by which the largest term and so the rounding of its
+/// sum may be larger than by the definition.
+#[test]
+fn winograd_is_the_definition_but_for_rounding() {
+    for problem in problems().iter().filter(|problem| problem.layer.is_winograd()) {
+        let tolerance = 16.0 * (problem.layer.channels + 16) as f32 * f32::EPSILON / 2.0;
+        let (tiles, windows) = (problem.expected_of_tiles(), problem.expected_of_windows());
+        let difference = tiles.iter().zip(&windows).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(difference > 0.0 && difference <= tolerance, "{difference:e}: {:?}", problem.layer);
     }
 }
 
@@ -246,7 +321,8 @@ fn an_image_gives_the_same_bits_whatever_its_neighbours() {
 fn scratch_for_large_images_serves_small_ones() {
     let square = layer([3, 3], [1, 1], [1, 1], 64, 8);
     let line = layer([1, 3], [1, 1], [0, 1], 64, 8);
-    for (layer, lines) in [(square, 200), (line, 1)] {
+    let transformed = layer([3, 3], [1, 1], [1, 1], 64, 64);
+    for (layer, lines) in [(square, 200), (line, 1), (transformed, 200)] {
         let kernel = ConvKernel::select(Isa::detect(), layer).unwrap();
         let images = |n: usize| Images { batch: 1, extents: [n.min(lines), n], positions: [n.min(lines), n] };
         let enough = kernel.scratch_bytes(&images(3000));

@@ -132,6 +132,7 @@ impl CpuBackend {
         };
         let mut key = WireWriter::new();
         key.u8(u8::from(spec.gated)).u8(u8::from(spec.transposed)).u64(spec.groups as u64);
+        key.u8(u8::from(spec.winograd));
         key.u64(handles.len() as u64);
         for &handle in handles {
             let Some(range) = weights.mapped(handle)? else { return Ok(None) };

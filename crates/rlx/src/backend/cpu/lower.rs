@@ -107,14 +107,22 @@ impl<'t> ShapeCx<'t> {
     pub fn packed_spec(&self, spec: &MatrixSpec<'_>) -> Option<PackedSpec> {
         let bytes = self.matrix_layout(spec)?.bytes();
         let params = spec.weights.iter().filter_map(|w| self.param(w)).map(str::to_owned).collect();
-        Some(PackedSpec { params, gated: spec.gated, transposed: spec.transposed, groups: 0, bytes })
+        Some(PackedSpec {
+            params,
+            gated: spec.gated,
+            transposed: spec.transposed,
+            groups: 0,
+            winograd: false,
+            bytes,
+        })
     }
 
     /// The packed copy of a convolution's weights; `None` if they are no param.
     pub fn conv_spec(&self, weight: &Place, layer: &ConvLayer) -> Option<PackedSpec> {
         let params = vec![self.param(weight)?.to_owned()];
         let bytes = conv_layout(layer, self.isa).ok()?.bytes();
-        Some(PackedSpec { params, gated: false, transposed: false, groups: layer.groups, bytes })
+        let (groups, winograd) = (layer.groups, layer.is_winograd());
+        Some(PackedSpec { params, gated: false, transposed: false, groups, winograd, bytes })
     }
 
     /// Params that some step reads as a packed matrix of their own.
@@ -155,6 +163,8 @@ pub(super) struct PackedSpec {
     pub transposed: bool,
     /// Groups of a convolution's channels; 0 of a linear layer.
     pub groups: usize,
+    /// Whether a convolution's weights are transformed.
+    pub winograd: bool,
     /// The copy's size.
     pub bytes: usize,
 }
@@ -164,6 +174,7 @@ impl PackedSpec {
     pub fn layout_name(&self, versions: &[u64]) -> String {
         let mut text = match self.groups {
             0 => format!("panels gated={} transposed={}", self.gated, self.transposed),
+            _ if self.winograd => "windows transformed".to_owned(),
             groups => format!("windows groups={groups}"),
         };
         for (name, version) in self.params.iter().zip(versions) {
@@ -420,10 +431,11 @@ impl<'a> LowerCx<'a> {
         layer: &ConvLayer,
     ) -> Result<Option<PackedMatrix>, BackendError> {
         let fail = |e: PackError| self.unsupported(e.to_string());
+        let layout = conv_layout(layer, self.isa()).map_err(fail)?;
         let pack = |values: &[f32]| {
             let rows = conv_rows(layer, self.isa(), values);
             let rows = rows.ok_or_else(|| self.unsupported("the weight's size does not fit the layer"))?;
-            let (bytes, k) = (bytemuck::cast_slice(&rows), layer.k());
+            let (bytes, k) = (bytemuck::cast_slice(&rows), layout.k());
             let (dtype, order) = (WeightType::F32, WeightOrder::RowMajor);
             let part = WeightPart { bytes, dtype, n: rows.len() / k.max(1), k, order };
             pack_on(self.backend.pool(), &[part], false, self.isa(), Precision::F32).map_err(fail)
@@ -432,7 +444,6 @@ impl<'a> LowerCx<'a> {
             let values = tensor.as_slice::<f32>().ok().filter(|_| weight.is_whole());
             return values.map(pack).transpose();
         }
-        let layout = conv_layout(layer, self.isa()).map_err(fail)?;
         let Some(described) = self.shapes().conv_spec(weight, layer) else { return Ok(None) };
         self.packed_copy(&described, layout, |guards| {
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(guards[0].bytes());

@@ -115,6 +115,7 @@ impl CpuOp for CpuMoe {
                 gated: false,
                 transposed: false,
                 groups: 0,
+                winograd: false,
                 bytes: sizes.expert_bytes as usize,
             };
             return (0..slots.min(op.experts)).map(slot).collect();
