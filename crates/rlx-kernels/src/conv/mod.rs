@@ -72,6 +72,11 @@ impl ConvLayer {
         self.channels == 1 && self.outputs == 1 && self.groups > 1
     }
 
+    /// True if a window is one element and some are left out.
+    fn picks(&self) -> bool {
+        self.window == [1; 2] && self.strides != [1; 2] && !self.has_ends()
+    }
+
     fn has_ends(&self) -> bool {
         self.before != [0; 2] || self.after != [0; 2]
     }
@@ -220,7 +225,6 @@ pub struct ConvGrid {
     row_blocks: usize,
     panels: usize,
     panel_blocks: usize,
-    workers: usize,
     /// Whether a pixel's outputs are taken together, rather than a panel's pixels.
     by_pixel: bool,
     /// Whether `x` and the result come from beyond the second-level cache.
@@ -332,7 +336,8 @@ impl ConvKernel {
         self.isa
     }
 
-    fn channels(&self) -> usize {
+    /// Channels of a pixel.
+    pub fn channels(&self) -> usize {
         self.layer.groups * self.layer.channels
     }
 
@@ -370,6 +375,43 @@ impl ConvKernel {
         let [_, width] = self.covered(1, images.positions[1]);
         let lines = COPY_BYTES / (width * self.channels() * 4).max(1);
         (lines.saturating_sub(self.layer.span(0)) / self.layer.strides[0] + 1).min(images.positions[0].max(1))
+    }
+
+    /// The layer as one of all pixels of images that hold only those it reads ([`ConvKernel::pick_line`]), where its lines are too
+    /// short for the microkernels; weights are the same.
+    pub fn picked(&self, images: &Images) -> Option<(ConvKernel, Images)> {
+        let short = self.layer.picks() && 2 * images.positions[1] <= self.chosen.max_rows;
+        let kernel = ConvKernel { layer: ConvLayer { strides: [1; 2], ..self.layer }, ..*self };
+        (short && images.positions[0] > 1)
+            .then_some((kernel, Images { extents: images.positions, ..*images }))
+    }
+
+    /// Bytes of the picked pixels of images of these sizes, and of smaller ones.
+    pub fn picked_bytes(&self, images: &Images) -> usize {
+        let columns = images.positions[1].min(self.chosen.max_rows / 2);
+        let pixels = images.batch * images.positions[0] * columns;
+        if self.layer.picks() { pixels * self.channels() * 4 } else { 0 }
+    }
+
+    /// Copies the pixels that an output line reads; lines are counted through all images.
+    ///
+    /// # Safety
+    /// `x` is valid as [`ConvArgs`] says, `to` for the picked pixels of all images; no other thread accesses the line's.
+    pub unsafe fn pick_line(
+        &self,
+        images: &Images,
+        (x, x_stride): (*const f32, usize),
+        line: usize,
+        to: *mut f32,
+    ) {
+        let ([lines, columns], channels) = (images.positions, self.channels());
+        let from = line / lines * images.extents[0] + line % lines * self.layer.strides[0];
+        for column in 0..columns {
+            let from = (from * images.extents[1] + column * self.layer.strides[1]) * x_stride;
+            let to = to.wrapping_add((line * columns + column) * channels);
+            // SAFETY: the caller guarantees the image's pixels and room for those picked.
+            unsafe { to.copy_from_nonoverlapping(x.wrapping_add(from), channels) };
+        }
     }
 
     fn pieces(&self) -> usize {
@@ -420,7 +462,6 @@ impl ConvKernel {
             row_blocks: 1,
             panels,
             panel_blocks: 1,
-            workers: workers.max(1),
             by_pixel: false,
             far: [false; 2],
         };
@@ -462,10 +503,11 @@ impl ConvKernel {
     /// The packed weights, in bytes, that worker `index` of `workers` reads first for these images.
     pub fn first_weights(&self, images: &Images, workers: usize, index: usize) -> Range<usize> {
         let grid = self.grid(images, workers);
-        if index >= grid.tiles() {
+        let first = index * grid.tiles() / workers.max(1);
+        if first >= grid.tiles() {
             return 0..0;
         }
-        let panels = grid.panels_of(index);
+        let panels = grid.panels_of(first);
         let bytes = self.layout.bytes() / grid.panels;
         panels.start * bytes..panels.end * bytes
     }
@@ -515,8 +557,8 @@ impl ConvKernel {
                 let several = panel..panels.end.min(panel + most);
                 let next = match () {
                     () if several.end < panels.end => several.end,
-                    () if lines.end < units.end => panels.start,
-                    () => panels.start + grid.workers * panels.len(),
+                    () if lines.end < units.end || grid.images * grid.row_blocks > 1 => panels.start,
+                    () => panels.end,
                 };
                 let ahead = (!grid.by_pixel && next < grid.panels)
                     .then(|| args.w.wrapping_add(next * self.layout.panel_bytes()));

@@ -170,6 +170,19 @@ impl Problem {
         let kernel = ConvKernel::select(isa, layer).unwrap();
         let packed = self.packed(isa);
         assert_eq!(kernel.layout(), packed.layout());
+        let mut picked = vec![f32::NAN; kernel.picked_bytes(&images) / 4];
+        let (kernel, images, x, x_stride) = match kernel.picked(&images) {
+            Some((whole, all)) => {
+                for line in 0..images.batch * images.positions[0] {
+                    // SAFETY: the vectors have the sizes of the problem.
+                    unsafe {
+                        kernel.pick_line(&images, (x as *const f32, x_stride), line, picked.as_mut_ptr())
+                    };
+                }
+                (whole, all, picked.as_ptr() as usize, kernel.channels())
+            }
+            None => (kernel, images, x, x_stride),
+        };
         let scratch_bytes = kernel.scratch_bytes(&images);
         pool.run(|team| {
             let mut scratch = AlignedBuf::zeroed(scratch_bytes.max(64)).unwrap();
@@ -259,6 +272,9 @@ fn problems() -> Vec<Problem> {
         // Weights that are fetched ahead, over several blocks of lines.
         Problem::new(layer([1, 1], [1, 1], [0, 0], 520, 200), 1, [14, 30]),
         Problem::new(layer([1, 1], [2, 2], [0, 0], 600, 200), 2, [9, 9]),
+        // Lines that are too short, and the longest that are.
+        Problem::new(layer([1, 1], [2, 3], [0, 0], 40, 70), 3, [5, 7]),
+        Problem::new(ConvLayer { groups: 2, ..layer([1, 1], [1, 2], [0, 0], 9, 33) }, 2, [5, 13]),
         // Images beyond the second-level cache.
         Problem::new(layer([1, 1], [1, 1], [0, 0], 64, 72), 1, [72, 72]),
         // More than one block of copied lines, and of weights.
@@ -273,8 +289,8 @@ fn problems() -> Vec<Problem> {
             2,
             [4, 3],
         ),
-        Problem::new(square(130, 36), 2, [40, 33]),
-        Problem::new(square(256, 250), 1, [7, 6]),
+        Problem::new(square(130, 36), 2, [40, 17]),
+        Problem::new(square(256, 66), 1, [7, 6]),
     ]
 }
 

@@ -142,7 +142,6 @@ impl ConvKernel {
             row_blocks,
             panels,
             panel_blocks,
-            workers: workers.max(1),
             by_pixel: false,
             far: [false; 2],
         }

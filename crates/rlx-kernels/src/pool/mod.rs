@@ -1,7 +1,7 @@
 //! The thread pool: a team of workers that executes one closure together (SPMD).
 //!
 //! [`Pool::run`] enters the pool once; inside, every worker walks the same steps, takes tiles of the current step
-//! from a shared ticket ([`Team::tiles`]) and meets the others at [`Team::barrier`]. Nothing is allocated per run.
+//! from a shared ticket ([`Team::tiles`]), or from its own part first ([`Team::near_tiles`]), and meets the others at [`Team::barrier`]. Nothing is allocated per run.
 
 mod gate;
 mod quota;
@@ -43,6 +43,8 @@ struct Shared {
     epoch: Padded<AtomicU32>,
     job: UnsafeCell<Option<Job>>,
     ticket: Padded<AtomicUsize>,
+    /// Claims of each worker's part.
+    parts: Box<[Padded<AtomicUsize>]>,
     arrived: Padded<AtomicUsize>,
     phase: Padded<AtomicU32>,
     finished: Padded<AtomicUsize>,
@@ -65,6 +67,13 @@ unsafe impl Send for Shared {}
 struct Poisoned;
 
 impl Shared {
+    /// Forgets the claims of a phase that every worker has left.
+    fn forget_claims(&self) {
+        self.ticket.0.store(0, Ordering::Relaxed);
+        self.parts.iter().for_each(|part| part.0.store(0, Ordering::Relaxed));
+        self.arrived.0.store(0, Ordering::Relaxed);
+    }
+
     fn poison(&self, payload: Box<dyn Any + Send>) {
         if !payload.is::<Poisoned>() {
             let mut first = lock(&self.panic);
@@ -126,6 +135,7 @@ impl Pool {
             epoch: Padded(AtomicU32::new(0)),
             job: UnsafeCell::new(None),
             ticket: Padded(AtomicUsize::new(0)),
+            parts: (0..=handles.len()).map(|_| Padded(AtomicUsize::new(0))).collect(),
             arrived: Padded(AtomicUsize::new(0)),
             phase: Padded(AtomicU32::new(0)),
             finished: Padded(AtomicUsize::new(0)),
@@ -193,8 +203,7 @@ impl Pool {
             shared.end_gate.wait(shared.patience, || shared.finished.0.load(Ordering::SeqCst) == others);
             shared.finished.0.store(0, Ordering::Relaxed);
         }
-        shared.ticket.0.store(0, Ordering::Relaxed);
-        shared.arrived.0.store(0, Ordering::Relaxed);
+        shared.forget_claims();
         let failed = shared.poisoned.swap(false, Ordering::Relaxed);
         let payload = if failed { lock(&shared.panic).take() } else { None };
         INSIDE.set(false);
@@ -269,6 +278,17 @@ impl Team<'_> {
         Tiles { shared: self.shared, first: self.index, last: None, n }
     }
 
+    /// As [`Team::tiles`], but a worker claims indices of its own part first, one of as many adjacent parts of `0..n` as there are
+    /// workers, in order; then what is left of others' parts. So a worker finds near it what it wrote in the step before, where
+    /// steps cut alike.
+    ///
+    /// # Panics
+    /// As [`Team::tiles`].
+    pub fn near_tiles(&self, n: usize) -> NearTiles<'_> {
+        assert!(!self.claimed.replace(true), "Team::near_tiles called twice without a barrier between");
+        NearTiles { shared: self.shared, index: self.index, passed: 0, n }
+    }
+
     /// Waits until every worker has arrived; afterwards all writes made before it are visible, and
     /// [`Team::tiles`] may be called again.
     ///
@@ -284,13 +304,12 @@ impl Team<'_> {
         self.claimed.set(false);
         let shared = self.shared;
         if shared.count == 1 {
-            return;
+            return shared.forget_claims();
         }
         let phase = self.phase.get();
         self.phase.set(phase.wrapping_add(1));
         if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == shared.count {
-            shared.ticket.0.store(0, Ordering::Relaxed);
-            shared.arrived.0.store(0, Ordering::Relaxed);
+            shared.forget_claims();
             shared.phase.0.store(phase.wrapping_add(1), Ordering::SeqCst);
             shared.phase_gate.open();
             return;
@@ -325,6 +344,33 @@ impl Iterator for Tiles<'_> {
         };
         self.last = Some(tile);
         (tile < self.n).then_some(tile)
+    }
+}
+
+/// The indices one worker claims in a phase; see [`Team::near_tiles`].
+pub struct NearTiles<'a> {
+    shared: &'a Shared,
+    index: usize,
+    /// Parts that nothing is left of, from the worker's own on.
+    passed: usize,
+    n: usize,
+}
+
+impl Iterator for NearTiles<'_> {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let count = self.shared.count;
+        while self.passed < count {
+            let part = (self.index + self.passed) % count;
+            let tile = part * self.n / count + self.shared.parts[part].0.fetch_add(1, Ordering::Relaxed);
+            if tile < (part + 1) * self.n / count {
+                return Some(tile);
+            }
+            self.passed += 1;
+        }
+        None
     }
 }
 

@@ -28,6 +28,34 @@ fn every_tile_once_in_every_phase() {
 }
 
 #[test]
+fn every_tile_once_where_workers_have_parts() {
+    for threads in [1, 2, 3, 7] {
+        let pool = Pool::with_patience(threads, HASTY);
+        for n in [0, 1, 2, 5, 100] {
+            let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(|team| {
+                for phase in 0..3 {
+                    // One worker takes nothing: the others take its part.
+                    let late = team.index() == phase % threads;
+                    if !late || threads == 1 {
+                        let tiles = team.near_tiles(n);
+                        tiles.for_each(|tile| assert_eq!(hits[tile].fetch_add(1, Ordering::Relaxed), phase));
+                    }
+                    team.barrier();
+                }
+            });
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 3), "{threads} of {n}");
+        }
+    }
+    let alone: Vec<usize> = {
+        let seen = Mutex::new(Vec::new());
+        Pool::new(1).run(|team| lock(&seen).extend(team.near_tiles(5)));
+        seen.into_inner().unwrap()
+    };
+    assert_eq!(alone, [0, 1, 2, 3, 4]);
+}
+
+#[test]
 fn workers_have_distinct_indices_and_borrow_the_callers_data() {
     let pool = Pool::new(4);
     let mut seen = vec![0u8; 4];

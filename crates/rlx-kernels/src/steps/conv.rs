@@ -100,6 +100,31 @@ impl ConvStep {
     }
 }
 
+/// This worker's share of a layer, after what it reads has been picked, where that pays.
+///
+/// # Safety
+/// The pointers of `args` are valid as [`ConvArgs`] says for the kernel's layer, and the weights have its layout.
+unsafe fn run_packed(kernel: &ConvKernel, mut args: ConvArgs, run: &Run<'_>, team: &Team<'_>) {
+    let mut kernel = *kernel;
+    if let Some((whole, images)) = kernel.picked(&args.images) {
+        let (picked, x) = (run.shared_scratch::<f32>(), (args.x, args.x_stride));
+        for line in team.near_tiles(images.batch * images.positions[0]) {
+            // SAFETY: the caller guarantees `x`; the shared scratch is as long as asked, and a line is one worker's.
+            unsafe { kernel.pick_line(&args.images, x, line, picked) };
+        }
+        team.barrier();
+        args = ConvArgs { images, x: picked, x_stride: kernel.channels(), ..args };
+        kernel = whole;
+    }
+    let grid = kernel.grid(&args.images, team.count());
+    let scratch: *mut u8 = run.worker_scratch(team);
+    let mut held = usize::MAX;
+    for tile in team.near_tiles(grid.tiles()) {
+        // SAFETY: the caller guarantees the operands; the scratch is this worker's and as long as asked.
+        unsafe { kernel.run_tile(&args, &grid, tile, scratch, &mut held) };
+    }
+}
+
 impl Step for ConvStep {
     fn name(&self) -> String {
         match &self.weights {
@@ -119,6 +144,13 @@ impl Step for ConvStep {
     fn worker_scratch(&self, sizes: &[usize]) -> usize {
         match &self.weights {
             Weights::Packed(kernel, _) => kernel.scratch_bytes(&self.images(&|d| sizes[d])),
+            Weights::Depthwise(..) => 0,
+        }
+    }
+
+    fn shared_scratch(&self, sizes: &[usize], _workers: usize) -> usize {
+        match &self.weights {
+            Weights::Packed(kernel, _) => kernel.picked_bytes(&self.images(&|d| sizes[d])),
             Weights::Depthwise(..) => 0,
         }
     }
@@ -147,14 +179,9 @@ impl Step for ConvStep {
                     out_stride,
                     activation,
                 };
-                let grid = kernel.grid(&images, team.count());
-                let scratch: *mut u8 = run.worker_scratch(team);
-                let mut held = usize::MAX;
-                for tile in team.tiles(grid.tiles()) {
-                    // SAFETY: the launch checked bounds and overlap; sizes were checked above; the weights have the kernel's
-                    // layout and the bias its length (checked in `packed`); the scratch is this worker's and as long as asked.
-                    unsafe { kernel.run_tile(&args, &grid, tile, scratch, &mut held) };
-                }
+                // SAFETY: the launch checked bounds and overlap; sizes were checked above; the weights have the kernel's layout
+                // and the bias its length (checked in `packed`).
+                unsafe { run_packed(kernel, args, run, team) };
             }
             Weights::Depthwise(_, entry, weights) => {
                 let cut = DepthwiseCut::new(&images, self.layer.groups, team.count());
@@ -173,7 +200,7 @@ impl Step for ConvStep {
                     activation,
                     cut,
                 };
-                for tile in team.tiles(cut.tiles) {
+                for tile in team.near_tiles(cut.tiles) {
                     // SAFETY: as above; the weights are as long as the layer asks (checked in `depthwise`).
                     unsafe { entry(&args, tile) };
                 }
@@ -189,6 +216,7 @@ impl Step for ConvStep {
     fn read_ahead(&self, run: &Run<'_>, team: &Team<'_>, part: usize) -> bool {
         let Weights::Packed(kernel, weights) = &self.weights else { return false };
         let images = self.images(&|d| run.size(d));
+        let (kernel, images) = kernel.picked(&images).unwrap_or((**kernel, images));
         let range = kernel.first_weights(&images, team.count(), team.index());
         let rest = weights.bytes().get(range).and_then(|bytes| bytes.get(part * READ_AHEAD_BYTES..));
         let Some(rest) = rest else { return false };
@@ -254,7 +282,7 @@ impl Step for PoolWindowStep {
             out_stride: run.stride(&self.out),
             lines,
         };
-        for tile in team.tiles(tiles) {
+        for tile in team.near_tiles(tiles) {
             // SAFETY: the launch checked bounds and overlap; windows are clipped to the image; each line of the result is written
             // by the worker that claimed its tile.
             unsafe { (self.entry)(&args, tile) };

@@ -102,7 +102,9 @@ impl CpuOp for CpuConv {
             extents,
             positions,
         });
-        Ok((kernel.zip(images).map_or(0, |(kernel, images)| kernel.scratch_bytes(&images)), 0))
+        let bytes =
+            |kernel: ConvKernel, images| (kernel.scratch_bytes(&images), kernel.picked_bytes(&images));
+        Ok(kernel.zip(images).map_or((0, 0), |(kernel, images)| bytes(kernel, images)))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
