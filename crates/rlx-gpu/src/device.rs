@@ -20,7 +20,7 @@ use driver::{Driver, exhausted};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
-use rlx::backend::{Backend, BackendError, Context, KernelChoice, Program};
+use rlx::backend::{Backend, BackendError, Context, KernelChoice, Program, Traffic};
 use rlx::plan::{BufferId, BufferKind, Lir, PlanTarget, Template};
 use rlx::weights::{WeightHandle, WeightRegistry};
 use rlx_graph::passes::Target;
@@ -28,6 +28,7 @@ use rlx_graph::{Op, OpDef};
 use rlx_tensor::Shape;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What programs of one device share while any of them uses it.
@@ -56,6 +57,21 @@ struct OpenDevice<D: Driver> {
     name: String,
     weights: Shared<(WeightHandle, u64), D::Buffer>,
     kernels: Shared<String, D::Kernel>,
+    moved: Moved,
+}
+
+/// Words that runs moved to the device and from it.
+#[derive(Debug, Default)]
+struct Moved {
+    up: AtomicU64,
+    down: AtomicU64,
+}
+
+impl Moved {
+    fn count(&self, up: usize, down: usize) {
+        self.up.fetch_add(up as u64, Ordering::Relaxed);
+        self.down.fetch_add(down as u64, Ordering::Relaxed);
+    }
 }
 
 impl<D: Driver> OpenDevice<D> {
@@ -100,7 +116,8 @@ impl<D: Driver> DeviceBackend<D> {
     pub fn open(driver: D) -> Result<Self, BackendError> {
         self_test::run(&driver)?;
         let name = driver.name();
-        Ok(Self(Arc::new(OpenDevice { driver, name, weights: Mutex::default(), kernels: Mutex::default() })))
+        let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
+        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, moved })))
     }
 }
 
@@ -142,6 +159,11 @@ impl<D: Driver> Backend for DeviceBackend<D> {
 
     fn free_bytes(&self) -> Option<u64> {
         self.0.driver.free_bytes()
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        let bytes = |words: &AtomicU64| words.load(Ordering::Relaxed) * 4;
+        Some(Traffic { up: bytes(&self.0.moved.up), down: bytes(&self.0.moved.down) })
     }
 
     fn target(&self) -> &dyn Target {

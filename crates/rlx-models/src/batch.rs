@@ -3,6 +3,7 @@
 use crate::error::{ModelError, Result};
 use crate::generate::{DecoderRuntime, FinishReason, SequenceStep, StepInputs, length_dependent};
 use crate::kv::{BLOCK_POSITIONS, BlockKey, BlockPool, BlockTable};
+use crate::largest::RowLogits;
 use crate::lora::{ADAPTER_SLOTS, Adapter, Generation, LoraScheduler};
 use crate::model::Model;
 use crate::runtime::{DecoderRunner, PREFILL_ROWS};
@@ -93,7 +94,7 @@ pub struct Batch<'m> {
     running: Vec<Sequence>,
     slots: [Option<Arc<Adapter>>; ADAPTER_SLOTS],
     inputs: StepInputs,
-    logits: Vec<f32>,
+    logits: RowLogits,
     next_id: u64,
     reused: usize,
 }
@@ -128,7 +129,7 @@ impl<'m> Batch<'m> {
             running: Vec::new(),
             slots: Default::default(),
             inputs: StepInputs::default(),
-            logits: Vec::new(),
+            logits: RowLogits::new(decoder.info.vocab, 0, 0),
             next_id: 0,
             reused: 0,
         })
@@ -209,9 +210,9 @@ impl<'m> Batch<'m> {
         let ready = self.run_rows()?;
         let mut stopped = BTreeSet::new();
         for (at, index) in ready.into_iter().enumerate() {
-            let vocab = self.logits.len() / self.inputs.logit_rows.len().max(1);
             let sequence = &mut self.running[index];
-            let token = sequence.sampler.sample(&self.logits[at * vocab..(at + 1) * vocab])?;
+            let (sampler, runner) = (&mut sequence.sampler, &mut self.runner);
+            let token = self.logits.sample(at, sampler, None, runner, &self.inputs)?;
             if self.model.stop_tokens().contains(&token) {
                 stopped.insert(sequence.id);
                 continue;
@@ -259,8 +260,8 @@ impl<'m> Batch<'m> {
                 ready.push(index);
             }
         }
-        self.logits.resize(ready.len() * info.vocab, 0.0);
-        self.runner.step(&self.inputs, &mut self.logits).map_err(ModelError::Run)?;
+        self.choose_from()?;
+        self.logits.run(&mut self.runner, &self.inputs)?;
         if !length_dependent(info) {
             for sequence in &mut self.running {
                 while (sequence.remembered + 1) * BLOCK_POSITIONS <= sequence.past {
@@ -275,6 +276,18 @@ impl<'m> Batch<'m> {
             self.pool.give_back_unseen(&mut sequence.table, sequence.past);
         }
         Ok(ready)
+    }
+
+    /// The next step gives the likeliest tokens alone where that is all that any text asks for.
+    fn choose_from(&mut self) -> Result<()> {
+        let likeliest = |s: &Sequence| s.sampler.decisive() == Some(1) && s.adapter.is_none();
+        let wanted = self.running.iter().all(likeliest).then_some(1);
+        self.runner.choose_from(self.model.largest_graph(wanted)?)?;
+        let (now, vocab) = (self.runner.largest(), self.model.decoder()?.info.vocab);
+        if self.logits.largest().unwrap_or(0) != now {
+            self.logits = RowLogits::new(vocab, now, self.options.sequences);
+        }
+        Ok(())
     }
 
     fn admit(&mut self) -> Result<()> {

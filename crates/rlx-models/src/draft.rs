@@ -7,6 +7,7 @@ use crate::arch::DecoderInfo;
 use crate::error::{ModelError, Result};
 use crate::generate::{DecoderRuntime, SequenceStep, StepInputs, length_dependent};
 use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, blocks_for};
+use crate::largest::RowLogits;
 use std::fmt;
 
 /// Guesses how a text goes on.
@@ -65,7 +66,7 @@ pub struct ModelDrafter<R> {
     pool: BlockPool,
     table: BlockTable,
     inputs: StepInputs,
-    logits: Vec<f32>,
+    logits: RowLogits,
 }
 
 impl<R: DecoderRuntime> ModelDrafter<R> {
@@ -86,7 +87,7 @@ impl<R: DecoderRuntime> ModelDrafter<R> {
         let limits = runtime.limits();
         let (mut pool, mut table) = (BlockPool::of(&limits), BlockTable::new());
         pool.reserve(&mut table, limits.blocks.min(limits.table) * BLOCK_POSITIONS)?;
-        let logits = vec![0.0; vocab];
+        let logits = RowLogits::new(vocab, runtime.largest(), 1);
         Ok(Self {
             runtime,
             info: info.clone(),
@@ -109,17 +110,10 @@ impl<R: DecoderRuntime> ModelDrafter<R> {
             let wants_logits = end == length;
             let step = SequenceStep { tokens, past, length, table: &self.table, wants_logits };
             self.inputs.push(&self.info, step);
-            let wanted = self.inputs.logit_rows.len() * self.info.vocab;
-            self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(ModelError::Run)?;
+            self.logits.run(&mut self.runtime, &self.inputs)?;
             past = end;
         }
-        let mut best = 0;
-        for (token, &logit) in self.logits.iter().enumerate() {
-            if logit > self.logits[best] {
-                best = token;
-            }
-        }
-        Ok(best as u32)
+        Ok(self.logits.likeliest(0))
     }
 }
 

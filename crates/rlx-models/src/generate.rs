@@ -4,6 +4,7 @@ use crate::arch::DecoderInfo;
 use crate::draft::{DraftStats, Drafter, shared_start};
 use crate::error::{ModelError, Result};
 use crate::kv::{BLOCK_POSITIONS, BlockPool, BlockTable, WindowLimits, blocks_for};
+use crate::largest::RowLogits;
 use crate::sampling::{Sampler, SamplingOptions};
 use rlx::SessionError;
 use rlx::backend::BackendError;
@@ -27,6 +28,26 @@ pub trait DecoderRuntime {
     /// Whatever went wrong; the generation ends.
     fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError>;
 
+    /// How many of the largest logits of a row [`DecoderRuntime::step_largest`] gives; 0 where it gives none.
+    fn largest(&self) -> usize {
+        0
+    }
+
+    /// As [`DecoderRuntime::step`], but gives only the largest logits of each row, in descending order, the lower of equal ones' tokens
+    /// first, and their tokens: `logit_rows.len() * largest()` of each.
+    ///
+    /// # Errors
+    /// As [`DecoderRuntime::step`].
+    fn step_largest(
+        &mut self,
+        inputs: &StepInputs,
+        logits: &mut [f32],
+        tokens: &mut [i32],
+    ) -> std::result::Result<(), RunError> {
+        let _ = (inputs, logits, tokens);
+        Err("the runtime gives all logits only".into())
+    }
+
     /// From now on a step that is running ends, as an error, when `cancel` is cancelled or `deadline` passes. A runtime that
     /// cannot be stopped inside a step ignores it.
     fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {
@@ -41,6 +62,19 @@ impl<R: DecoderRuntime + ?Sized> DecoderRuntime for &mut R {
 
     fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError> {
         (**self).step(inputs, logits)
+    }
+
+    fn largest(&self) -> usize {
+        (**self).largest()
+    }
+
+    fn step_largest(
+        &mut self,
+        inputs: &StepInputs,
+        logits: &mut [f32],
+        tokens: &mut [i32],
+    ) -> std::result::Result<(), RunError> {
+        (**self).step_largest(inputs, logits, tokens)
     }
 
     fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {
@@ -73,7 +107,7 @@ impl std::fmt::Debug for dyn Constraint {
 }
 
 /// What a failed step means: that it was stopped as asked, or that it went wrong.
-fn step_error(error: RunError) -> ModelError {
+pub(crate) fn step_error(error: RunError) -> ModelError {
     match error.downcast_ref::<SessionError>() {
         Some(SessionError::Backend(BackendError::Step(StepError::Cancelled))) => ModelError::Cancelled,
         Some(SessionError::Backend(BackendError::Step(StepError::DeadlinePassed))) => ModelError::Deadline,
@@ -315,7 +349,7 @@ pub struct Generation<R> {
     drafts: DraftStats,
     run: Vec<u32>,
     inputs: StepInputs,
-    logits: Vec<f32>,
+    logits: RowLogits,
     finish: Option<FinishReason>,
     failed: bool,
 }
@@ -390,6 +424,9 @@ pub fn generate<R: DecoderRuntime>(
         false => shared_start(&held, prompt).min(prompt_tokens - 1),
     };
     let past = pool.resume(&mut table, past);
+    let enough = options.sampling.decisive().is_some_and(|count| runtime.largest() >= count.min(info.vocab));
+    let largest = if enough { runtime.largest() } else { 0 };
+    let logits = RowLogits::new(info.vocab, largest, limits.outs);
     Ok(Generation {
         runtime,
         info: info.clone(),
@@ -411,7 +448,7 @@ pub fn generate<R: DecoderRuntime>(
         drafts: DraftStats::default(),
         run: Vec::new(),
         inputs: StepInputs::default(),
-        logits: vec![0.0; info.vocab * limits.outs.max(1)],
+        logits,
         finish: None,
         failed: false,
     })
@@ -430,6 +467,7 @@ impl<R: DecoderRuntime> Generation<R> {
     #[must_use]
     pub fn with_constraint(mut self, constraint: Box<dyn Constraint>) -> Self {
         self.constraint = Some(constraint);
+        self.logits = RowLogits::new(self.info.vocab, 0, self.runtime.limits().outs);
         self
     }
 
@@ -446,6 +484,16 @@ impl<R: DecoderRuntime> Generation<R> {
     /// What became of guesses.
     pub fn drafts(&self) -> DraftStats {
         self.drafts
+    }
+
+    /// How many of the largest logits of a step come back from the device to choose a token from; `None` if all do.
+    pub fn largest(&self) -> Option<usize> {
+        self.logits.largest()
+    }
+
+    /// Steps that ran a second time because the largest logits did not decide.
+    pub fn ran_again(&self) -> usize {
+        self.logits.ran_again()
     }
 
     /// The next token; `None` when the text has ended.
@@ -473,11 +521,9 @@ impl<R: DecoderRuntime> Generation<R> {
 
     /// Draws a token from the logits of the last token, and one more for each guess that it equals.
     fn choose(&mut self) -> Result<()> {
-        let vocab = self.info.vocab;
         for at in 0..=self.draft.len() {
-            let logits = &mut self.logits[at * vocab..(at + 1) * vocab];
-            let allowed = self.constraint.as_mut().map_or(Ok(()), |constraint| constraint.mask(logits));
-            let token = match allowed.and_then(|()| self.sampler.sample(logits)) {
+            let Self { logits, sampler, constraint, runtime, inputs, .. } = self;
+            let token = match logits.sample(at, sampler, constraint.as_deref_mut(), runtime, inputs) {
                 Ok(token) => token,
                 // The next step comes upon it again, after the tokens before it were given out.
                 Err(_) if at > 0 => break,
@@ -537,8 +583,7 @@ impl<R: DecoderRuntime> Generation<R> {
             if end == length {
                 self.inputs.want(rows - 1..self.run.len());
             }
-            let wanted = self.inputs.logit_rows.len() * self.info.vocab;
-            self.runtime.step(&self.inputs, &mut self.logits[..wanted]).map_err(step_error)?;
+            self.logits.run(&mut self.runtime, &self.inputs)?;
             self.past = end;
         }
         Ok(())

@@ -12,6 +12,7 @@ pub mod gguf;
 #[cfg(feature = "grammar")]
 pub mod grammar;
 pub mod kv;
+mod largest;
 pub mod lora;
 mod model;
 pub mod plan;

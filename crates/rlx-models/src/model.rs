@@ -10,6 +10,7 @@ use crate::generate::{
 use crate::gguf::GgufModel;
 use crate::gguf::kept::{self, TableWriter};
 use crate::kv::BLOCK_POSITIONS;
+use crate::largest::{Largest, LargestGraphs};
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
 use crate::plan::{PlanRequest, admit_tokenizer};
 use crate::runtime::{
@@ -76,6 +77,7 @@ pub struct Model {
     artefact: Option<Arc<Artefact>>,
     threads: usize,
     adapters: Adapters,
+    largest: LargestGraphs,
     experts: Option<Arc<ExpertPool>>,
     /// The last field: dropping it, after all else, writes the tables.
     tokenizer_writer: Option<TableWriter>,
@@ -183,10 +185,11 @@ impl Draft {
             Draft::Off => None,
             Draft::Lookup { .. } => Some(Box::new(PromptLookup)),
             Draft::Model { model, .. } => {
-                let runner = match admitted {
+                let mut runner = match admitted {
                     true => model.admitted_runner(context)?,
                     false => model.decoder_runner(context)?,
                 };
+                runner.choose_from(model.largest_of(&TextOptions::default())?)?;
                 Some(Box::new(ModelDrafter::new(runner, &model.decoder()?.info, vocab)?))
             }
         })
@@ -463,6 +466,7 @@ impl Model {
             backend,
             precision: None,
             adapters: Adapters::of(built.graph(), DType::F32),
+            largest: LargestGraphs::default(),
             experts: None,
             tokenizer_writer: None,
             built,
@@ -754,9 +758,16 @@ impl Model {
         let outs = options.draft.tokens().saturating_add(1);
         let started = Instant::now();
         let held = held.filter(|held| held.serves(needed, outs, adapter.as_ref()));
+        let largest = self.largest_of(options)?;
         let (mut runner, held) = match held {
-            Some(HeldText { runner, held, .. }) => (runner, Some(held)),
-            None => (self.runner_with_outs(room, outs, options.draft.model())?, None),
+            Some(HeldText { mut runner, held, .. }) => {
+                runner.choose_from(largest)?;
+                (runner, Some(held))
+            }
+            None => {
+                self.admit_text(room, options.draft.model())?;
+                (DecoderRunner::of_text(model, &self.executables, (room, outs), largest)?, None)
+            }
         };
         let both_admitted = held.is_none();
         let adapter_slot = adapter.is_some().then_some(0);
@@ -797,14 +808,27 @@ impl Model {
         })
     }
 
-    fn runner_with_outs(&self, context: usize, outs: usize, draft: Option<&Model>) -> Result<DecoderRunner> {
-        let model = self.decoder()?;
-        let asked = context.clamp(1, model.info.max_positions.max(1));
+    fn admit_text(&self, context: usize, draft: Option<&Model>) -> Result<()> {
+        let asked = context.clamp(1, self.decoder()?.info.max_positions.max(1));
         match draft {
-            Some(draft) => self.admit_with_draft(asked, draft)?,
-            None => self.admit(asked)?,
+            Some(draft) => self.admit_with_draft(asked, draft),
+            None => self.admit(asked),
         }
-        DecoderRunner::with_outs(model, self.executables.clone(), context, PREFILL_ROWS, outs)
+    }
+
+    /// The graph that gives the largest logits, where they are all that choosing needs.
+    fn largest_of(&self, options: &TextOptions) -> Result<Option<Largest>> {
+        #[cfg(feature = "grammar")]
+        let constrained = options.grammar.is_some();
+        #[cfg(not(feature = "grammar"))]
+        let constrained = false;
+        let wanted = options.sampling.decisive().filter(|_| !constrained && options.adapter.is_none());
+        self.largest_graph(wanted)
+    }
+
+    /// The graph that gives so many of the largest logits, on a device with a memory of its own.
+    pub(crate) fn largest_graph(&self, wanted: Option<usize>) -> Result<Option<Largest>> {
+        self.largest.of(&self.pipeline, self.built.graph(), self.decoder()?.info.vocab, wanted)
     }
 }
 
@@ -902,6 +926,16 @@ impl TextGeneration<'_> {
     /// What became of guesses.
     pub fn drafts(&self) -> DraftStats {
         self.inner.drafts()
+    }
+
+    /// How many of the largest logits of a step come back from a device with a memory of its own; `None` if all do.
+    pub fn largest(&self) -> Option<usize> {
+        self.inner.largest()
+    }
+
+    /// Steps that ran a second time because the largest logits did not decide.
+    pub fn ran_again(&self) -> usize {
+        self.inner.ran_again()
     }
 
     /// What the text has forgotten since this was last asked, where it reached the context.

@@ -5,6 +5,7 @@ use crate::embed::{EncoderInputs, EncoderLimits, EncoderRuntime};
 use crate::error::{ModelError, Result};
 use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime, RunError, StepInputs};
 use crate::kv::{WindowLimits, blocks_for};
+use crate::largest::{LARGEST, Largest};
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter};
 use crate::model::Model;
 use rlx::aot::AotCache;
@@ -135,18 +136,22 @@ impl Executables {
         self.kept.as_ref().map(|(pipeline, _)| pipeline)
     }
 
-    /// A context under these capacities, and its executable.
-    pub(crate) fn lease(&self, label: &str, binding: &DimBinding) -> Result<LeasedContext> {
+    /// The executable under these capacities.
+    fn executable(&self, label: &str, binding: &DimBinding) -> Result<Arc<Specialised>> {
         let alone = || Ok::<_, ModelError>(Arc::new(Specialised::of(Arc::clone(&self.compiled), binding)?));
-        let executable = match &self.kept {
-            None => alone()?,
+        match &self.kept {
+            None => alone(),
             Some((pipeline, template)) => match pipeline.get_or_compile(label, Some(*template), binding) {
                 // Too large to be kept is not too large to run: whether there is memory for it was decided before.
-                Err(PipelineError::TooLarge { .. }) => alone()?,
-                found => found?,
+                Err(PipelineError::TooLarge { .. }) => alone(),
+                found => Ok(found?),
             },
-        };
-        Ok(executable.lease()?)
+        }
+    }
+
+    /// A context under these capacities, and its executable.
+    pub(crate) fn lease(&self, label: &str, binding: &DimBinding) -> Result<LeasedContext> {
+        Ok(self.executable(label, binding)?.lease()?)
     }
 }
 
@@ -242,7 +247,11 @@ impl EncoderRuntime for EncoderRunner {
 /// Runs a decoder; holds its caches.
 pub struct DecoderRunner {
     info: DecoderInfo,
-    context: LeasedContext,
+    executable: Arc<Specialised>,
+    /// Memory for runs that give all logits; `None` until one is asked for.
+    context: Option<LeasedContext>,
+    /// For runs that give so many of the largest.
+    largest: Option<(usize, LeasedContext)>,
     state: State,
     limits: DecoderLimits,
     adapted: Option<Adapted>,
@@ -370,7 +379,7 @@ impl DecoderRunner {
         batch: usize,
     ) -> Result<Self> {
         let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, batch.max(1));
-        Self::bound(model, executables.into(), binding, limits)
+        Self::bound(model, &executables.into(), &binding, limits)
     }
 
     /// A runner for one sequence whose steps give the logits of up to `outs` rows: of a token, and of guesses after it.
@@ -387,20 +396,70 @@ impl DecoderRunner {
         let (binding, limits) = Self::batch_binding(&model.info, context, max_rows, 1);
         let outs = outs.clamp(1, limits.max_rows);
         let binding = binding.with("outs", outs);
-        Self::bound(model, executables.into(), binding, DecoderLimits { outs, ..limits })
+        Self::bound(model, &executables.into(), &binding, DecoderLimits { outs, ..limits })
+    }
+
+    /// As [`DecoderRunner::with_outs`], with memory for runs that give all logits, or for those that give the largest.
+    pub(crate) fn of_text(
+        model: &Decoder,
+        executables: &Executables,
+        (context, outs): (usize, usize),
+        largest: Option<Largest>,
+    ) -> Result<Self> {
+        let (binding, limits) = Self::batch_binding(&model.info, context, PREFILL_ROWS, 1);
+        let outs = outs.clamp(1, limits.max_rows);
+        let binding = binding.with("outs", outs);
+        let mut runner = Self::unleased(model, executables, &binding, DecoderLimits { outs, ..limits })?;
+        runner.choose_from(largest)?;
+        Ok(runner)
+    }
+
+    /// What later steps give: the largest logits, or all.
+    pub(crate) fn choose_from(&mut self, largest: Option<Largest>) -> Result<()> {
+        match largest {
+            Some(Largest { count, .. }) if self.largest() == count => {}
+            Some(Largest { count, executables }) => {
+                let binding = self.executable.lir().binding();
+                self.largest = Some((count, executables.lease("decoder of the largest logits", binding)?));
+            }
+            None => {
+                self.largest = None;
+                self.whole()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The context of runs that give all logits.
+    fn whole(&mut self) -> std::result::Result<&mut LeasedContext, rlx::SessionError> {
+        Ok(match &mut self.context {
+            Some(context) => context,
+            none => none.insert(self.executable.lease()?),
+        })
+    }
+
+    fn unleased(
+        model: &Decoder,
+        executables: &Executables,
+        binding: &DimBinding,
+        limits: DecoderLimits,
+    ) -> Result<Self> {
+        let executable = executables.executable("decoder", binding)?;
+        let state = executable.new_state()?;
+        let (interrupt, info) = ((CancelToken::new(), None), model.info.clone());
+        let (context, largest, adapted, times) = (None, None, None, None);
+        Ok(Self { info, executable, context, largest, state, limits, adapted, interrupt, times })
     }
 
     fn bound(
         model: &Decoder,
-        executables: Executables,
-        binding: DimBinding,
+        executables: &Executables,
+        binding: &DimBinding,
         limits: DecoderLimits,
     ) -> Result<Self> {
-        let context = executables.lease("decoder", &binding)?;
-        let state = context.executable().new_state()?;
-        let interrupt = (CancelToken::new(), None);
-        let info = model.info.clone();
-        Ok(Self { info, context, state, limits, adapted: None, interrupt, times: None })
+        let mut runner = Self::unleased(model, executables, binding, limits)?;
+        runner.whole()?;
+        Ok(runner)
     }
 
     /// Lets runs use adapters: rows that name a slot run with what [`DecoderRunner::set_adapter`] put there. A step in which no
@@ -433,17 +492,17 @@ impl DecoderRunner {
             return Err(ModelError::Setting { setting: "slot", expected, found: slot.to_string() });
         };
         adapted.set(slot, adapter);
-        adapted.prepare(self.context.executable().lir().binding())
+        adapted.prepare(self.executable.lir().binding())
     }
 
     /// The executable's plan.
     pub fn lir(&self) -> &Lir {
-        self.context.executable().lir()
+        self.executable.lir()
     }
 
     /// The compiled graph.
     pub fn compiled(&self) -> &Arc<CompiledGraph> {
-        self.context.executable().compiled()
+        self.executable.compiled()
     }
 
     /// Sizes and limits of the model.
@@ -465,14 +524,14 @@ impl DecoderRunner {
     pub fn state_bytes(&self) -> usize {
         self.state.bytes()
     }
-}
 
-impl DecoderRuntime for DecoderRunner {
-    fn limits(&self) -> DecoderLimits {
-        self.limits
-    }
-
-    fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError> {
+    /// One step: of the graph that gives the largest logits, or all.
+    fn run(
+        &mut self,
+        inputs: &StepInputs,
+        largest: bool,
+        outputs: &mut [(&str, &mut [u8])],
+    ) -> std::result::Result<(), RunError> {
         let rows = [inputs.input_ids.len()];
         let (starts, batch, outs) =
             ([inputs.seq_starts.len()], [inputs.past.len()], [inputs.logit_rows.len()]);
@@ -496,12 +555,18 @@ impl DecoderRuntime for DecoderRunner {
         if self.info.rope.is_some() {
             given.push(("angles", TensorArg::typed(&angles, &inputs.angles)));
         }
-        let mut outputs = [("logits", bytemuck::cast_slice_mut(logits))];
         let control = self.interrupt.0.control(self.interrupt.1);
         if !inputs.is_adapted() {
-            let times = self.times.as_ref().and_then(|times| times.control().times);
+            let times = self.times.as_ref().filter(|_| !largest).and_then(|times| times.control().times);
             let control = RunControl { times, ..control };
-            self.context.run_into(&mut self.state, &given, &mut outputs, control)?;
+            let context = match &mut self.largest {
+                Some((_, context)) if largest => context,
+                _ => match &mut self.context {
+                    Some(context) => context,
+                    none => none.insert(self.executable.lease()?),
+                },
+            };
+            context.run_into(&mut self.state, &given, outputs, control)?;
             return Ok(());
         }
         let Some(Adapted { graph, context: Some(context), slots, scales, slot_names, factor_names, .. }) =
@@ -520,8 +585,34 @@ impl DecoderRuntime for DecoderRunner {
                 adapter.as_ref().map_or(bytemuck::cast_slice(NO_FACTORS), |adapter| adapter.factors());
             given.push((name.as_str(), TensorArg::new(dims, layout.dtype, bytes)));
         }
-        context.run_into(&mut self.state, &given, &mut outputs, control)?;
+        context.run_into(&mut self.state, &given, outputs, control)?;
         Ok(())
+    }
+}
+
+impl DecoderRuntime for DecoderRunner {
+    fn limits(&self) -> DecoderLimits {
+        self.limits
+    }
+
+    fn step(&mut self, inputs: &StepInputs, logits: &mut [f32]) -> std::result::Result<(), RunError> {
+        self.run(inputs, false, &mut [("logits", bytemuck::cast_slice_mut(logits))])
+    }
+
+    fn largest(&self) -> usize {
+        self.largest.as_ref().map_or(0, |(count, _)| *count)
+    }
+
+    fn step_largest(
+        &mut self,
+        inputs: &StepInputs,
+        logits: &mut [f32],
+        tokens: &mut [i32],
+    ) -> std::result::Result<(), RunError> {
+        let [values, ids] = LARGEST;
+        let mut outputs =
+            [(values, bytemuck::cast_slice_mut(logits)), (ids, bytemuck::cast_slice_mut(tokens))];
+        self.run(inputs, true, &mut outputs)
     }
 
     fn interrupt(&mut self, cancel: &CancelToken, deadline: Option<Instant>) {

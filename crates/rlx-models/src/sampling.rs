@@ -164,6 +164,18 @@ impl SamplingOptions {
         self.temperature == 0.0 && !self.looks_back() && self.logit_bias.is_empty()
     }
 
+    /// How many of the largest logits are enough to choose as by all of them; `None` where others may count, as with penalties. One
+    /// more than top-k keeps shows whether the temperature makes the last of them equal to the next.
+    pub fn decisive(&self) -> Option<usize> {
+        let sampled = self.temperature > 0.0 && self.mirostat == Mirostat::Off;
+        let whole = self.looks_back() || !self.logit_bias.is_empty() || self.top_n_sigma > 0.0;
+        let dynamic = self.dynamic_range > 0.0 && !self.temperature_last;
+        match self.is_plain() {
+            true => Some(1),
+            false => (sampled && !whole && !dynamic && self.top_k > 0).then_some(self.top_k + 1),
+        }
+    }
+
     fn penalizes(&self) -> bool {
         self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
@@ -202,6 +214,11 @@ impl Sampler {
         Ok(Self { options, draws: 0, history: History::default(), feedback, candidates: Vec::new() })
     }
 
+    /// As [`SamplingOptions::decisive`].
+    pub(crate) fn decisive(&self) -> Option<usize> {
+        self.options.decisive()
+    }
+
     /// Notes a token of the prompt or the text, for the penalties.
     pub fn observe(&mut self, token: u32) {
         if self.options.looks_back() {
@@ -234,12 +251,52 @@ impl Sampler {
         if self.options.mirostat != Mirostat::Off {
             return Ok(self.draw_by_surprise());
         }
+        Ok(self.draw_filtered())
+    }
+
+    /// As [`Sampler::sample`], by the largest logits and their tokens: [`SamplingOptions::decisive`] of them or more, in descending order,
+    /// the lower of equal ones' tokens first. `None`, and nothing is drawn, where only all logits decide: one of them is no number, or
+    /// the temperature makes unequal ones equal, or there are zeros of both signs.
+    ///
+    /// # Errors
+    /// [`ModelError::Logits`] where no token is possible.
+    pub fn sample_largest(&mut self, logits: &[f32], tokens: &[i32]) -> Result<Option<u32>> {
+        let candidate = |(&v, &token): (&f32, &i32)| Candidate {
+            token: token as u32,
+            logit: f64::from(v),
+            probability: 0.0,
+        };
+        if logits.first().is_none_or(|top| top.is_nan() || *top == f32::INFINITY) {
+            return Ok(None);
+        }
+        let finite = logits.iter().zip(tokens).filter(|(v, _)| v.is_finite());
+        self.candidates.clear();
+        self.candidates.extend(finite.map(candidate));
+        let best = *self.candidates.first().ok_or(IMPOSSIBLE)?;
+        if self.options.temperature == 0.0 {
+            return Ok(Some(best.token));
+        }
+        if !self.options.temperature_last {
+            filters::temper(&mut self.candidates, &self.options);
+        }
+        let kept = self.options.top_k;
+        if let Some([last, next]) = self.candidates.get(kept - 1..kept + 1)
+            && last.logit == next.logit
+            && (logits[kept - 1] != logits[kept] || logits[kept] == 0.0)
+        {
+            return Ok(None);
+        }
+        self.candidates.truncate(kept);
+        Ok(Some(self.draw_filtered()))
+    }
+
+    fn draw_filtered(&mut self) -> u32 {
         self.filter();
         if self.options.temperature_last {
             filters::temper(&mut self.candidates, &self.options);
         }
         filters::normalize(&mut self.candidates);
-        Ok(self.draw())
+        self.draw()
     }
 
     /// Bias and penalties.

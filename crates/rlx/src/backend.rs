@@ -49,6 +49,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// What its runs have moved so far to and from the memory of the device; `None` if it computes in the caller's memory.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
     /// What legalisation may leave in a graph for this backend.
     fn target(&self) -> &dyn Target;
 
@@ -94,6 +99,15 @@ pub trait Backend: Send + Sync {
         template: &Arc<Template>,
         weights: &WeightRegistry,
     ) -> Result<Arc<dyn Program>, BackendError>;
+}
+
+/// Bytes that runs moved between the caller's memory and a device's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// To the device: inputs, arguments of kernels, states that come to stay; not weights.
+    pub up: u64,
+    /// From it: outputs, the words of checks, states that are asked for.
+    pub down: u64,
 }
 
 /// A layer with experts.

@@ -177,6 +177,9 @@ struct Report<'a> {
     finish_reason: &'static str,
     prefill_ms: f64,
     decode_ms: f64,
+    /// How many of the largest logits of a step came back from the device; all where it is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    largest_logits: Option<usize>,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -225,10 +228,14 @@ impl Args {
                 finish_reason: generation.finish_reason().map_or("length", |reason| reason.name()),
                 prefill_ms: generation.prefill_ms(),
                 decode_ms: generation.decode_ms(),
+                largest_logits: generation.largest(),
                 peak_rss_bytes: SystemProbe.peak_rss_bytes(),
             });
         }
         context.detail(speed(&generation));
+        if engine.model.backend().traffic().is_some() {
+            context.detail(from_device(&generation));
+        }
         if engine.source == Source::Demo && context.watched() && std::io::stdout().is_terminal() {
             context.note(NEXT);
         }
@@ -301,6 +308,17 @@ pub fn speed(generation: &TextGeneration<'_>) -> String {
         generation.decode_ms(),
         rate(new.saturating_sub(1), generation.decode_ms())
     )
+}
+
+/// What of a step's logits came back from a device with a memory of its own, as a line.
+fn from_device(generation: &TextGeneration<'_>) -> String {
+    match (generation.largest(), generation.ran_again()) {
+        (None, _) => "logits: all came back from the device, for these options need them".to_owned(),
+        (Some(count), 0) => format!("logits: the {count} largest of a step came back from the device"),
+        (Some(count), again) => {
+            format!("logits: the {count} largest of a step came back from the device, in {again} steps all")
+        }
+    }
 }
 
 const NEXT: &str = "

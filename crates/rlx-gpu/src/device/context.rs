@@ -21,6 +21,8 @@ pub(super) struct DeviceContext<D: Driver> {
     arena: D::Buffer,
     /// The table of arguments, with room for every launch of the plan.
     arguments: D::Buffer,
+    /// What the table holds: steps of a text come with the same arguments one after another.
+    written: Vec<u32>,
     work: D::Work,
     capacities: Vec<usize>,
     sizes: Vec<usize>,
@@ -52,7 +54,8 @@ impl<D: Driver> DeviceContext<D> {
         let work = loaded.device.driver.work()?;
         let capacities = lir.capacities().to_vec();
         let arena_bytes = lir.arena_bytes();
-        Ok(Self { loaded, layout, arena, arguments, work, capacities, sizes: Vec::new(), arena_bytes })
+        let (written, sizes) = (Vec::new(), Vec::new());
+        Ok(Self { loaded, layout, arena, arguments, written, work, capacities, sizes, arena_bytes })
     }
 
     fn bind_sizes(&mut self, symbols: &[usize]) -> Result<(), BackendError> {
@@ -121,7 +124,7 @@ impl<D: Driver> DeviceContext<D> {
         let words = |buffer: BufferId| resident(buffer).map_or(0, Resident::words);
         let limits = device.driver.limits();
         let schedule = plan.schedule(template, &self.layout, limits, &self.sizes, io.symbols, &words)?;
-        let Self { arena, arguments, work, .. } = self;
+        let Self { arena, arguments, written, work, .. } = self;
         let bound = |launch: usize| {
             let launch = &plan.launches[launch];
             let weights = launch.weights.iter().filter_map(|b| loaded.weights[b.index()].as_deref());
@@ -134,18 +137,26 @@ impl<D: Driver> DeviceContext<D> {
             grid: planned.grid,
         });
         let (arena, arguments) = (&*arena, &*arguments);
-        let table = Write { to: arguments, at: 0, words: schedule.arguments };
+        let known = *written == schedule.arguments;
+        // What a submission that fails has written is not known.
+        let table = if known { std::mem::take(written) } else { schedule.arguments };
+        let write = if known { Vec::new() } else { table.clone() };
+        written.clear();
+        let write = Write { to: arguments, at: 0, words: write };
         let uploads = uploads.into_iter().map(|(at, words)| Write { to: arena, at, words });
         let batch = Batch {
             graph: template.name(),
             arena,
             arguments,
             pitch: schedule.pitch,
-            writes: std::iter::once(table).chain(uploads).filter(|w| !w.words.is_empty()).collect(),
+            writes: std::iter::once(write).chain(uploads).filter(|w| !w.words.is_empty()).collect(),
             calls: calls.collect(),
             reads: downloads.iter().map(|&(at, count)| Read { from: arena, at, count }).collect(),
         };
-        device.driver.submit(work, &batch)
+        let pending = device.driver.submit(work, &batch)?;
+        device.moved.count(batch.writes.iter().map(|w| w.words.len()).sum(), batch.words_read());
+        *written = table;
+        Ok(pending)
     }
 
     /// Fails for the first check of a kernel that did not hold.

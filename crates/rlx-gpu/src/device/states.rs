@@ -33,6 +33,7 @@ impl<D: Driver> ResidentState for Resident<D> {
         for (piece, bytes) in bytes.chunks_mut(PIECE * size).enumerate() {
             let count = bytes.len() / size;
             let words = self.device.driver.download(&what, &self.buffer, piece * PIECE, count)?;
+            self.device.moved.count(0, count);
             words::narrowed(self.dtype, &words, bytes);
         }
         Ok(())
@@ -60,6 +61,7 @@ impl<D: Driver> Resident<D> {
         for (piece, bytes) in bytes.chunks(PIECE * size).enumerate() {
             let words = words::widened(name, dtype, bytes)?;
             device.driver.upload(&what, &buffer, piece * PIECE, &words)?;
+            device.moved.count(words.len(), 0);
         }
         Ok(Resident { device: Arc::clone(device), name: name.to_owned(), dtype, words, buffer })
     }

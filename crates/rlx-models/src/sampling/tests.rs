@@ -389,3 +389,86 @@ fn each_setting_out_of_range_is_named() {
         assert!(matches!(error, ModelError::Setting { setting, .. } if setting == name), "{error}");
     }
 }
+
+/// The largest of some logits in the order in which a device gives them, and their tokens.
+fn largest_of(logits: &[f32], count: usize) -> (Vec<f32>, Vec<i32>) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| {
+        let (a, b) = (logits[a], logits[b]);
+        b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
+    });
+    order.truncate(count);
+    (order.iter().map(|&i| logits[i]).collect(), order.iter().map(|&i| i as i32).collect())
+}
+
+#[test]
+fn the_largest_logits_choose_as_all_do() {
+    let sampled = |change: &dyn Fn(&mut SamplingOptions)| {
+        let mut options =
+            SamplingOptions { temperature: 0.8, top_k: 7, seed: 3, ..SamplingOptions::greedy() };
+        change(&mut options);
+        options
+    };
+    let chains = [
+        SamplingOptions::greedy(),
+        sampled(&|_| {}),
+        sampled(&|o| (o.top_p, o.min_p) = (0.9, 0.05)),
+        sampled(&|o| (o.typical_p, o.temperature_last, o.dynamic_range) = (0.8, true, 0.5)),
+        sampled(&|o| (o.xtc_probability, o.temperature) = (0.5, 1e-3)),
+        sampled(&|o| o.top_k = 100),
+    ];
+    for options in chains {
+        let count = options.decisive().unwrap();
+        let (mut all, mut few) = (Sampler::new(options.clone()).unwrap(), Sampler::new(options).unwrap());
+        let mut left_open = 0;
+        for step in 0..300u64 {
+            let mut logits: Vec<f32> = (0..50)
+                .map(|i| match (uniform(step, i) * 24.0) as i32 - 12 {
+                    -12 => f32::NEG_INFINITY,
+                    // Zeros of both signs, and many equal ones.
+                    0 if i % 2 == 0 => -0.0,
+                    level => level as f32 * 0.25,
+                })
+                .collect();
+            if step % 50 == 49 {
+                logits[step as usize % 50] = 7.5;
+            }
+            let expected = all.sample(&logits).unwrap();
+            let (values, tokens) = largest_of(&logits, count);
+            let found = few.sample_largest(&values, &tokens).unwrap();
+            left_open += usize::from(found.is_none());
+            let token = found.unwrap_or_else(|| few.sample(&logits).unwrap());
+            assert_eq!(token, expected, "step {step} of {count}");
+        }
+        assert!(left_open < 100, "{left_open} of {count}");
+    }
+}
+
+#[test]
+fn what_the_largest_logits_cannot_tell_is_left_open() {
+    let options = SamplingOptions { temperature: 1.0, top_k: 1, ..SamplingOptions::greedy() };
+    let mut sampler = Sampler::new(options.clone()).unwrap();
+    for logits in [[f32::NAN, 1.0], [f32::INFINITY, 1.0], [0.0, -0.0]] {
+        assert_eq!(sampler.sample_largest(&logits, &[4, 2]).unwrap(), None, "{logits:?}");
+    }
+    // Divided by this temperature, both are minus infinity.
+    let cold = SamplingOptions { temperature: f32::MIN_POSITIVE, top_k: 2, ..options.clone() };
+    let mut cold = Sampler::new(cold).unwrap();
+    assert_eq!(cold.sample_largest(&[1e38, -1e38, -2e38], &[0, 1, 2]).unwrap(), Some(0));
+    let none = [f32::NEG_INFINITY; 2];
+    assert!(matches!(sampler.sample_largest(&none, &[0, 1]), Err(ModelError::Logits { .. })));
+    let needs_all: [&dyn Fn(&mut SamplingOptions); 7] = [
+        &|o| o.top_k = 0,
+        &|o| o.logit_bias = vec![(1, 0.5)],
+        &|o| o.repetition_penalty = 1.1,
+        &|o| o.dry_multiplier = 0.8,
+        &|o| o.top_n_sigma = 1.0,
+        &|o| o.dynamic_range = 0.5,
+        &|o| o.mirostat = Mirostat::V2 { tau: 5.0, eta: 0.1 },
+    ];
+    for change in needs_all {
+        let mut options = options.clone();
+        change(&mut options);
+        assert_eq!(options.decisive(), None, "{options:?}");
+    }
+}

@@ -4,10 +4,11 @@ use crate::cpu::{check_decoder, check_encoder, open, stepped};
 use crate::gguf::{patched, unchanged, written};
 use crate::goldens::{Golden, folders, largest_difference, name_of, range};
 use rlx::backend::reference::ReferenceBackend;
-use rlx::backend::{Backend, DeviceProbe};
+use rlx::backend::{Backend, DeviceProbe, Traffic};
 use rlx::config::{ByteSize, Config};
 use rlx_models::gguf::GgufModel;
-use rlx_models::{Built, Model, OpenOptions};
+use rlx_models::sampling::SamplingOptions;
+use rlx_models::{Built, Model, OpenOptions, TextOptions};
 use std::sync::Arc;
 
 #[test]
@@ -67,5 +68,60 @@ fn quantised_files_on_the_first_adapter() {
         let worst = largest_difference(&found, &expected) / range(&expected);
         println!("{scheme}: {worst:.1e}");
         assert!(worst <= 1e-5, "{scheme}: logits differ by {worst} of their range");
+    }
+}
+
+/// A text of so many tokens after a prompt, and the bytes that came back from the device for each step after the first.
+fn continued(
+    model: &Model,
+    prompt: &[u32],
+    sampling: SamplingOptions,
+) -> (Vec<u32>, Option<usize>, Option<Traffic>) {
+    const TOKENS: usize = 12;
+    let options = TextOptions { max_tokens: TOKENS, sampling, ..TextOptions::default() };
+    let mut text = model.generate_tokens(prompt, &options).unwrap();
+    let moved = || model.backend().traffic();
+    let mut step = None;
+    loop {
+        let (before, count) = (moved(), text.token_ids().len());
+        let Some(piece) = text.next() else { break };
+        piece.unwrap();
+        let own = before.zip(moved()).map(|(a, b)| Traffic { up: b.up - a.up, down: b.down - a.down });
+        if count > 1 && text.token_ids().len() == count + 1 {
+            assert!(step.is_none() || step == own, "a step moved {own:?}, the one before it {step:?}");
+            step = own;
+        }
+    }
+    (text.token_ids().to_vec(), text.largest(), step)
+}
+
+/// Tokens chosen from what the device found largest are those that all logits give, there and on the CPU, and of a step's logits nothing
+/// else comes back.
+#[test]
+fn tokens_are_chosen_on_the_first_adapter() {
+    let Some(provider) = rlx_gpu::provider() else {
+        println!("skipped: this build has no devices (`--features rlx-gpu/wgpu`)");
+        return;
+    };
+    let backend: Arc<dyn Backend> = provider.open(0, &Config::default()).unwrap();
+    let sampled = SamplingOptions { temperature: 0.9, top_k: 5, seed: 11, ..SamplingOptions::greedy() };
+    let last = SamplingOptions { temperature_last: true, top_p: 0.95, ..sampled.clone() };
+    for name in ["gemma2", "llama", "qwen2-moe"] {
+        let folder = folders().into_iter().find(|folder| name_of(folder) == name).unwrap();
+        let prompt = &Golden::open(&folder).ids("prompts")[0];
+        let (device, host) = (open(&folder, &backend), Model::open(&folder).unwrap());
+        let Built::Decoder(decoder) = device.built() else { panic!("{name} is a decoder") };
+        for (sampling, count) in [(SamplingOptions::greedy(), 1), (sampled.clone(), 6), (last.clone(), 6)] {
+            // A bias of nothing needs all logits.
+            let whole = SamplingOptions { logit_bias: vec![(0, 0.0)], ..sampling.clone() };
+            let (tokens, largest, step) = continued(&device, prompt, sampling.clone());
+            let (expected, all, whole_step) = continued(&device, prompt, whole);
+            assert_eq!((tokens.clone(), largest, all), (expected, Some(count), None), "{name} {sampling:?}");
+            assert_eq!(continued(&host, prompt, sampling), (tokens, None, None), "{name} on the CPU");
+            let (step, whole_step) = (step.unwrap(), whole_step.unwrap());
+            let (logits, found) = (decoder.info.vocab as u64 * 4, count as u64 * 8);
+            assert_eq!(whole_step.down - logits, step.down - found, "{name}: words of checks");
+            println!("{name}, {count} largest: {} bytes up, {} down a token", step.up, step.down);
+        }
     }
 }
