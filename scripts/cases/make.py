@@ -22,7 +22,7 @@ def i32(values):
     return np.asarray(values, dtype=np.int32)
 
 
-NAMES = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool", "float64": "f32", "uint8": "u8"}
+NAMES = {"float32": "f32", "int32": "i32", "int64": "i64", "bool": "bool", "float64": "f32", "uint8": "u8", "int8": "i8"}
 
 
 def number(v):
@@ -103,6 +103,10 @@ def elementwise():
         activation(kind, f)
     case("cast", "f32 to i32 truncates and saturates", "to=i32", [np.array([1.9, -1.9, 1e20, np.nan], np.float32)],
          [i32([1, -1, 2**31 - 1, 0])])
+    case("cast", "f32 to i8", "to=i8", [np.array([1.9, -1.9, 1e20, np.nan, -300], np.float32)],
+         [np.array([1, -1, 127, 0, -128], np.int8)])
+    case("cast", "i8 to f32", "to=f32", [np.array([-128, 0, 127], np.int8)], [np.float32([-128, 0, 127])])
+    case("cast", "i32 to i8 wraps", "to=i8", [i32([-129, 300, 7])], [np.array([127, 44, 7], np.int8)])
     case("cast", "i32 to f32", "to=f32", [i32([-3, 0, 7])], [np.array([-3, 0, 7], np.float32)])
     case("select", "broadcast condition", "", [np.array([[True], [False]]), f32(2, 3) * 0 + 1, f32(1, 3) * 0 + 2],
          [np.array([[1, 1, 1], [2, 2, 2]], np.float32)])

@@ -2,6 +2,7 @@
 
 use crate::op::EvalError;
 use half::{bf16, f16};
+use rlx_tensor::rounding::{bf16_of, f16_of};
 use rlx_tensor::{DType, DTypeClass, Dim, Tensor, quant};
 use std::ops::Range;
 
@@ -50,8 +51,8 @@ pub fn from_f64(dims: &[usize], dtype: DType, values: &[f64]) -> Result<Tensor, 
     Ok(match dtype {
         DType::F64 => Tensor::from_slice(dims, values),
         DType::F32 => build!(f32, |&v| v as f32),
-        DType::F16 => build!(f16, |&v| f16::from_f64(v)),
-        DType::BF16 => build!(bf16, |&v| bf16::from_f64(v)),
+        DType::F16 => build!(f16, |&v| f16_of(v)),
+        DType::BF16 => build!(bf16, |&v| bf16_of(v)),
         DType::Bool => build!(u8, |&v| u8::from(v != 0.0)).and_then(|t| t.bitcast(DType::Bool)),
         DType::I64 => build!(i64, |&v| v as i64),
         DType::I32 => build!(i32, |&v| v as i32),

@@ -3,6 +3,7 @@
 mod dim;
 mod dtype;
 pub mod quant;
+pub mod rounding;
 mod shape;
 mod sizes;
 pub mod storage;

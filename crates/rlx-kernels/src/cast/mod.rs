@@ -9,6 +9,7 @@ mod tests;
 
 use crate::isa::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
+use rlx_tensor::rounding::f32_to_odd;
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub enum ElementType {
     I64,
     /// 32-bit signed integer.
     I32,
+    /// 8-bit signed integer.
+    I8,
     /// 8-bit unsigned integer.
     U8,
     /// One byte, 0 or 1.
@@ -33,13 +36,14 @@ pub enum ElementType {
 
 impl ElementType {
     /// All types.
-    pub const ALL: [ElementType; 8] = [
+    pub const ALL: [ElementType; 9] = [
         ElementType::F64,
         ElementType::F32,
         ElementType::F16,
         ElementType::Bf16,
         ElementType::I64,
         ElementType::I32,
+        ElementType::I8,
         ElementType::U8,
         ElementType::Bool,
     ];
@@ -50,7 +54,7 @@ impl ElementType {
             ElementType::F64 | ElementType::I64 => 8,
             ElementType::F32 | ElementType::I32 => 4,
             ElementType::F16 | ElementType::Bf16 => 2,
-            ElementType::U8 | ElementType::Bool => 1,
+            ElementType::I8 | ElementType::U8 | ElementType::Bool => 1,
         }
     }
 }
@@ -95,20 +99,9 @@ trait Element: Copy {
     fn to_f32_odd(self) -> f32;
     fn to_i64(self) -> i64;
     fn to_i32(self) -> i32;
+    fn to_i8(self) -> i8;
     fn to_u8(self) -> u8;
     fn is_true(self) -> bool;
-}
-
-/// Truncates to f32, then sets the last bit if anything was lost.
-#[inline(always)]
-fn odd(x: f64) -> f32 {
-    let near = x as f32;
-    let back = f64::from(near);
-    if back == x || near.is_nan() {
-        return near;
-    }
-    let towards_zero = if back.abs() > x.abs() { near.to_bits() - 1 } else { near.to_bits() };
-    f32::from_bits(towards_zero | 1)
 }
 
 macro_rules! element {
@@ -135,6 +128,10 @@ macro_rules! element {
                 ($wide)(self) as i32
             }
             #[inline(always)]
+            fn to_i8(self) -> i8 {
+                ($wide)(self) as i8
+            }
+            #[inline(always)]
             fn to_u8(self) -> u8 {
                 ($wide)(self) as u8
             }
@@ -156,21 +153,22 @@ struct Bf16(u16);
 #[repr(transparent)]
 struct Bool(u8);
 
-element!(f64, |x: f64| x, odd);
+element!(f64, |x: f64| x, f32_to_odd);
 element!(f32, |x: f32| x, |x: f32| x);
 element!(F16, |x: F16| f16_to_f32(x.0), |x: F16| f16_to_f32(x.0));
 element!(Bf16, |x: Bf16| bf16_to_f32(x.0), |x: Bf16| bf16_to_f32(x.0));
 element!(i64, |x: i64| x, odd_integer);
-element!(i32, |x: i32| x, |x: i32| odd(f64::from(x)));
+element!(i32, |x: i32| x, |x: i32| f32_to_odd(f64::from(x)));
+element!(i8, |x: i8| x, |x: i8| f32::from(x));
 element!(u8, |x: u8| x, |x: u8| f32::from(x));
 element!(Bool, |x: Bool| u8::from(x.0 != 0), |x: Bool| f32::from(u8::from(x.0 != 0)));
 
-/// [`odd`] of an integer, exact also above 2^53.
+/// [`f32_to_odd`] of an integer, exact also above 2^53.
 #[inline(always)]
 fn odd_integer(x: i64) -> f32 {
     let high = x & !0x7ff;
     let lost = i64::from(high != x);
-    if x.unsigned_abs() < 1 << 53 { odd(x as f64) } else { odd((high | (lost << 11)) as f64) }
+    if x.unsigned_abs() < 1 << 53 { f32_to_odd(x as f64) } else { f32_to_odd((high | (lost << 11)) as f64) }
 }
 
 struct CastAny;
@@ -199,6 +197,7 @@ impl Kernel for CastAny {
                 (ElementType::Bf16, _) => to_any::<Bf16>(from, args.to_type, to, n),
                 (ElementType::I64, _) => to_any::<i64>(from, args.to_type, to, n),
                 (ElementType::I32, _) => to_any::<i32>(from, args.to_type, to, n),
+                (ElementType::I8, _) => to_any::<i8>(from, args.to_type, to, n),
                 (ElementType::U8, _) => to_any::<u8>(from, args.to_type, to, n),
                 (ElementType::Bool, _) => to_any::<Bool>(from, args.to_type, to, n),
             }
@@ -244,6 +243,7 @@ unsafe fn to_any<A: Element>(from: *const u8, to_type: ElementType, to: *mut u8,
             ElementType::Bf16 => each(from, to, n, |x: A| f32_to_bf16(x.to_f32_odd())),
             ElementType::I64 => each(from, to, n, A::to_i64),
             ElementType::I32 => each(from, to, n, A::to_i32),
+            ElementType::I8 => each(from, to, n, A::to_i8),
             ElementType::U8 => each(from, to, n, A::to_u8),
             ElementType::Bool => each(from, to, n, |x: A| u8::from(x.is_true())),
         }

@@ -42,6 +42,7 @@ pub fn element_type_of(dtype: DType) -> Option<ElementType> {
         DType::BF16 => Some(ElementType::Bf16),
         DType::I64 => Some(ElementType::I64),
         DType::I32 => Some(ElementType::I32),
+        DType::I8 => Some(ElementType::I8),
         DType::U8 => Some(ElementType::U8),
         DType::Bool => Some(ElementType::Bool),
         _ => None,

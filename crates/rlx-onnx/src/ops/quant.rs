@@ -10,6 +10,7 @@ use rlx_graph::eval::{from_f64, strides};
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::reduce::{Reduce, ReduceOp};
 use rlx_graph::ops::unary::UnaryOp;
+use rlx_tensor::rounding::{bf16_of, f16_of};
 use rlx_tensor::{DType, Tensor};
 
 /// The rows of this family.
@@ -66,8 +67,8 @@ fn int_range(element: ElementType) -> Option<(f64, f64)> {
 fn rounded_to(element: ElementType, value: f64) -> f64 {
     match element {
         ElementType::Plain(DType::F32) => f64::from(value as f32),
-        ElementType::Plain(DType::F16) => half::f16::from_f64(value).to_f64(),
-        ElementType::Plain(DType::BF16) => half::bf16::from_f64(value).to_f64(),
+        ElementType::Plain(DType::F16) => f16_of(value).to_f64(),
+        ElementType::Plain(DType::BF16) => bf16_of(value).to_f64(),
         _ => value,
     }
 }

@@ -22,7 +22,7 @@ const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("reduce", "axes that are not neighbours, f16, bf16, f64"),
     ("cumsum", "an axis other than the last"),
     ("topk", "integers"),
-    ("cast", "integers other than i32, i64 and u8"),
+    ("cast", "integers other than i32, i64, i8 and u8"),
     ("conv", "weights that are operands, integers, three axes, channels in front"),
     ("conv_transpose", "every form"),
     ("pool_window", "integers, lp, indices, other than two axes, channels in front"),

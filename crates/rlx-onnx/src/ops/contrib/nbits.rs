@@ -7,6 +7,7 @@ use half::f16;
 use rlx_graph::ValueId;
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::linear::Linear;
+use rlx_tensor::rounding::f16_of;
 use rlx_tensor::{DType, Shape, Tensor};
 
 /// Inputs of a block as it is stored.
@@ -110,7 +111,7 @@ impl Blocks {
         let mut bytes = Vec::new();
         for row in 0..self.n {
             for start in (0..self.k).step_by(STORED) {
-                let scale = f16::from_f64(self.scales[row * self.blocks() + start / self.block]);
+                let scale = f16_of(self.scales[row * self.blocks() + start / self.block]);
                 bytes.extend_from_slice(&scale.to_le_bytes());
                 let code = |i: usize| self.code(row, start + i);
                 match self.bits {
