@@ -63,6 +63,13 @@ pub trait Backend: Send + Sync {
     /// Bytes of the copies of weights this backend makes for a template, from shapes alone.
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError>;
 
+    /// Bytes of what a program makes for itself alone: packed constants of the graph, vectors in the form kernels read. Told from shapes,
+    /// and equal to [`Program::own_bytes`] of the program once it is loaded.
+    fn own_bytes(&self, template: &Template) -> usize {
+        let _ = template;
+        0
+    }
+
     /// Params that a template's steps read as they are stored; `None` if all may be.
     fn raw_params(&self, template: &Template) -> Option<BTreeSet<String>> {
         let _ = template;
@@ -126,6 +133,11 @@ pub trait Program: Send + Sync + fmt::Debug {
 
     /// The kernel of each step, in order.
     fn kernels(&self) -> Vec<KernelChoice>;
+
+    /// Bytes of what it holds besides weights of the registry: packed constants of the graph, vectors in the form kernels read.
+    fn own_bytes(&self) -> usize {
+        0
+    }
 
     /// The forms in which it reads weights; `None` if it does not tell.
     fn weight_uses(&self) -> Option<&WeightUses> {

@@ -14,7 +14,7 @@ use crate::plan::{InterfaceEntry, Lir, PlanError, PlanTarget, Template};
 use crate::weights::{RegistryError, WeightRegistry};
 use keeper::Keeper;
 pub use keeper::LEAST_KEPT_BYTES;
-use lower::{LowerCx, ShapeCx};
+use lower::{LowerCx, Lowered, ShapeCx};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
 pub use rlx_kernels::gemm::Precision;
@@ -157,6 +157,10 @@ impl Backend for CpuBackend {
         Ok(lower::packed_bytes(&self.shapes(template)))
     }
 
+    fn own_bytes(&self, template: &Template) -> usize {
+        lower::own_bytes(&self.shapes(template))
+    }
+
     fn raw_params(&self, template: &Template) -> Option<BTreeSet<String>> {
         Some(lower::weight_needs(&self.shapes(template)).raw)
     }
@@ -207,7 +211,7 @@ impl Backend for CpuBackend {
             let native = cx.lower(step)?;
             kernels.push(native);
         }
-        let (schedule, uses, files) = cx.finish();
+        let Lowered { schedule, uses, files, own_bytes } = cx.finish();
         let schedule = Arc::new(schedule);
         let kernels = schedule.steps().iter().zip(kernels);
         let kernels = kernels.map(|(s, native)| KernelChoice { kernel: s.name(), native }).collect();
@@ -217,6 +221,7 @@ impl Backend for CpuBackend {
             pool: Arc::clone(&self.pool),
             kernels,
             uses,
+            own_bytes,
             files: files.into(),
         }))
     }
@@ -229,6 +234,7 @@ struct CpuProgram {
     pool: Arc<Pool>,
     kernels: Vec<KernelChoice>,
     uses: WeightUses,
+    own_bytes: usize,
     files: Arc<[Arc<MappedFile>]>,
 }
 
@@ -256,6 +262,10 @@ impl Program for CpuProgram {
 
     fn kernels(&self) -> Vec<KernelChoice> {
         self.kernels.clone()
+    }
+
+    fn own_bytes(&self) -> usize {
+        self.own_bytes
     }
 
     fn weight_uses(&self) -> Option<&WeightUses> {

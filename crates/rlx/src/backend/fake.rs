@@ -190,6 +190,10 @@ impl Backend for FakeBackend {
         self.inner.packed_bytes(template)
     }
 
+    fn own_bytes(&self, template: &Template) -> usize {
+        self.inner.own_bytes(template)
+    }
+
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
         self.inner.workspace_bytes(lir)
     }

@@ -55,7 +55,7 @@ pub struct MemoryEstimate {
     pub activation_bytes: u64,
     /// Weights as stored that stay in memory while running; each storage once.
     pub weight_bytes: u64,
-    /// Weights in the layout of the kernels.
+    /// Weights and constants of the graph in the layout of the kernels.
     pub packed_bytes: u64,
     /// Inputs.
     pub input_bytes: u64,
@@ -133,8 +133,9 @@ impl MemoryEstimate {
                 estimate.mapped_bytes = estimate.mapped_bytes.saturating_add(placement.bytes);
             }
         }
-        estimate.packed_bytes = backend.packed_bytes(lir.template())? as u64;
-        let mapped = backend.packed_mapped_bytes(lir.template(), weights)?.min(estimate.packed_bytes);
+        let packed = backend.packed_bytes(lir.template())? as u64;
+        estimate.packed_bytes = packed.saturating_add(backend.own_bytes(lir.template()) as u64);
+        let mapped = backend.packed_mapped_bytes(lir.template(), weights)?.min(packed);
         estimate.mapped_bytes = estimate.mapped_bytes.saturating_add(mapped);
         let template = lir.template();
         let saved = template.overwritten_states().map(|at| template.states()[at].place.buffer);

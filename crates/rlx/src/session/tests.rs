@@ -55,8 +55,8 @@ fn the_estimate_is_what_contexts_and_the_registry_hold() {
         let held = (estimate.activation_bytes as usize, estimate.workspace_bytes as usize);
         assert_eq!(held, context.bytes(), "{rows} rows");
         assert_eq!(estimate.weight_bytes, compiled.weights().total_bytes());
-        assert_eq!(estimate.packed_bytes, compiled.weights().packed_bytes());
-        assert!(estimate.packed_bytes > 0);
+        let own = compiled.program().unwrap().own_bytes() as u64;
+        assert_eq!((estimate.packed_bytes, own), (compiled.weights().packed_bytes() + own, 48 * 4));
         assert_eq!(estimate.input_bytes, (rows * 32 * 4) as u64);
         assert_eq!(estimate.output_bytes, (rows * 32 * 4) as u64);
         assert_eq!((estimate.state_bytes, estimate.mapped_bytes, estimate.adapter_bytes), (0, 0, 0));
@@ -177,6 +177,10 @@ impl Backend for Wrong {
 
     fn packed_bytes(&self, template: &Template) -> Result<usize, BackendError> {
         self.inner.packed_bytes(template)
+    }
+
+    fn own_bytes(&self, template: &Template) -> usize {
+        self.inner.own_bytes(template)
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {

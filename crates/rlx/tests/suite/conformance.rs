@@ -112,6 +112,8 @@ fn check_memory(session: &Session, compiled: &CompiledGraph) {
     assert_eq!(scratch, compiled.backend().workspace_bytes(&lir).unwrap(), "{}", compiled.graph());
     let packed = compiled.backend().packed_bytes(compiled.template()).unwrap();
     assert_eq!(packed as u64, session.weights().packed_bytes(), "{}", compiled.graph());
+    let own = compiled.backend().own_bytes(compiled.template());
+    assert_eq!(own, compiled.program().unwrap().own_bytes(), "{}", compiled.graph());
 }
 
 #[test]

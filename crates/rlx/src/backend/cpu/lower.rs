@@ -18,7 +18,7 @@ use rlx_kernels::steps::solo::{SoloInput, SoloOutput, SoloStep};
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::storage::mapped::MappedFile;
 use rlx_tensor::{DType, DTypeClass, Dim, Symbol, Tensor};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -78,6 +78,20 @@ impl<'t> ShapeCx<'t> {
         }
     }
 
+    /// Bytes of a place as a vector of f32, if it is a param or constant of known size.
+    pub fn vector_bytes(&self, place: &Place) -> usize {
+        if self.param(place).is_none() && self.constant(place).is_none() {
+            return 0;
+        }
+        let values: Option<usize> = (0..place.dims.len()).map(|axis| self.known(place, axis)).product();
+        values.unwrap_or(0) * size_of::<f32>()
+    }
+
+    /// Whether a place is the whole of a constant of the graph.
+    pub fn is_constant(&self, place: &Place) -> bool {
+        self.constant(place).is_some()
+    }
+
     /// The packed layout of a linear layer's weights; `None` if they are no params of known size and supported dtype.
     pub fn matrix_layout(&self, spec: &MatrixSpec<'_>) -> Option<PackedLayout> {
         spec.weights.iter().all(|w| self.param(w).is_some()).then(|| self.layout_of(spec))?
@@ -107,22 +121,16 @@ impl<'t> ShapeCx<'t> {
     pub fn packed_spec(&self, spec: &MatrixSpec<'_>) -> Option<PackedSpec> {
         let bytes = self.matrix_layout(spec)?.bytes();
         let params = spec.weights.iter().filter_map(|w| self.param(w)).map(str::to_owned).collect();
-        Some(PackedSpec {
-            params,
-            gated: spec.gated,
-            transposed: spec.transposed,
-            groups: 0,
-            winograd: false,
-            bytes,
-        })
+        let (gated, transposed) = (spec.gated, spec.transposed);
+        Some(PackedSpec { params, gated, transposed, groups: 0, winograd: false, bytes })
     }
 
     /// The packed copy of a convolution's weights; `None` if they are no param.
     pub fn conv_spec(&self, weight: &Place, layer: &ConvLayer) -> Option<PackedSpec> {
         let params = vec![self.param(weight)?.to_owned()];
         let bytes = conv_layout(layer, self.isa).ok()?.bytes();
-        let (groups, winograd) = (layer.groups, layer.is_winograd());
-        Some(PackedSpec { params, gated: false, transposed: false, groups, winograd, bytes })
+        let (gated, transposed, groups, winograd) = (false, false, layer.groups, layer.is_winograd());
+        Some(PackedSpec { params, gated, transposed, groups, winograd, bytes })
     }
 
     /// Params that some step reads as a packed matrix of their own.
@@ -222,6 +230,22 @@ pub(super) fn packed_bytes(cx: &ShapeCx<'_>) -> usize {
     needs.packed.iter().fold(0, |sum, spec| sum.saturating_add(spec.bytes))
 }
 
+/// Bytes of what the steps of a template make of constants and vectors for themselves; a vector that several steps read counts once.
+pub(super) fn own_bytes(cx: &ShapeCx<'_>) -> usize {
+    let mut counted = HashSet::new();
+    let mut bytes = 0;
+    for step in cx.template.steps() {
+        let Some(op) = ops::find(step.op.def().name()) else { continue };
+        bytes += op.own_bytes(cx, step);
+        for place in op.vectors(step) {
+            if cx.param(place).is_none_or(|name| counted.insert(name.to_owned())) {
+                bytes += cx.vector_bytes(place);
+            }
+        }
+    }
+    bytes
+}
+
 /// The key of a packed copy of these weights; `None` if one has no value.
 fn packed_key(
     backend: &CpuBackend,
@@ -261,6 +285,19 @@ pub(super) struct LowerCx<'a> {
     step: Option<&'a StepSpec>,
     uses: RefCell<WeightUses>,
     files: RefCell<Vec<Arc<MappedFile>>>,
+    own_bytes: Cell<usize>,
+}
+
+/// What lowering a template made.
+pub(super) struct Lowered {
+    /// The steps.
+    pub schedule: Schedule,
+    /// The weights they read.
+    pub uses: WeightUses,
+    /// The mapped files that these are in.
+    pub files: Vec<Arc<MappedFile>>,
+    /// Bytes of packed constants and of vectors that the steps hold.
+    pub own_bytes: usize,
 }
 
 /// Keeps a weight's storage in while a schedule reads it.
@@ -302,6 +339,7 @@ impl<'a> LowerCx<'a> {
             step: None,
             uses: RefCell::default(),
             files: RefCell::default(),
+            own_bytes: Cell::new(0),
         }
     }
 
@@ -335,9 +373,19 @@ impl<'a> LowerCx<'a> {
         Ok(native)
     }
 
-    /// The finished schedule, the weights it reads, and the mapped files they are in.
-    pub fn finish(self) -> (Schedule, WeightUses, Vec<Arc<MappedFile>>) {
-        (self.schedule, self.uses.into_inner(), self.files.into_inner())
+    /// The finished schedule and what it reads.
+    pub fn finish(self) -> Lowered {
+        Lowered {
+            schedule: self.schedule,
+            uses: self.uses.into_inner(),
+            files: self.files.into_inner(),
+            own_bytes: self.own_bytes.get(),
+        }
+    }
+
+    /// Notes bytes that the step being lowered holds for itself.
+    pub fn holds(&self, bytes: usize) {
+        self.own_bytes.set(self.own_bytes.get() + bytes);
     }
 
     fn reads_from(&self, file: &Arc<MappedFile>) {
@@ -387,8 +435,18 @@ impl<'a> LowerCx<'a> {
         self.packed_alone.contains(name)
     }
 
-    /// A param or constant as f32 values, shared by all steps that ask.
+    /// A param or constant as f32 values, shared by all steps that ask; the step keeps them.
     pub fn vector(&mut self, place: &Place) -> Result<Option<Arc<[f32]>>, BackendError> {
+        let known = self.shapes().param(place).is_some_and(|name| self.vectors.contains_key(name));
+        let values = self.numbers(place)?;
+        if !known {
+            self.holds(values.as_ref().map_or(0, |v| size_of_val(&v[..])));
+        }
+        Ok(values)
+    }
+
+    /// The same for a step that makes something else of them.
+    pub fn numbers(&mut self, place: &Place) -> Result<Option<Arc<[f32]>>, BackendError> {
         let tensor = match &self.template.buffers()[place.buffer.index()].kind {
             BufferKind::Const(tensor) if place.is_whole() => tensor.clone(),
             BufferKind::Param(i) if place.is_whole() => {
@@ -442,7 +500,9 @@ impl<'a> LowerCx<'a> {
         };
         if let BufferKind::Const(tensor) = &self.template.buffers()[weight.buffer.index()].kind {
             let values = tensor.as_slice::<f32>().ok().filter(|_| weight.is_whole());
-            return values.map(pack).transpose();
+            let packed = values.map(pack).transpose()?;
+            self.holds(packed.as_ref().map_or(0, |matrix| matrix.bytes().len()));
+            return Ok(packed);
         }
         let Some(described) = self.shapes().conv_spec(weight, layer) else { return Ok(None) };
         self.packed_copy(&described, layout, |guards| {
@@ -545,7 +605,9 @@ impl<'a> LowerCx<'a> {
         }
         let (isa, precision) = (self.isa(), self.backend.precision);
         let matrix = pack_on(self.backend.pool(), &parts, spec.gated, isa, precision);
-        matrix.map_err(|e| self.unsupported(e.to_string()))
+        let matrix = matrix.map_err(|e| self.unsupported(e.to_string()))?;
+        self.holds(matrix.bytes().len());
+        Ok(matrix)
     }
 
     /// The backend's pool of experts.

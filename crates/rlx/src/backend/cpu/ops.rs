@@ -36,7 +36,7 @@ pub(super) mod unary;
 
 use super::lower::{LowerCx, PackedSpec, ShapeCx};
 use crate::backend::BackendError;
-use crate::plan::StepSpec;
+use crate::plan::{Place, StepSpec};
 use rlx_graph::{Op, OpDef};
 use rlx_kernels::schedule::Step;
 use rlx_tensor::Shape;
@@ -73,6 +73,18 @@ pub(super) trait CpuOp: Sync {
     /// Copies of weights the step will read: a key for each and its bytes.
     fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         let _ = (cx, step);
+        Vec::new()
+    }
+
+    /// Bytes of what the step makes of constants for itself: packed matrices, joined biases.
+    fn own_bytes(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+        let _ = (cx, step);
+        0
+    }
+
+    /// Operands that the step keeps as vectors of f32.
+    fn vectors<'s>(&self, step: &'s StepSpec) -> Vec<&'s Place> {
+        let _ = step;
         Vec::new()
     }
 

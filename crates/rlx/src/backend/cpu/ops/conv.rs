@@ -3,11 +3,11 @@
 use super::{CpuOp, linear};
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::{LowerCx, PackedSpec, ShapeCx};
-use crate::plan::StepSpec;
+use crate::plan::{Place, StepSpec};
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::conv::Conv;
 use rlx_graph::{Op, OpDef};
-use rlx_kernels::conv::{ConvKernel, ConvLayer, Images, depthwise_order};
+use rlx_kernels::conv::{ConvKernel, ConvLayer, Images, conv_layout, depthwise_order};
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::conv::{ConvStep, Surroundings};
 use rlx_tensor::{DType, Dim, Shape};
@@ -83,6 +83,20 @@ impl CpuOp for CpuConv {
         layer.and_then(|layer| cx.conv_spec(&step.inputs[1], &layer)).into_iter().collect()
     }
 
+    fn own_bytes(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+        let weight = &step.inputs[1];
+        match layer_in(cx, step) {
+            Some(layer) if layer.is_depthwise() => cx.vector_bytes(weight),
+            Some(layer) if cx.is_constant(weight) => conv_layout(&layer, cx.isa).map_or(0, |l| l.bytes()),
+            _ => 0,
+        }
+    }
+
+    fn vectors<'s>(&self, step: &'s StepSpec) -> Vec<&'s Place> {
+        let bias = step.op.downcast::<Conv>().is_some_and(|op| op.bias && op.channels_last);
+        if bias { vec![&step.inputs[2]] } else { Vec::new() }
+    }
+
     fn scratch(
         &self,
         cx: &ShapeCx<'_>,
@@ -128,7 +142,8 @@ impl CpuOp for CpuConv {
             out: cx.operand(&step.outputs[0]),
         };
         let found = if layer.is_depthwise() {
-            let weights = cx.vector(&step.inputs[1])?.and_then(|w| depthwise_order(&layer, &w));
+            let weights = cx.numbers(&step.inputs[1])?.and_then(|w| depthwise_order(&layer, &w));
+            cx.holds(weights.as_ref().map_or(0, |w| size_of_val(&w[..])));
             weights.and_then(|w| ConvStep::depthwise(cx.isa(), layer, Arc::from(w), around))
         } else {
             let kernel = ConvKernel::select(cx.isa(), layer);

@@ -3,7 +3,7 @@
 use super::CpuOp;
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::LowerCx;
-use crate::plan::StepSpec;
+use crate::plan::{Place, StepSpec};
 use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::layer_norm::LayerNorm;
@@ -25,6 +25,11 @@ impl CpuOp for CpuLayerNorm {
 
     fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<LayerNorm>().is_some_and(|n| operand == 0 && !n.residual)
+    }
+
+    fn vectors<'s>(&self, step: &'s StepSpec) -> Vec<&'s Place> {
+        let bias = step.op.downcast::<LayerNorm>().is_some_and(|op| op.bias);
+        step.inputs[1..if bias { 3 } else { 2 }].iter().collect()
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {

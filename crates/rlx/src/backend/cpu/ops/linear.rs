@@ -77,6 +77,14 @@ pub(super) fn packed_by(cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
     pieces.iter().filter_map(|piece| cx.packed_spec(piece)).collect()
 }
 
+/// Bytes of the packed constants and the joined bias that a linear step holds.
+pub(super) fn own_bytes_of(cx: &ShapeCx<'_>, op: &Linear, step: &StepSpec) -> usize {
+    let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
+    let packed = pieces.iter().filter_map(|piece| cx.constant_layout(piece)).map(|layout| layout.bytes());
+    let biases = if op.bias { &step.inputs[op.bias_at()..op.bias_at() + op.parts] } else { &[] };
+    packed.chain(biases.iter().map(|place| cx.vector_bytes(place))).sum()
+}
+
 /// Bytes of scratch that each worker of a linear step needs.
 pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
     let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
@@ -98,9 +106,10 @@ pub(super) fn linear_step(
         true => {
             let mut joined = Vec::new();
             for place in &step.inputs[op.bias_at()..op.bias_at() + op.parts] {
-                let Some(values) = cx.vector(place)? else { return Ok(None) };
+                let Some(values) = cx.numbers(place)? else { return Ok(None) };
                 joined.extend_from_slice(&values);
             }
+            cx.holds(size_of_val(&joined[..]));
             Some(Arc::from(joined))
         }
         false => None,
@@ -132,6 +141,10 @@ impl CpuOp for CpuLinear {
 
     fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         packed_by(cx, step)
+    }
+
+    fn own_bytes(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+        step.op.downcast::<Linear>().map_or(0, |op| own_bytes_of(cx, op, step))
     }
 
     fn scratch(

@@ -1,7 +1,7 @@
 //! Linear layers over packed weights whose rows may each have a low-rank update.
 
 use super::CpuOp;
-use super::linear::{activation, linear_step, matrix_of, packed_by, scratch_of, takes};
+use super::linear::{activation, linear_step, matrix_of, own_bytes_of, packed_by, scratch_of, takes};
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::{LowerCx, PackedSpec, ShapeCx};
 use crate::plan::StepSpec;
@@ -47,6 +47,10 @@ impl CpuOp for CpuLoraLinear {
 
     fn packed(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> Vec<PackedSpec> {
         packed_by(cx, step)
+    }
+
+    fn own_bytes(&self, cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+        step.op.downcast::<LoraLinear>().map_or(0, |op| own_bytes_of(cx, &op.linear(), step))
     }
 
     fn scratch(

@@ -3,7 +3,7 @@
 use super::CpuOp;
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::LowerCx;
-use crate::plan::StepSpec;
+use crate::plan::{Place, StepSpec};
 use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::rms_norm::RmsNorm;
@@ -25,6 +25,10 @@ impl CpuOp for CpuRmsNorm {
 
     fn accepts_in_place(&self, op: &Op, operand: usize, _result: &Shape) -> bool {
         op.downcast::<RmsNorm>().is_some_and(|n| operand == 0 && !n.residual)
+    }
+
+    fn vectors<'s>(&self, step: &'s StepSpec) -> Vec<&'s Place> {
+        vec![&step.inputs[1]]
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {

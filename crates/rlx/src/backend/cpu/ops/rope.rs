@@ -3,7 +3,7 @@
 use super::CpuOp;
 use crate::backend::BackendError;
 use crate::backend::cpu::lower::LowerCx;
-use crate::plan::StepSpec;
+use crate::plan::{Place, StepSpec};
 use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::rope::{Rope, RopeStyle};
@@ -49,6 +49,10 @@ impl CpuOp for CpuRope {
 impl CpuOp for CpuRopeAngles {
     fn name(&self) -> &'static str {
         RopeAngles::NAME
+    }
+
+    fn vectors<'s>(&self, step: &'s StepSpec) -> Vec<&'s Place> {
+        vec![&step.inputs[1]]
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
