@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import codes
 import images
 
 CASES = Path(__file__).resolve().parents[2] / "crates" / "rlx-conformance" / "cases"
@@ -118,6 +119,17 @@ def elementwise():
     case("fused_elementwise", "scaled gelu", 'program="t0=mul i0 i1; t1=gelu t0; t2=add t1 0.5"', [x, y], [want], terms=3)
     case("fused_elementwise", "select", 'program="t0=greater i0 0.0; t1=select t0 i0 i1"', [x, y],
          [np.where(x > 0, x, y)])
+    a, b = np.array([[0, 7, 255], [128, 131, 1]], np.uint8), np.array([[-128, 0, 127], [5, -1, 64]], np.int8)
+    want = (a.astype(np.float32) - np.float32(131)) * np.float32(0.25) + b.astype(np.float32) * np.float32(0.5)
+    case("fused_elementwise", "codes to numbers", 'program="t0=sub i0 131.0; t1=mul t0 0.25; t2=mul i1 0.5; t3=add t1 t2"',
+         [a, b], [want], terms=3)
+    for to, low, high in ((np.uint8, 0, 255), (np.int8, -128, 127)):
+        code = np.clip(np.round(want) + 3, low, high).astype(to)
+        program = f"t0=sub i0 131.0; t1=mul t0 0.25; t2=mul i1 0.5; t3=add t1 t2; t4=round t3; t5=add t4 3.0; t6={NAMES[np.dtype(to).name]} t5"
+        case("fused_elementwise", f"sums of {NAMES[np.dtype(to).name]}", f'program="{program}"', [a, b], [code])
+    odd = np.array([np.nan, np.inf, -np.inf, 1.9, -1.9], np.float32)
+    case("fused_elementwise", "numbers that are no codes", 'program="t0=mul i0 1.0; t1=i8 t0"', [odd],
+         [np.array([0, 127, -128, 1, -1], np.int8)])
 
 
 def activation(kind, f):
@@ -420,6 +432,7 @@ activation("relu6", ACT["relu6"])
 images.convolutions(case, ACT)
 images.pooling(case)
 images.transposed(case)
+codes.products(case)
 CASES.mkdir(parents=True, exist_ok=True)
 for op, entries in cases.items():
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)

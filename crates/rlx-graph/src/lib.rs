@@ -7,6 +7,7 @@ pub mod expand;
 mod graph;
 pub mod hir;
 mod ids;
+pub mod integer;
 pub mod interpret;
 pub mod op;
 pub mod ops;

@@ -18,6 +18,8 @@ pub mod embedding;
 pub mod fused_elementwise;
 pub mod gated;
 pub mod gather;
+pub mod integer_conv;
+pub mod integer_linear;
 pub mod iota;
 pub mod l2_normalize;
 pub mod layer_norm;
@@ -115,6 +117,8 @@ op_list! {
     topk::TopK,
     iota::Iota,
     cumsum::CumSum,
+    integer_linear::IntegerLinear,
+    integer_conv::IntegerConv,
     fused_elementwise::FusedElementwise,
 }
 

@@ -17,6 +17,7 @@ mod fuse_attention;
 pub mod fuse_conv;
 mod fuse_elementwise;
 pub mod fuse_gated;
+pub mod fuse_integer;
 pub mod fuse_linear;
 pub mod fuse_norm;
 pub mod fuse_norm_residual;

@@ -16,6 +16,7 @@ pub mod copy;
 pub mod elementwise;
 pub mod gather;
 pub mod gemm;
+pub mod integer_product;
 pub mod isa;
 pub mod limits;
 pub mod lora;

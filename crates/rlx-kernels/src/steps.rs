@@ -6,6 +6,7 @@ pub mod copy;
 pub mod elementwise;
 pub mod embedding;
 pub mod gather;
+pub mod integer_product;
 pub mod linear;
 pub mod lora;
 pub mod matmul;

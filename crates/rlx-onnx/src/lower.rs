@@ -13,7 +13,7 @@ use rlx_tensor::{DType, Dim, Shape, Tensor};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Constants of more bytes than this are weights of the registry rather than part of the graph.
-const INLINE_BYTES: usize = 1024;
+pub(crate) const INLINE_BYTES: usize = 1024;
 
 /// What is known of a slot while a region is built.
 #[derive(Debug, Clone)]
@@ -39,12 +39,29 @@ pub struct Region {
     pub inputs: Vec<Slot>,
     /// Constants stay constants, whatever their size: the graph is evaluated once and thrown away.
     pub folding: bool,
+    /// Weights that are codes made numbers within the graph; only what multiplies with codes reads them so.
+    pub(crate) coded: HashMap<ValueId, CodedWeight>,
+    /// Values of a run that are codes made numbers, with one scale.
+    pub(crate) dequantized: HashSet<ValueId>,
+}
+
+/// A weight whose numbers are made of known codes.
+#[derive(Debug, Clone)]
+pub(crate) struct CodedWeight {
+    /// Codes, scales, zero points.
+    pub slots: Vec<Slot>,
+    /// Where the numbers go.
+    pub result: Slot,
+    pub dims: Vec<usize>,
+    pub axis: i64,
 }
 
 impl Region {
     /// An empty region.
     pub fn named(name: &str, folding: bool) -> Self {
-        Self { graph: Graph::new(name), memo: HashMap::new(), inputs: Vec::new(), folding }
+        let (memo, inputs) = (HashMap::new(), Vec::new());
+        let (coded, dequantized) = (HashMap::new(), HashSet::new());
+        Self { graph: Graph::new(name), memo, inputs, folding, coded, dequantized }
     }
 }
 
@@ -103,7 +120,13 @@ impl Lowering<'_> {
             return Ok(known);
         }
         let (tensor, constant) = match self.bound(operand)? {
-            Bound::Traced(value) => return Ok(*value),
+            Bound::Traced(value) => {
+                let value = *value;
+                return match self.region.coded.get(&value).cloned() {
+                    Some(weight) => self.numbers_of(&weight),
+                    None => Ok(value),
+                };
+            }
             Bound::Const(Value::Tensor(tensor)) => (tensor.clone(), true),
             Bound::Runtime(Value::Tensor(tensor)) => (tensor.clone(), false),
             Bound::Const(Value::Stored(stored)) if !self.region.folding => {
@@ -127,6 +150,50 @@ impl Lowering<'_> {
         };
         self.region.memo.insert(slot, value);
         Ok(value)
+    }
+
+    /// An operand that multiplies with another: codes made numbers stay so if those of both are.
+    pub fn value_beside(&mut self, operand: usize, other: usize) -> Result<ValueId, Refusal> {
+        let traced = |operand: usize| match self.bound(operand) {
+            Ok(Bound::Traced(value)) => Some(*value),
+            _ => None,
+        };
+        let coded = traced(operand).filter(|value| self.region.coded.contains_key(value));
+        let beside = traced(other).is_some_and(|value| self.region.dequantized.contains(&value));
+        match coded.filter(|_| beside) {
+            Some(value) => Ok(value),
+            None => self.value(operand),
+        }
+    }
+
+    /// The numbers of a weight of codes, as a weight of F32: what multiplies with it packs it once.
+    fn numbers_of(&mut self, weight: &CodedWeight) -> Result<ValueId, Refusal> {
+        let known = |&slot: &Slot| match &self.bound[slot] {
+            Some(Bound::Const(value)) => Ok(value.clone()),
+            _ => invalid("a weight's codes are not known"),
+        };
+        let known = weight.slots.iter().map(known).collect::<Result<Vec<Value>, _>>()?;
+        let name = format!("{}{}.{}.numbers", self.prefix, weight.slots[0], weight.result);
+        let shape = Shape::new(&weight.dims, DType::F32);
+        self.named_weight(&name, shape, || {
+            let known = known.iter().map(Value::loaded).collect::<Result<Vec<Value>, _>>()?;
+            crate::ops::quant::numbers(&known, &weight.dims, weight.axis, 0)
+        })
+    }
+
+    /// Whether an operand is known without a run.
+    pub fn is_known(&self, operand: usize) -> bool {
+        match self.bound(operand) {
+            Ok(Bound::Const(_)) => true,
+            Ok(Bound::Traced(value)) => self.region.graph.as_const(*value).is_some(),
+            _ => false,
+        }
+    }
+
+    /// The slots of the operands given, and that of the first result.
+    pub(crate) fn own_slots(&self) -> (Vec<Slot>, Slot) {
+        let given = self.node.inputs.iter().flatten().copied().collect();
+        (given, self.node.outputs.iter().flatten().next().copied().unwrap_or_default())
     }
 
     /// An initialiser as a param of the graph, which the registry holds.
@@ -177,16 +244,25 @@ impl Lowering<'_> {
         make: impl FnOnce() -> Result<Tensor, Refusal>,
     ) -> Result<ValueId, Refusal> {
         let slot = self.slot(operand)?;
-        let result = self.node.outputs.iter().flatten().next().copied().unwrap_or_default();
+        let (_, result) = self.own_slots();
         let name = format!("{}{slot}.{result}.{what}", self.prefix);
-        if self.weights.lookup(&name).is_none() {
+        self.named_weight(&name, shape, make)
+    }
+
+    fn named_weight(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        make: impl FnOnce() -> Result<Tensor, Refusal>,
+    ) -> Result<ValueId, Refusal> {
+        if self.weights.lookup(name).is_none() {
             let bytes = AlignedBytes::copied_from(make()?.bytes());
-            let registered = self.weights.register(&name, shape.clone(), bytes, WeightKind::Base);
+            let registered = self.weights.register(name, shape.clone(), bytes, WeightKind::Base);
             registered.map_err(|e| Refusal::Invalid(e.to_string()))?;
         }
-        match self.region.graph.by_name(&name) {
+        match self.region.graph.by_name(name) {
             Some(known) => Ok(known),
-            None => Ok(self.region.graph.param(&name, shape)?),
+            None => Ok(self.region.graph.param(name, shape)?),
         }
     }
 

@@ -24,7 +24,7 @@ mod movement;
 mod norm;
 mod normalisation;
 mod pooling;
-mod quant;
+pub(crate) mod quant;
 mod random;
 mod recurrent;
 mod reduction;
@@ -57,28 +57,39 @@ pub struct Row {
     pub host: Option<HostFn>,
     /// Another result in every run; never folded.
     pub impure: bool,
+    /// With known operands of more bytes it is not folded but lowered.
+    pub fold_bytes: usize,
 }
+
+/// A node whose operands are all known is folded unless they take more bytes than this.
+const FOLD_BYTES: usize = 1 << 20;
 
 impl Row {
     /// An op that becomes part of regions.
     pub const fn lower(name: &'static str, lower: LowerFn) -> Row {
-        Row { name, domain: "", lower: Some(lower), host: None, impure: false }
+        Row { name, domain: "", lower: Some(lower), host: None, impure: false, fold_bytes: FOLD_BYTES }
     }
 
     /// An op that is evaluated between regions.
     pub const fn host(name: &'static str, host: HostFn) -> Row {
-        Row { name, domain: "", lower: None, host: Some(host), impure: false }
+        Row { name, domain: "", lower: None, host: Some(host), impure: false, fold_bytes: FOLD_BYTES }
     }
 
     /// An op that becomes part of regions where its operands allow.
     pub const fn both(name: &'static str, lower: LowerFn, host: HostFn) -> Row {
-        Row { name, domain: "", lower: Some(lower), host: Some(host), impure: false }
+        Row { name, domain: "", lower: Some(lower), host: Some(host), impure: false, fold_bytes: FOLD_BYTES }
     }
 
     /// The same op in another domain.
     #[must_use]
     pub const fn of(self, domain: &'static str) -> Row {
         Row { domain, ..self }
+    }
+
+    /// The same op, folded only where its operands are few: a weight that it makes is no constant of the graph.
+    #[must_use]
+    pub const fn making_weights(self, fold_bytes: usize) -> Row {
+        Row { fold_bytes, ..self }
     }
 
     /// The same op, never folded.

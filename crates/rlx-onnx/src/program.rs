@@ -25,9 +25,6 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 const VARIANTS: usize = 32;
 /// After so many variants of a stage, nodes that would build a run's values into the graph are evaluated on the host where they can be.
 const BY_VALUE: usize = 4;
-/// A node whose operands are all known is folded unless they take more bytes than this.
-const FOLD_BYTES: usize = 1 << 20;
-
 static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
 
 /// A graph of a model, ready to run.
@@ -584,7 +581,7 @@ impl<'p> Trace<'p> {
             Some(Bound::Const(value)) => value.bytes(),
             _ => 0,
         });
-        let small = bytes.sum::<usize>() <= FOLD_BYTES;
+        let small = bytes.sum::<usize>() <= row.fold_bytes;
         if constants
             && !row.impure
             && (small || row.lower.is_none())

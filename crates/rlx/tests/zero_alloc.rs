@@ -13,6 +13,7 @@ use rlx_graph::expand::Expand;
 use rlx_graph::ops::activation::{Activation, ActivationKind};
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::conv::Conv;
+use rlx_graph::ops::integer_linear::IntegerLinear;
 use rlx_graph::ops::layer_norm::LayerNorm;
 use rlx_graph::ops::matmul::MatMul;
 use rlx_graph::ops::softmax::Softmax;
@@ -127,7 +128,7 @@ fn constant(graph: &mut Graph, dims: &[usize], seed: u64) -> ValueId {
     graph.constant(Tensor::from_slice(dims, &values).unwrap())
 }
 
-/// Two convolutions of constants, and one of each channel by itself.
+/// Two convolutions of constants, one of each channel by itself, and a product of codes with constant codes.
 fn image_net() -> Graph {
     let mut graph = Graph::new("images");
     let dims = vec![Dim::symbol("batch"), Dim::Known(48), Dim::Known(14), Dim::Known(14)];
@@ -139,7 +140,12 @@ fn image_net() -> Graph {
         x = graph.add_one(op, &[x, w, b]).unwrap();
         x = graph.add_one(Activation { kind: ActivationKind::Relu }, &[x]).unwrap();
     }
-    graph.set_outputs(&[("y", x)]).unwrap();
+    let codes =
+        graph.input("codes", Shape::from_dims(vec![Dim::symbol("batch"), Dim::Known(512)], DType::U8));
+    let w = Tensor::from_bytes(&[300, 512], DType::I8, &[7; 300 * 512]).unwrap();
+    let (w, zero) = (graph.constant(w), graph.constant(Tensor::from_bytes(&[], DType::U8, &[3]).unwrap()));
+    let sums = graph.add_one(IntegerLinear::sums(), &[codes.unwrap(), w, zero]).unwrap();
+    graph.set_outputs(&[("y", x), ("sums", sums)]).unwrap();
     graph
 }
 

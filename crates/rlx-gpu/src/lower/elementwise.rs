@@ -406,7 +406,9 @@ impl GpuOp for GpuFusedElementwise {
             Function::Select => true,
             _ => false,
         };
-        computes(inputs, outputs) && program.is_some_and(|p| p.steps.iter().all(|s| known(s.function)))
+        let codes = inputs.iter().any(|s| matches!(s.dtype(), DType::U8 | DType::I8));
+        let whole = program.is_some_and(|p| p.steps.iter().all(|s| known(s.function)));
+        computes(inputs, outputs) && whole && !codes
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {

@@ -7,17 +7,20 @@
 //! ```
 //!
 //! Statement n defines `tn`; the last is the result. A function is the name of a [`UnaryOp`], [`BinaryOp`], [`ActivationKind`], or
-//! `select condition a b`. An argument is `iN` (operand N), `tN` (an earlier statement) or a number in Rust's spelling, which takes
-//! the dtype of the floats. Operands are floats of one dtype, or Bool; they broadcast with each other to the result.
+//! `select condition a b`; the last may be `u8 x` or `i8 x`, the number as a code, truncated and saturated. An argument is `iN` (operand N), `tN` (an earlier statement) or a number in Rust's spelling, which takes
+//! the dtype of the floats. Operands are floats of one dtype, codes (U8 and I8, which stand for F32), or Bool; they broadcast with each
+//! other to the result.
 
 use crate::attrs::op_struct;
 use crate::eval::{broadcast_dims, broadcast_indices, from_f64, to_f64};
 use crate::expand::Expand;
 use crate::graph::{Graph, GraphError};
 use crate::ids::ValueId;
+use crate::integer::is_code;
 use crate::op::{Cost, EvalError, InferCx, InferError, OpDef, Props, op_boilerplate};
 use crate::ops::activation::{Activation, ActivationKind};
 use crate::ops::binary::BinaryOp;
+use crate::ops::cast::to_dtype;
 use crate::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Dim, Shape, Tensor};
 use std::fmt;
@@ -62,6 +65,8 @@ pub enum Function {
     Activation(ActivationKind),
     /// `condition ? a : b`
     Select,
+    /// A number as U8 or I8: the last statement of a program.
+    Code(DType),
 }
 
 /// An argument of a statement.
@@ -89,6 +94,17 @@ pub struct ProgramError {
 enum Kind {
     Float,
     Truth,
+    Code(DType),
+}
+
+impl Kind {
+    fn dtype(self, float: DType) -> DType {
+        match self {
+            Kind::Float => float,
+            Kind::Truth => DType::Bool,
+            Kind::Code(dtype) => dtype,
+        }
+    }
 }
 
 impl Function {
@@ -99,6 +115,7 @@ impl Function {
             Function::Binary(kind) => kind.name(),
             Function::Activation(kind) => kind.name(),
             Function::Select => "select",
+            Function::Code(dtype) => dtype.name(),
         }
     }
 
@@ -111,13 +128,17 @@ impl Function {
             kind.map(|&k| Function::Activation(k))
         };
         let select = || (name == "select").then_some(Function::Select);
-        unary.or_else(binary).or_else(activation).or_else(select)
+        let code = || {
+            let dtype = [DType::U8, DType::I8].into_iter().find(|dtype| dtype.name() == name);
+            dtype.map(Function::Code)
+        };
+        unary.or_else(binary).or_else(activation).or_else(select).or_else(code)
     }
 
     /// Number of arguments.
     pub fn arity(self) -> usize {
         match self {
-            Function::Unary(_) | Function::Activation(_) => 1,
+            Function::Unary(_) | Function::Activation(_) | Function::Code(_) => 1,
             Function::Binary(_) => 2,
             Function::Select => 3,
         }
@@ -128,6 +149,7 @@ impl Function {
         match (self, args) {
             (Function::Unary(kind), &[x]) => kind.eval(x),
             (Function::Activation(kind), &[x]) => kind.eval(x),
+            (Function::Code(_), &[x]) => x,
             (Function::Binary(kind), &[a, b]) => kind.eval(a, b),
             (Function::Select, &[condition, a, b]) => {
                 if condition != 0.0 {
@@ -153,6 +175,7 @@ impl Function {
             Function::Binary(BinaryOp::Equal) if args == [Truth, Truth] => Ok(Truth),
             Function::Binary(kind) if kind.is_comparison() => wants(&[Float, Float], Truth),
             Function::Binary(_) => wants(&[Float, Float], Float),
+            Function::Code(dtype) => wants(&[Float], Kind::Code(dtype)),
             Function::Select if args == [Truth, Truth, Truth] => Ok(Truth),
             Function::Select => wants(&[Truth, Float, Float], Float),
         }
@@ -300,7 +323,8 @@ impl OpDef for FusedElementwise {
         let dtypes: Vec<DType> = inputs.iter().map(|s| s.dtype()).collect();
         let float = float_dtype(dtypes.iter());
         for (operand, &found) in dtypes.iter().enumerate() {
-            if found != float && found != DType::Bool {
+            let stands = float == DType::F32 && is_code(found);
+            if found != float && found != DType::Bool && !stands {
                 return Err(InferError::DType { operand, expected: format!("{float} or bool"), found });
             }
         }
@@ -313,7 +337,7 @@ impl OpDef for FusedElementwise {
         for shape in inputs {
             dims = cx.broadcast(&dims, shape.dims())?;
         }
-        Ok(vec![Shape::from_dims(dims, if kind == Kind::Truth { DType::Bool } else { float })])
+        Ok(vec![Shape::from_dims(dims, kind.dtype(float))])
     }
 
     fn reference(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EvalError> {
@@ -328,7 +352,7 @@ impl OpDef for FusedElementwise {
             dtypes.iter().map(|&d| if d == DType::Bool { Kind::Truth } else { Kind::Float }).collect();
         let kind = program.kind(&kinds).map_err(|e| bad(e.to_string()))?;
         let float = float_dtype(dtypes.iter());
-        let dtype = if kind == Kind::Truth { DType::Bool } else { float };
+        let dtype = kind.dtype(float);
         let values = inputs.iter().map(|t| to_f64(t)).collect::<Result<Vec<_>, _>>()?;
         let indices: Vec<Vec<usize>> = inputs.iter().map(|t| broadcast_indices(&dims, t.dims())).collect();
         let element = |at: usize| {
@@ -372,6 +396,7 @@ impl FusedElementwise {
             let mut args = Vec::with_capacity(step.args.len());
             for arg in &step.args {
                 args.push(match arg {
+                    Arg::Operand(i) if is_code(dtypes[*i]) => to_dtype(to.graph, inputs[*i], float)?,
                     Arg::Operand(i) => inputs[*i],
                     Arg::Step(i) => results[*i],
                     Arg::Number(value) => to.number(*value, float)?,
@@ -381,6 +406,7 @@ impl FusedElementwise {
                 (Function::Unary(kind), &[x]) => to.unary(kind, x)?,
                 (Function::Activation(kind), &[x]) => Activation::apply(to.graph, kind, x)?,
                 (Function::Binary(kind), &[a, b]) => to.binary(kind, a, b)?,
+                (Function::Code(dtype), &[x]) => to_dtype(to.graph, x, dtype)?,
                 (_, args) => to.graph.add_one(crate::ops::select::Select {}, args)?,
             });
         }

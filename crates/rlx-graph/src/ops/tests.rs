@@ -36,6 +36,15 @@ macro_rules! pool {
     };
 }
 
+macro_rules! sums {
+    (WINDOW, $to:literal) => {
+        sums!("strides=[1], dilations=[1], before=dims[0], after=dims[0], channels_last=false", $to)
+    };
+    ($own:literal, $to:literal) => {
+        concat!($own, ", weight_zeros=false, bias=false, to=", $to, ", zero=0, low=0, high=0")
+    };
+}
+
 const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("embedding", "", "f32[2] f32[5, 6]", "i32 or i64"),
     ("embedding", "", "i32[2] f32[5]", "rank 2"),
@@ -122,6 +131,24 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
     ("pool_window", pool!("max", "[0]", "[1]", false), "f32[1, 2, 3]", "at least 1"),
     ("pool_window", pool!("max", "[2, 2]", "[1]", false), "f32[1, 2, 3]", "2 entries for 1"),
     ("pool_window", pool!("lp", "[2]", "[1]", false), "i32[1, 2, 3]", "must be a float"),
+    (
+        "integer_linear",
+        sums!("transposed=false", "i32"),
+        "u8[2, 3] i8[4, 5] u8[]",
+        "inputs of x and of the weight",
+    ),
+    ("integer_linear", sums!("transposed=false", "i32"), "u8[2, 3] f32[4, 3] u8[]", "u8 or i8"),
+    ("integer_linear", sums!("transposed=false", "i32"), "u8[2, 3] i8[4, 3] i8[]", "must be u8"),
+    (
+        "integer_linear",
+        sums!("transposed=false", "f32"),
+        "u8[2, 3] i8[4, 3] u8[] f32[3]",
+        "scales and outputs",
+    ),
+    ("integer_linear", sums!("transposed=false", "i64"), "u8[2, 3] i8[4, 3] u8[] f32[4]", "is no result"),
+    ("integer_conv", sums!(WINDOW, "i32"), "u8[1, 2, 3] i8[4, 3, 1] u8[]", "channels of x and of the weight"),
+    ("integer_conv", sums!(WINDOW, "u8"), "u8[1, 2, 3] i8[4, 2, 1] u8[] f32[4]", "takes 5 operands"),
+    ("fused_elementwise", "program=\"t0=i8 i0; t1=neg t0\"", "f32[2]", "kinds of arguments"),
     ("fused_elementwise", "program=\"t0=neg t0\"", "f32[2]", "not defined yet"),
     ("fused_elementwise", "program=\"t0=not i0\"", "f32[2]", "kinds of arguments"),
     ("fused_elementwise", "program=\"t0=neg i0; t2=neg t0\"", "f32[2]", "expected t1"),

@@ -10,6 +10,7 @@ use crate::ops::Op;
 use crate::ops::concat::Concat;
 use crate::ops::conv::Conv;
 use crate::ops::gather::Gather;
+use crate::ops::integer_conv::IntegerConv;
 use crate::ops::pad::Pad;
 use crate::ops::pool_window::PoolWindow;
 use crate::ops::reduce::Reduce;
@@ -75,6 +76,9 @@ impl Turn<'_> {
         }
         if let Some(conv) = op.downcast::<Conv>() {
             return self.conv(conv, target);
+        }
+        if let Some(conv) = op.downcast::<IntegerConv>() {
+            return self.integer_conv(conv, target);
         }
         if let Some(pool) = op.downcast::<PoolWindow>() {
             let op = PoolWindow { channels_last: true, ..pool.clone() };
@@ -170,6 +174,17 @@ impl Turn<'_> {
         if let Some(addend) = addend {
             operands[conv.arity() - 1] = self.last(addend);
         }
+        self.finish(op.into(), &operands)
+    }
+
+    fn integer_conv(mut self, conv: &IntegerConv, target: &dyn Target) -> Option<Patch> {
+        let inputs = self.draft.node(self.id).inputs().to_vec();
+        let op = IntegerConv { channels_last: true, ..conv.clone() };
+        if conv.channels_last || !self.draft.is_weight(inputs[1]) || !self.runs(target, &op, &inputs[..1]) {
+            return None;
+        }
+        let mut operands: Vec<Operand> = inputs.iter().map(|&v| v.into()).collect();
+        operands[0] = self.last(inputs[0]);
         self.finish(op.into(), &operands)
     }
 

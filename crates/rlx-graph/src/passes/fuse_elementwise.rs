@@ -5,9 +5,11 @@
 //! integers, and chains the target would have to take apart again.
 
 use crate::ids::{NodeId, ValueId};
+use crate::integer::is_code;
 use crate::ops::Op;
 use crate::ops::activation::Activation;
 use crate::ops::binary::{Binary, BinaryOp};
+use crate::ops::cast::Cast;
 use crate::ops::fused_elementwise::{Arg, Function, FusedElementwise, Program, Step};
 use crate::ops::gated::Gated;
 use crate::ops::select::Select;
@@ -43,7 +45,7 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
     Ok(())
 }
 
-/// The functions of a node as statements over its operands, if it may stand in a chain.
+/// The functions of a node as statements over its operands, if it may stand in a chain; none where it is its operand.
 fn functions(op: &Op) -> Option<Vec<Function>> {
     if let Some(op) = op.downcast::<Unary>() {
         return Some(vec![Function::Unary(op.kind)]);
@@ -54,19 +56,33 @@ fn functions(op: &Op) -> Option<Vec<Function>> {
     if let Some(op) = op.downcast::<Activation>() {
         return Some(vec![Function::Activation(op.kind)]);
     }
+    if let Some(op) = op.downcast::<Cast>() {
+        // From codes to numbers is how the operand is read.
+        return match op.to {
+            DType::F32 => Some(Vec::new()),
+            to => is_code(to).then(|| vec![Function::Code(to)]),
+        };
+    }
     if let Some(op) = op.downcast::<Gated>() {
         return Some(vec![Function::Activation(op.activation), Function::Binary(BinaryOp::Mul)]);
     }
     op.downcast::<Select>().map(|_| vec![Function::Select])
 }
 
-/// True if a node may stand in a chain whose result has these dims.
-fn joins(draft: &Draft, id: NodeId, whole: &Shape) -> bool {
+/// True if a node may stand in a chain whose result has these dims, at its end or before.
+fn joins(draft: &Draft, id: NodeId, whole: &Shape, ends: bool) -> bool {
     let node = draft.node(id);
+    let cast = node.op().downcast::<Cast>().is_some();
     let plain = |v: ValueId| {
         let dtype = draft.shape(v).dtype();
         dtype.is_float() || dtype == DType::Bool
     };
+    if cast {
+        let (from, to) = (draft.shape(node.inputs()[0]).dtype(), draft.shape(node.outputs()[0]).dtype());
+        let (reads, writes) = (is_code(from) && to == DType::F32, from == DType::F32 && is_code(to));
+        // Codes are read by the first statements and written by the last.
+        return draft.shape(node.outputs()[0]).dims() == whole.dims() && if ends { writes } else { reads };
+    }
     let streams = |v: ValueId| {
         let dims = draft.shape(v).dims();
         let (rank, all) = (dims.len(), whole.rank());
@@ -85,7 +101,7 @@ fn joins(draft: &Draft, id: NodeId, whole: &Shape) -> bool {
 fn grow(draft: &Draft, root: NodeId, at: &[usize]) -> Option<Vec<NodeId>> {
     let position = |id: NodeId| at.get(id.index()).copied().unwrap_or(usize::MAX);
     let whole = draft.shape(*draft.node(root).outputs().first()?);
-    if !joins(draft, root, whole) {
+    if !joins(draft, root, whole, true) {
         return None;
     }
     let mut chain = BTreeSet::from([(position(root), root)]);
@@ -95,7 +111,7 @@ fn grow(draft: &Draft, root: NodeId, at: &[usize]) -> Option<Vec<NodeId>> {
         let users = draft.users(result);
         let inside = draft.use_count(result) == users.len()
             && users.iter().all(|&user| chain.contains(&(position(user), user)));
-        if inside && chain.len() < MAX_STEPS && joins(draft, id, whole) {
+        if inside && chain.len() < MAX_STEPS && joins(draft, id, whole, false) {
             chain.insert((key, id));
             candidates.extend(producers(draft, id, &position));
         }
@@ -129,7 +145,12 @@ fn spell(draft: &Draft, chain: &[NodeId]) -> Option<(FusedElementwise, Vec<Value
                 }
             });
         }
-        for function in functions(node.op())? {
+        let functions = functions(node.op())?;
+        if functions.is_empty() {
+            made.insert(node.outputs()[0], args[0]);
+            continue;
+        }
+        for function in functions {
             let (taken, rest) = args.split_at(function.arity());
             steps.push(Step { function, args: taken.to_vec() });
             args = [&[Arg::Step(steps.len() - 1)], rest].concat();

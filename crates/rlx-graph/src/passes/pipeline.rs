@@ -3,8 +3,8 @@
 use crate::graph::Graph;
 use crate::passes::{
     Dispatch, PassCx, PassError, PassOptions, Target, attach_adapters, canonicalise, channels_last, cse, dce,
-    fold_constants, fuse_activation, fuse_attention, fuse_conv, fuse_elementwise, fuse_gated, fuse_linear,
-    fuse_norm, fuse_norm_residual, fuse_shared_input, hoist_slices, legalise,
+    fold_constants, fuse_activation, fuse_attention, fuse_conv, fuse_elementwise, fuse_gated, fuse_integer,
+    fuse_linear, fuse_norm, fuse_norm_residual, fuse_shared_input, hoist_slices, legalise,
 };
 use crate::rewrite::{Draft, FusionReport};
 use crate::verify::Stage;
@@ -33,6 +33,7 @@ passes! {
     fold_constants: "nodes of constants become constants",
     cse: "what is computed twice is computed once",
     dce: "what nothing needs goes",
+    fuse_integer: "products of dequantised codes become products of codes",
     hoist_slices: "parts of one value are taken before it is turned",
     fuse_activation: "chains of elementwise ops become activations",
     fuse_norm: "chains of reductions become norms",

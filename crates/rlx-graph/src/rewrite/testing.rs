@@ -82,7 +82,12 @@ fn numbers(name: &str, dims: &[usize], dtype: DType) -> Tensor {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (seed >> 40) as f64 / f64::from(1u32 << 23) - 1.0
     };
-    let values: Vec<f64> =
-        (0..count).map(|_| if dtype.is_float() { next() } else { next().abs() * 2.0 }).collect();
+    let mut number = || match dtype {
+        DType::I8 => next() * 128.0,
+        DType::U8 => next().abs() * 256.0,
+        dtype if dtype.is_float() => next(),
+        _ => next().abs() * 2.0,
+    };
+    let values: Vec<f64> = (0..count).map(|_| number()).collect();
     crate::eval::from_f64(dims, dtype, &values).unwrap()
 }

@@ -3,6 +3,7 @@
 //! A program's registers are strips that stay in the first-level cache; each instruction runs over a whole strip, reading
 //! inputs and writing outputs in place where they are f32. Results do not depend on tiles or strips.
 
+pub(crate) mod codes;
 mod integer;
 mod layout;
 mod ops;
@@ -207,6 +208,9 @@ unsafe fn widen<S: Simd>(s: S, kind: Kind, from: *const u8, repeated: bool, to: 
                         *to.add(j) = if *from.add(j) != 0 { 1.0 } else { 0.0 };
                     }
                 }
+                Kind::U8 | Kind::I8 => {
+                    s.store_part(to.add(i), left, codes::read(s, from.add(i), kind == Kind::U8, left))
+                }
             }
         }
         if repeated {
@@ -233,6 +237,13 @@ unsafe fn narrow<S: Simd>(s: S, kind: Kind, from: *const f32, to: *mut u8, n: us
                     for j in i..i + left {
                         *to.add(j) = u8::from(*from.add(j) != 0.0);
                     }
+                }
+                Kind::U8 | Kind::I8 => {
+                    // The larger of a NaN and a number is the number.
+                    let (low, high) = if kind == Kind::U8 { (0.0, 255.0) } else { (-128.0, 127.0) };
+                    let whole = s.select(s.is_nan(x), s.zero(), s.trunc(x));
+                    let code = s.min(s.max(whole, s.splat(low)), s.splat(high));
+                    codes::write(s, to.add(i), kind == Kind::U8, left, code);
                 }
             }
         }

@@ -20,6 +20,10 @@ pub enum Kind {
     Bf16,
     /// One byte: 0 or 1 when written, nonzero is true when read.
     Bool,
+    /// A whole number in a byte; what is written is truncated and saturated, a NaN is 0.
+    U8,
+    /// The same with a sign.
+    I8,
 }
 
 impl Kind {
@@ -28,7 +32,7 @@ impl Kind {
         match self {
             Kind::F32 => 4,
             Kind::F16 | Kind::Bf16 => 2,
-            Kind::Bool => 1,
+            Kind::Bool | Kind::U8 | Kind::I8 => 1,
         }
     }
 }

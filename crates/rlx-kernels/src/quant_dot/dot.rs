@@ -18,7 +18,7 @@ use crate::isa::{CpuFeatures, Isa, LANES, Scalar, Simd};
 /// A token that proves an instruction set together with a way to multiply bytes.
 ///
 /// A vector of 16 words holds four bytes a word: four consecutive k of 16 columns.
-pub(super) trait Dot: Copy + 'static {
+pub(crate) trait Dot: Copy + 'static {
     /// The vectors.
     type S: Simd;
 
@@ -29,11 +29,14 @@ pub(super) trait Dot: Copy + 'static {
     /// As [`Dot::dot`] with any bytes of `w`; with `w - 128` if the set is
     /// [signed](DotSet::is_signed).
     fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self>;
+    /// `acc + w . x` for each word, for any bytes: those of `w` signed, those of `x` unsigned, or signed if the set
+    /// [takes rows so](DotSet::takes_signed_rows).
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self>;
     /// Each byte of `index`, 0..=15, replaced by that entry of the table.
     fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self>;
 }
 
-pub(super) type I<D> = <<D as Dot>::S as Simd>::I;
+pub(crate) type I<D> = <<D as Dot>::S as Simd>::I;
 pub(super) type V<D> = <<D as Dot>::S as Simd>::V;
 
 /// The ways to multiply bytes, from the most portable to the fastest of an architecture.
@@ -90,6 +93,11 @@ impl DotSet {
     /// Whether [`Dot::dot_wide`] multiplies by `w - 128` rather than by `w`.
     pub(crate) const fn is_signed(self) -> bool {
         !matches!(self, DotSet::Scalar | DotSet::Avx512Vnni)
+    }
+
+    /// Whether [`Dot::dot_codes`] takes rows as signed bytes.
+    pub(crate) const fn takes_signed_rows(self) -> bool {
+        matches!(self, DotSet::Simd128 | DotSet::Neon | DotSet::NeonDot)
     }
 
     /// Whether this machine has it.
@@ -149,6 +157,10 @@ impl Dot for ScalarDot {
     fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
         self.dot(acc, w, x)
     }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, x, w)
+    }
     #[inline(never)]
     fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self> {
         from_lanes(self.0, lanes(self.0, index).map(|word| word.map(|byte| table[usize::from(byte & 15)])))
@@ -206,6 +218,18 @@ impl Dot for Avx2Dot {
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
     }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        // Pairs of products of 16 bits fit 32; pairs of those of bytes do not fit 16.
+        halves!(|acc, w, x| {
+            let low = _mm256_set1_epi16(0xff);
+            let (x_even, x_odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
+            let w_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(w));
+            let w_odd = _mm256_srai_epi16::<8>(w);
+            let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x_even, w_even));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(x_odd, w_odd))
+        })
+    }
     lookup_256!();
 }
 
@@ -253,6 +277,18 @@ impl Dot for Avx512Dot {
             self.dot(acc, _mm512_abs_epi8(w), x)
         }
     }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        // SAFETY: the token proves the features; no memory is accessed.
+        unsafe {
+            let low = _mm512_set1_epi16(0xff);
+            let (x_even, x_odd) = (_mm512_and_si512(x, low), _mm512_srli_epi16::<8>(x));
+            let w_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(w));
+            let w_odd = _mm512_srai_epi16::<8>(w);
+            let acc = _mm512_add_epi32(acc, _mm512_madd_epi16(x_even, w_even));
+            _mm512_add_epi32(acc, _mm512_madd_epi16(x_odd, w_odd))
+        }
+    }
     lookup_512!();
 }
 
@@ -276,6 +312,10 @@ impl Dot for Avx512VnniDot {
     #[inline(always)]
     fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
         self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, x, w)
     }
     lookup_512!();
 }
@@ -308,6 +348,10 @@ impl Dot for Simd128Dot {
     #[inline(always)]
     fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
         self.dot(acc, self.0.ixor(w, self.0.isplat(SIGNS)), x)
+    }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, w, x)
     }
     #[inline(always)]
     fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self> {
@@ -348,6 +392,10 @@ macro_rules! neon_dot {
                 self.dot(acc, self.0.ixor(w, self.0.isplat(SIGNS)), x)
             }
             #[inline(always)]
+            fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+                self.dot(acc, w, x)
+            }
+            #[inline(always)]
             fn lookup(self, table: &[u8; 16], index: I<Self>) -> I<Self> {
                 let mut out = index;
                 for part in &mut out {
@@ -386,7 +434,7 @@ neon_dot!(NeonDotprodDot, |acc, w, x| {
 });
 
 /// A kernel body generic over the dot primitive. Implementations are `#[inline(always)]`, as is what they call.
-pub(super) trait Body: 'static {
+pub(crate) trait Body: 'static {
     /// What a call needs.
     type Args;
 
@@ -396,7 +444,7 @@ pub(super) trait Body: 'static {
 }
 
 /// A compiled instance. The caller guarantees the body's contract and that the machine has the instance's set.
-pub(super) type DotEntry<A> = unsafe fn(&A);
+pub(crate) type DotEntry<A> = unsafe fn(&A);
 
 macro_rules! instances {
     ($($(#[$attribute:meta])* $name:ident = $token:expr;)*) => {
@@ -436,7 +484,7 @@ instances! {
 impl<B: Body + ?Sized> Instances for B {}
 
 /// The instance of a body; `None` on another architecture.
-pub(super) const fn dot_entry<B: Body>(set: DotSet) -> Option<DotEntry<B::Args>> {
+pub(crate) const fn dot_entry<B: Body>(set: DotSet) -> Option<DotEntry<B::Args>> {
     match set {
         DotSet::Scalar => Some(B::run_scalar),
         #[cfg(target_arch = "x86_64")]

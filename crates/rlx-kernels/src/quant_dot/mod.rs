@@ -5,7 +5,7 @@
 //! (`block`), which states the numeric contract; a format is described once (`format`).
 
 mod block;
-mod dot;
+pub(crate) mod dot;
 mod format;
 mod pack;
 mod rows;

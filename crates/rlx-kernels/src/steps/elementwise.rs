@@ -19,6 +19,8 @@ pub fn kind_of(dtype: DType) -> Option<Kind> {
         DType::F16 => Some(Kind::F16),
         DType::BF16 => Some(Kind::Bf16),
         DType::Bool => Some(Kind::Bool),
+        DType::U8 => Some(Kind::U8),
+        DType::I8 => Some(Kind::I8),
         _ => None,
     }
 }

@@ -1,6 +1,6 @@
 //! Ops that ONNX Runtime adds and exporters write.
 
-use super::{Row, attention};
+use super::{Row, attention, integer};
 use crate::error::{Refusal, invalid, unsupported};
 use crate::lower::Lowering;
 use rlx_graph::ValueId;
@@ -216,6 +216,9 @@ fn quantized_attention(l: &mut Lowering<'_>) -> Lowered {
     if l.has(8) || l.node.flag("do_rotary", false)? {
         return unsupported("a past, or rotary embeddings within attention");
     }
+    if let Some(all) = integer::scaled_product(l, [0, 6, 1, 7], [3, 4], 2)? {
+        return attention_of(l, all, 5, None, None);
+    }
     let (x, weight) = (dequantized(l, 0, 3, 6)?, dequantized(l, 1, 4, 7)?);
     self_attention(l, [x, weight], 5, None, None)
 }
@@ -229,14 +232,24 @@ fn self_attention(
     past: Option<ValueId>,
     more: Option<ValueId>,
 ) -> Lowered {
-    let heads = heads_of(l, "num_heads")?;
-    let dims = l.dims_of(x)?;
-    let [batch, tokens, _] = dims[..] else { return invalid("operand 0 must have rank 3") };
     let mut all = l.add(MatMul::plain(), &[x, weight])?;
     if let Some(bias) = l.optional(2)? {
         all = l.expand().binary(BinaryOp::Add, all, bias)?;
     }
-    let total = l.dims_of(all)?[2];
+    attention_of(l, all, mask, past, more)
+}
+
+/// The same of queries, keys and values side by side.
+fn attention_of(
+    l: &mut Lowering<'_>,
+    all: ValueId,
+    mask: usize,
+    past: Option<ValueId>,
+    more: Option<ValueId>,
+) -> Lowered {
+    let heads = heads_of(l, "num_heads")?;
+    let dims = l.dims_of(all)?;
+    let [batch, tokens, total] = dims[..] else { return invalid("operand 0 must have rank 3") };
     let sizes = match l.node.ints_opt("qkv_hidden_sizes")? {
         Some(sizes) if sizes.len() == 3 => sizes.iter().map(|&s| s.max(0) as usize).collect(),
         _ => vec![total / 3; 3],
@@ -260,7 +273,7 @@ fn self_attention(
         }
     }
     let keys = before + tokens;
-    let dtype = l.shape_of(x).dtype();
+    let dtype = l.shape_of(all).dtype();
     let mask = key_mask(l, mask, batch, keys, dtype)?;
     let mut bias = sum_of(l, mask, more)?;
     if l.node.flag("unidirectional", false)? {

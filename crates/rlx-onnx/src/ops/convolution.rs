@@ -120,7 +120,9 @@ pub fn conv_op(l: &Lowering<'_>, x: usize, w: usize, bias: bool) -> Result<Conv,
 
 fn conv(l: &mut Lowering<'_>) -> Lowered {
     let op = conv_op(l, 0, 1, l.has(2))?;
-    let mut inputs = vec![l.value(0)?, l.value(1)?];
+    let codes = op.groups == 1 && op.strides.len() <= 2;
+    let weight = if codes { l.value_beside(1, 0)? } else { l.value(1)? };
+    let mut inputs = vec![l.value(0)?, weight];
     inputs.extend(l.optional(2)?);
     Ok(vec![l.add(op, &inputs)?])
 }

@@ -1,18 +1,26 @@
-//! Products of codes of eight bits. Their sums are those of integers, but go through the kernels of floats: F32 holds every integer up to 2^24, and
-//! as many terms are summed at once as stay below it, whatever the order; more are summed as I32.
+//! Products of codes of eight bits: of one group with known weights an op of their own. Others' sums are those of integers, but go through the
+//! kernels of floats: F32 holds every integer up to 2^24, and as many terms are summed at once as stay below it, whatever the order; more are
+//! summed as I32.
 
 use super::convolution::conv_op;
 use crate::error::{Refusal, invalid};
 use crate::lower::Lowering;
 use crate::value::Value;
 use rlx_graph::ValueId;
+use rlx_graph::eval::from_f64;
+use rlx_graph::integer::code_range;
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::conv::Conv;
+use rlx_graph::ops::integer_conv::IntegerConv;
+use rlx_graph::ops::integer_linear::IntegerLinear;
 use rlx_graph::ops::matmul::MatMul;
 use rlx_graph::ops::unary::UnaryOp;
 use rlx_tensor::{DType, Tensor};
 
 type Lowered = Result<Vec<ValueId>, Refusal>;
+
+/// Terms of a sum of products of codes at most, so that none leaves 32 bits.
+const MOST_TERMS: usize = 1 << 15;
 
 /// F32 holds every integer up to this one.
 const EXACT: f64 = 16_777_216.0;
@@ -151,6 +159,99 @@ fn summed(
     Ok(sum)
 }
 
+/// Whether a dtype holds codes of eight bits.
+pub(super) fn is_code(dtype: DType) -> bool {
+    matches!(dtype, DType::U8 | DType::I8)
+}
+
+/// Sums of products of codes as one op, where weights and their zero points are known and x has one zero point.
+struct Codes {
+    operands: Vec<ValueId>,
+    weight_zeros: bool,
+}
+
+/// The first operands of such an op; `inputs` is how many terms a sum has.
+fn codes(
+    l: &mut Lowering<'_>,
+    [x, zero, w, w_zero]: [usize; 4],
+    inputs: usize,
+) -> Result<Option<Codes>, Refusal> {
+    let known = l.is_known(w) && (!l.has(w_zero) || l.is_known(w_zero));
+    let few = (1..=MOST_TERMS).contains(&inputs);
+    if !known || !few || !is_one(l, zero) || !is_code(l.dtype(x)?) || !is_code(l.dtype(w)?) {
+        return Ok(None);
+    }
+    let (from, of) = (l.dtype(x)?, l.dtype(w)?);
+    let zeros = l.has(w_zero).then(|| l.constant(w_zero)).flatten().map(|v| v.floats()).transpose()?;
+    let zeros = zeros.filter(|zeros| zeros.iter().any(|&z| z != 0.0));
+    let zero = match l.optional(zero)? {
+        Some(zero) => l.reshape(zero, &[])?,
+        None => l.tensor(from_f64(&[], from, &[0.0])?),
+    };
+    let mut operands = vec![l.value(x)?, l.value(w)?, zero];
+    if let Some(zeros) = &zeros {
+        operands.push(l.tensor(from_f64(&[zeros.len()], of, zeros)?));
+    }
+    Ok(Some(Codes { operands, weight_zeros: zeros.is_some() }))
+}
+
+/// A matrix product of codes.
+fn linear_codes(l: &mut Lowering<'_>, at: [usize; 4]) -> Result<Option<(Codes, IntegerLinear)>, Refusal> {
+    let [x, _, w, w_zero] = at;
+    let whole = l.rank(w)? == 2 && l.rank(x)? >= 1;
+    let (n, k) = if whole { (l.dims(w)?[1], l.dims(w)?[0]) } else { (0, 0) };
+    let zeros: usize = if l.has(w_zero) { l.dims(w_zero)?.iter().product() } else { 1 };
+    if n == 0 || !(zeros == 1 || zeros == n) {
+        return Ok(None);
+    }
+    let codes = codes(l, at, k)?;
+    Ok(codes.map(|codes| {
+        let op =
+            IntegerLinear { transposed: true, weight_zeros: codes.weight_zeros, ..IntegerLinear::sums() };
+        (codes, op)
+    }))
+}
+
+/// A single number, or one for each output, as a vector of F32.
+fn vector(l: &mut Lowering<'_>, value: ValueId) -> Result<ValueId, Refusal> {
+    let value = l.cast(value, DType::F32)?;
+    let count = l.dims_of(value)?.iter().product();
+    l.reshape(value, &[count])
+}
+
+/// The products of the scales of x and of the weights.
+fn joint_scale(l: &mut Lowering<'_>, x_scale: usize, w_scale: usize) -> Result<ValueId, Refusal> {
+    let (x, w) = (l.value(x_scale)?, l.value(w_scale)?);
+    let (x, w) = (vector(l, x)?, vector(l, w)?);
+    Ok(l.expand().binary(BinaryOp::Mul, x, w)?)
+}
+
+/// Zero point and ends of a result of codes, if its zero point is one known number.
+fn result_codes(l: &mut Lowering<'_>, y_zero: usize) -> Result<Option<[i64; 3]>, Refusal> {
+    let Some((low, high)) = code_range(l.dtype(y_zero)?) else { return Ok(None) };
+    let known = l.constant(y_zero).map(|v| v.floats()).transpose()?;
+    Ok(known.filter(|zero| zero.len() == 1).map(|zero| [zero[0] as i64, low, high]))
+}
+
+/// A product of codes with numbers for codes, as F32: `sum * x_scale * w_scale + bias`. Nothing if it is no such product.
+pub(super) fn scaled_product(
+    l: &mut Lowering<'_>,
+    at: [usize; 4],
+    [x_scale, w_scale]: [usize; 2],
+    bias: usize,
+) -> Result<Option<ValueId>, Refusal> {
+    let single = is_one(l, x_scale) && l.dtype(x_scale)? == DType::F32;
+    let Some((codes, op)) = linear_codes(l, at)?.filter(|_| single) else { return Ok(None) };
+    let mut operands = codes.operands;
+    operands.push(joint_scale(l, x_scale, w_scale)?);
+    let bias = l.optional(bias)?;
+    if let Some(bias) = bias {
+        operands.push(vector(l, bias)?);
+    }
+    let op = IntegerLinear { to: DType::F32, bias: bias.is_some(), ..op };
+    l.add(op, &operands).map(Some)
+}
+
 /// The product with a known matrix.
 fn product(l: &mut Lowering<'_>, [x, zero, w, w_zero]: [usize; 4]) -> Result<ValueId, Refusal> {
     let matrix = weights(l, w, w_zero, 1)?.filter(|m| m.dims.len() == 2 && m.dims[0] > 0);
@@ -165,6 +266,9 @@ fn product(l: &mut Lowering<'_>, [x, zero, w, w_zero]: [usize; 4]) -> Result<Val
 
 /// `MatMulInteger` with a known matrix.
 pub fn matmul_integer(l: &mut Lowering<'_>) -> Lowered {
+    if let Some((codes, op)) = linear_codes(l, [0, 2, 1, 3])? {
+        return Ok(vec![l.add(op, &codes.operands)?]);
+    }
     let sum = product(l, [0, 2, 1, 3])?;
     Ok(vec![l.cast(sum, DType::I32)?])
 }
@@ -174,6 +278,16 @@ pub fn qlinear_matmul(l: &mut Lowering<'_>) -> Lowered {
     let row = l.rank(4)? <= 1 && [1, 6, 7].into_iter().all(|operand| is_one(l, operand));
     if !row || l.dtype(1)? != DType::F32 {
         return Err(Refusal::Host);
+    }
+    if let Some([zero, low, high]) = result_codes(l, 7)?
+        && let Some((codes, op)) = linear_codes(l, [0, 2, 3, 5])?
+    {
+        let mut operands = codes.operands;
+        operands.push(joint_scale(l, 1, 4)?);
+        let step = l.value(6)?;
+        operands.push(vector(l, step)?);
+        let to = l.dtype(7)?;
+        return Ok(vec![l.add(IntegerLinear { to, zero, low, high, ..op }, &operands)?]);
     }
     let sum = product(l, [0, 2, 3, 5])?;
     let scales = l.value(4)?;
@@ -250,8 +364,25 @@ fn spread(l: &mut Lowering<'_>, value: ValueId, axis: usize, rank: usize) -> Res
     l.reshape(value, &dims)
 }
 
+/// A convolution of codes of one group.
+fn conv_codes(l: &mut Lowering<'_>, at: [usize; 4]) -> Result<Option<(Codes, IntegerConv)>, Refusal> {
+    let [x, _, w, w_zero] = at;
+    let op = conv_op(l, x, w, false)?;
+    let dims = l.dims(w)?;
+    let zeros: usize = if l.has(w_zero) { l.dims(w_zero)?.iter().product() } else { 1 };
+    let fits = op.groups == 1 && dims.len() <= 4 && (zeros == 1 || zeros == dims[0]) && dims[0] > 0;
+    let codes = if fits { codes(l, at, dims[1..].iter().product())? } else { None };
+    Ok(codes.map(|codes| {
+        let op = IntegerConv { weight_zeros: codes.weight_zeros, ..IntegerConv::sums(&op) };
+        (codes, op)
+    }))
+}
+
 /// `ConvInteger`.
 pub fn conv_integer(l: &mut Lowering<'_>) -> Lowered {
+    if let Some((codes, op)) = conv_codes(l, [0, 2, 1, 3])? {
+        return Ok(vec![l.add(op, &codes.operands)?]);
+    }
     let sum = conv(l, [0, 2, 1, 3])?;
     Ok(vec![l.cast(sum, DType::I32)?])
 }
@@ -261,6 +392,17 @@ pub fn qlinear_conv(l: &mut Lowering<'_>) -> Lowered {
     let rank = l.rank(0)?;
     if ![1, 6, 7].into_iter().all(|operand| is_one(l, operand)) {
         return invalid("scales and zero points of images must be single numbers");
+    }
+    if let Some([zero, low, high]) = result_codes(l, 7)?
+        && let Some((codes, op)) = conv_codes(l, [0, 2, 3, 5])?
+    {
+        let mut operands = codes.operands;
+        operands.push(joint_scale(l, 1, 4)?);
+        let step = l.value(6)?;
+        operands.push(vector(l, step)?);
+        operands.extend(l.optional(8)?);
+        let (to, bias) = (l.dtype(7)?, l.has(8));
+        return Ok(vec![l.add(IntegerConv { to, bias, zero, low, high, ..op }, &operands)?]);
     }
     let mut sum = conv(l, [0, 2, 3, 5])?;
     if let Some(bias) = l.optional(8)? {

@@ -13,11 +13,16 @@ type Lowered = Result<Vec<ValueId>, Refusal>;
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
     Row::lower("MatMul", |l| {
-        let (a, b) = (l.value(0)?, l.value(1)?);
+        let (a, b) = (l.value(0)?, matrix_beside(l)?);
         product(l, a, b).map(|y| vec![y])
     }),
     Row::lower("Gemm", gemm),
 ];
+
+/// Operand 1, as codes made numbers if it is a matrix of codes beside codes.
+fn matrix_beside(l: &mut Lowering<'_>) -> Result<ValueId, Refusal> {
+    if l.rank(1)? == 2 && l.rank(0)? >= 2 { l.value_beside(1, 0) } else { l.value(1) }
+}
 
 /// The NumPy product of two values: vectors get a dim of 1 that the result loses again.
 pub fn product(l: &mut Lowering<'_>, a: ValueId, b: ValueId) -> Result<ValueId, Refusal> {
@@ -59,7 +64,8 @@ fn gemm(l: &mut Lowering<'_>) -> Lowered {
     let (alpha, beta) = (l.node.float("alpha", 1.0)?, l.node.float("beta", 1.0)?);
     let op =
         MatMul { transpose_a: l.node.flag("transA", false)?, transpose_b: l.node.flag("transB", false)? };
-    let (a, b) = (l.value(0)?, l.value(1)?);
+    let a = l.value(0)?;
+    let b = if op.transpose_a { l.value(1)? } else { matrix_beside(l)? };
     if l.rank(0)? != 2 || l.rank(1)? != 2 {
         return invalid("both matrices must have rank 2");
     }

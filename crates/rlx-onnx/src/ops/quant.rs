@@ -2,7 +2,7 @@
 
 use super::{Row, integer, interpret_lowering, linear};
 use crate::error::{Refusal, invalid};
-use crate::lower::{Host, Lowering};
+use crate::lower::{CodedWeight, Host, INLINE_BYTES, Lowering};
 use crate::model::axis_of;
 use crate::value::{CodedTensor, ElementType, Value, from_floats};
 use rlx_graph::ValueId;
@@ -16,7 +16,8 @@ use rlx_tensor::{DType, Tensor};
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
     Row::both("QuantizeLinear", quantize_lower, quantize),
-    Row::both("DequantizeLinear", dequantize_lower, dequantize),
+    Row::both("DequantizeLinear", dequantize_lower, dequantize)
+        .making_weights(INLINE_BYTES / size_of::<f32>()),
     Row::both("DynamicQuantizeLinear", dynamic_quantize_lower, dynamic_quantize),
     Row::both("QLinearMatMul", integer::qlinear_matmul, q_linear_matmul),
     Row::both("MatMulInteger", integer::matmul_integer, matmul_integer),
@@ -211,6 +212,9 @@ fn dynamic_quantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal>
 
 /// A tensor or an axis of plain integers, as part of a region.
 fn dequantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
+    if let Some(weight) = coded_weight(l)? {
+        return Ok(vec![weight]);
+    }
     if let Some(weight) = dequantized_weight(l)? {
         return Ok(vec![weight]);
     }
@@ -232,7 +236,62 @@ fn dequantize_lower(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
         let zero = l.reshape(zero, &wide)?;
         y = l.expand().binary(BinaryOp::Sub, y, zero)?;
     }
-    Ok(vec![l.expand().binary(BinaryOp::Mul, y, scale)?])
+    let y = l.expand().binary(BinaryOp::Mul, y, scale)?;
+    let single = scale_dims.iter().product::<usize>() == 1;
+    if single && integer::is_code(l.dtype(0)?) && l.is_known(1) && (!l.has(2) || l.is_known(2)) {
+        l.region.dequantized.insert(y);
+    }
+    Ok(vec![y])
+}
+
+/// Known codes of eight bits with a scale each output, as numbers made in the graph: what multiplies with codes reads these codes.
+fn coded_weight(l: &mut Lowering<'_>) -> Result<Option<ValueId>, Refusal> {
+    let plain = l.node.int("output_dtype", 0)? == 0 && l.node.int("block_size", 0)? == 0;
+    let known = (0..l.count()).all(|operand| !l.has(operand) || l.is_known(operand));
+    if !plain || !known || !l.is_weight(0) || !integer::is_code(l.dtype(0)?) || l.dtype(1)? != DType::F32 {
+        return Ok(None);
+    }
+    let (dims, axis) = (l.dims(0)?, l.node.int("axis", 1)?);
+    if dims.len() < 2 || dims.iter().product::<usize>() * size_of::<f32>() <= INLINE_BYTES {
+        return Ok(None);
+    }
+    let mut wide = vec![1; dims.len()];
+    let count: usize = l.dims(1)?.iter().product();
+    if count != 1 {
+        let axis = axis_of(axis, dims.len())?;
+        if l.rank(1)? != 1 || dims[axis] != count {
+            return Ok(None);
+        }
+        wide[axis] = count;
+    }
+    let numbers = |l: &mut Lowering<'_>, operand: usize| -> Result<Option<Tensor>, Refusal> {
+        let known = l.constant(operand).map(|v| v.floats()).transpose()?;
+        Ok(known.map(|known| from_f64(&wide, DType::F32, &known)).transpose()?)
+    };
+    let Some(scale) = numbers(l, 1)? else { return Ok(None) };
+    let zero = if l.has(2) { numbers(l, 2)? } else { None };
+    let codes = l.value(0)?;
+    let mut y = l.cast(codes, DType::F32)?;
+    if let Some(zero) = zero {
+        let zero = l.tensor(zero);
+        y = l.expand().binary(BinaryOp::Sub, y, zero)?;
+    }
+    let scale = l.tensor(scale);
+    let y = l.expand().binary(BinaryOp::Mul, y, scale)?;
+    let (slots, result) = l.own_slots();
+    l.region.coded.insert(y, CodedWeight { slots, result, dims, axis });
+    Ok(Some(y))
+}
+
+/// The numbers of known codes, scales and zero points.
+pub(crate) fn numbers(known: &[Value], dims: &[usize], axis: i64, block: i64) -> Result<Tensor, Refusal> {
+    let [x, scale, rest @ ..] = known else { return invalid("operand 1 is missing") };
+    let at = scale_positions(dims, scale.dims().unwrap_or_default(), axis, block)?;
+    let (scale, zero) = (scale.floats()?, rest.first().map(Value::floats).transpose()?);
+    let zero = zero.unwrap_or_else(|| vec![0.0; scale.len()]);
+    let values = x.floats()?;
+    let numbers = values.iter().zip(&at).map(|(v, &s)| ((v - zero[s]) * scale[s]) as f32);
+    Ok(Tensor::from_slice(dims, &numbers.collect::<Vec<f32>>())?)
 }
 
 /// Known codes as a weight of F32, whatever their scales: what multiplies with it packs it once.
@@ -246,14 +305,7 @@ fn dequantized_weight(l: &mut Lowering<'_>) -> Result<Option<ValueId>, Refusal> 
     }
     let node = l.node;
     let weight = l.derived(0, "numbers", &dims, || {
-        let [x, scale, rest @ ..] = known.as_slice() else { return invalid("operand 1 is missing") };
-        let scale_dims = scale.dims().unwrap_or_default();
-        let at = scale_positions(&dims, scale_dims, node.int("axis", 1)?, node.int("block_size", 0)?)?;
-        let (scale, zero) = (scale.floats()?, rest.first().map(Value::floats).transpose()?);
-        let zero = zero.unwrap_or_else(|| vec![0.0; scale.len()]);
-        let values = x.floats()?;
-        let numbers = values.iter().zip(&at).map(|(v, &s)| ((v - zero[s]) * scale[s]) as f32);
-        Ok(Tensor::from_slice(&dims, &numbers.collect::<Vec<f32>>())?)
+        numbers(&known, &dims, node.int("axis", 1)?, node.int("block_size", 0)?)
     });
     weight.map(Some)
 }

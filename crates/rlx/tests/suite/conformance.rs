@@ -25,6 +25,8 @@ const WITHOUT_KERNEL: &[(&str, &str)] = &[
     ("cast", "integers other than i32, i64, i8 and u8"),
     ("conv", "weights that are operands, integers, three axes, channels in front"),
     ("conv_transpose", "every form"),
+    ("integer_linear", "weights that are operands"),
+    ("integer_conv", "weights that are operands"),
     ("pool_window", "integers, lp, indices, other than two axes, channels in front"),
 ];
 
@@ -39,6 +41,7 @@ const FUSIONS: &[&str] = &[
     "fuse_shared_input",
     "fuse_norm_residual",
     "fuse_elementwise",
+    "fuse_integer",
 ];
 
 /// The operands that are weights wherever the op is used.
@@ -57,7 +60,7 @@ fn weights(case: &Case) -> Vec<usize> {
         }
         "moe" => (2..count).collect(),
         "layer_norm" | "rms_norm" => (1..count - usize::from(flag("residual"))).collect(),
-        "embedding" | "rope_angles" => vec![1],
+        "embedding" | "rope_angles" | "integer_linear" | "integer_conv" => vec![1],
         "conv" => (1..count - usize::from(flag("addend"))).collect(),
         _ => Vec::new(),
     }

@@ -127,7 +127,8 @@ impl CpuBackend {
         handles: &[WeightHandle],
         spec: &PackedSpec,
     ) -> Result<Option<Kept<'_>>, BackendError> {
-        let Some(keeper) = self.keeper.as_ref().filter(|_| spec.bytes >= LEAST_KEPT_BYTES) else {
+        let large = spec.bytes >= LEAST_KEPT_BYTES && spec.codes.is_none();
+        let Some(keeper) = self.keeper.as_ref().filter(|_| large) else {
             return Ok(None);
         };
         let mut key = WireWriter::new();

@@ -11,6 +11,7 @@ use rlx_kernels::gemm::{
     PackError, PackedLayout, PackedMatrix, Precision, Products, WeightOrder, WeightPart, WeightType, pack_on,
     pack_on_releasing,
 };
+use rlx_kernels::integer_product::{self, CodeOrder, IntegerKernel, IntegerMatrix};
 use rlx_kernels::isa::Isa;
 use rlx_kernels::quant_dot;
 use rlx_kernels::schedule::{Operand, Schedule, SharedBytes, Step};
@@ -80,11 +81,16 @@ impl<'t> ShapeCx<'t> {
 
     /// Bytes of a place as a vector of f32, if it is a param or constant of known size.
     pub fn vector_bytes(&self, place: &Place) -> usize {
-        if self.param(place).is_none() && self.constant(place).is_none() {
+        if !self.is_known(place) {
             return 0;
         }
         let values: Option<usize> = (0..place.dims.len()).map(|axis| self.known(place, axis)).product();
         values.unwrap_or(0) * size_of::<f32>()
+    }
+
+    /// Whether a place is the whole of a param or of a constant.
+    pub fn is_known(&self, place: &Place) -> bool {
+        self.param(place).is_some() || self.constant(place).is_some()
     }
 
     /// Whether a place is the whole of a constant of the graph.
@@ -122,7 +128,7 @@ impl<'t> ShapeCx<'t> {
         let bytes = self.matrix_layout(spec)?.bytes();
         let params = spec.weights.iter().filter_map(|w| self.param(w)).map(str::to_owned).collect();
         let (gated, transposed) = (spec.gated, spec.transposed);
-        Some(PackedSpec { params, gated, transposed, groups: 0, winograd: false, bytes })
+        Some(PackedSpec { params, gated, transposed, groups: 0, winograd: false, codes: None, bytes })
     }
 
     /// The packed copy of a convolution's weights; `None` if they are no param.
@@ -130,7 +136,15 @@ impl<'t> ShapeCx<'t> {
         let params = vec![self.param(weight)?.to_owned()];
         let bytes = conv_layout(layer, self.isa).ok()?.bytes();
         let (gated, transposed, groups, winograd) = (false, false, layer.groups, layer.is_winograd());
-        Some(PackedSpec { params, gated, transposed, groups, winograd, bytes })
+        Some(PackedSpec { params, gated, transposed, groups, winograd, codes: None, bytes })
+    }
+
+    /// The packed copy of a weight of codes; `None` if it is no param or no kernel takes it.
+    pub fn codes_spec(&self, weight: &Place, layer: &ConvLayer, order: CodeOrder) -> Option<PackedSpec> {
+        let params = vec![self.param(weight)?.to_owned()];
+        let bytes = integer_product::packed_bytes(self.isa, layer)?;
+        let (gated, transposed, winograd, codes) = (false, false, false, Some(order));
+        Some(PackedSpec { params, gated, transposed, groups: 0, winograd, codes, bytes })
     }
 
     /// Params that some step reads as a packed matrix of their own.
@@ -173,6 +187,8 @@ pub(super) struct PackedSpec {
     pub groups: usize,
     /// Whether a convolution's weights are transformed.
     pub winograd: bool,
+    /// How codes of eight bits lie; none of other weights.
+    pub codes: Option<CodeOrder>,
     /// The copy's size.
     pub bytes: usize,
 }
@@ -180,10 +196,11 @@ pub(super) struct PackedSpec {
 impl PackedSpec {
     /// The layout's name in the key of the copy.
     pub fn layout_name(&self, versions: &[u64]) -> String {
-        let mut text = match self.groups {
-            0 => format!("panels gated={} transposed={}", self.gated, self.transposed),
+        let mut text = match (self.codes, self.groups) {
+            (Some(order), _) => format!("codes {order:?}"),
+            (None, 0) => format!("panels gated={} transposed={}", self.gated, self.transposed),
             _ if self.winograd => "windows transformed".to_owned(),
-            groups => format!("windows groups={groups}"),
+            (None, groups) => format!("windows groups={groups}"),
         };
         for (name, version) in self.params.iter().zip(versions) {
             text += &format!(" {name}#{version}");
@@ -509,6 +526,50 @@ impl<'a> LowerCx<'a> {
             let values: Vec<f32> = bytemuck::pod_collect_to_vec(guards[0].bytes());
             pack(&values)
         })
+    }
+
+    /// The packed weights of a product of codes, made once for a storage; `None` if they are neither a param nor a constant.
+    pub fn codes_matrix(
+        &mut self,
+        weight: &Place,
+        kernel: &IntegerKernel,
+        order: CodeOrder,
+        zeros: Option<&Place>,
+    ) -> Result<Option<IntegerMatrix>, BackendError> {
+        let zeros = match zeros {
+            Some(place) => match self.numbers(place)? {
+                Some(zeros) => zeros.iter().map(|&zero| zero as i32).collect(),
+                None => return Ok(None),
+            },
+            None => Vec::new(),
+        };
+        let pack = |codes: &[u8]| {
+            let packed = kernel.pack(self.backend.pool(), codes, &order, weight.dtype == DType::I8, &zeros);
+            packed.ok_or_else(|| self.unsupported("the weight's size does not fit the layer"))
+        };
+        if let BufferKind::Const(tensor) = &self.template.buffers()[weight.buffer.index()].kind {
+            let packed = weight.is_whole().then(|| pack(tensor.bytes())).transpose()?;
+            self.holds(packed.as_ref().map_or(0, IntegerMatrix::bytes));
+            return Ok(packed);
+        }
+        let Some(spec) = self.shapes().codes_spec(weight, kernel.layer(), order) else { return Ok(None) };
+        let handle = self.handle(&spec.params[0])?;
+        let version = self.weights.get(handle)?.version();
+        let layout = format!("{} zeros={zeros:?}", spec.layout_name(&[version]));
+        let key = PackedKey::new(layout, self.isa().to_string(), self.backend.precision.name());
+        let guard = self.weights.guard(handle)?;
+        let packed = guard.packed_or_insert_with(&key, |_| {
+            let matrix = pack(guard.bytes())?;
+            let bytes = matrix.bytes() as u64;
+            Ok::<_, BackendError>(Packed::new(matrix, bytes))
+        })?;
+        guard.release_pages();
+        let matrix = packed.downcast_ref::<IntegerMatrix>().filter(|matrix| kernel.takes(matrix)).cloned();
+        let param = spec.params[0].clone();
+        let matrix =
+            matrix.ok_or_else(|| self.unsupported(format!("the packed copy of {param} is another's")))?;
+        self.uses.borrow_mut().packed.push(PackedUse { param, key });
+        Ok(Some(matrix))
     }
 
     /// A packed copy, from the registry or made now.

@@ -13,6 +13,9 @@ pub(super) mod embedding;
 pub(super) mod fused_elementwise;
 pub(super) mod gated;
 pub(super) mod gather;
+pub(super) mod integer_conv;
+pub(super) mod integer_linear;
+mod integer_product;
 pub(super) mod iota;
 pub(super) mod l2_normalize;
 pub(super) mod layer_norm;
@@ -139,6 +142,8 @@ pub(super) const OPS: &[&dyn CpuOp] = &[
     &pool_window::CpuPoolWindow,
     &moe::CpuMoe,
     &matmul::CpuMatMul,
+    &integer_linear::CpuIntegerLinear,
+    &integer_conv::CpuIntegerConv,
 ];
 
 /// The entry of an op.

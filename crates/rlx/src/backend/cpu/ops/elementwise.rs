@@ -31,6 +31,11 @@ fn binary(kind: BinaryOp) -> Option<Binary> {
 /// program needs too many registers.
 fn program(steps: &[Step], inputs: &[DType], output: DType) -> Option<KernelProgram> {
     let kinds: Vec<Kind> = inputs.iter().map(|&d| kind_of(d)).collect::<Option<_>>()?;
+    // Codes come from numbers, whatever the operands: functions of codes themselves are those of whole numbers.
+    let coded = matches!(steps.last()?.function, Function::Code(_));
+    if coded != matches!(output, DType::U8 | DType::I8) {
+        return None;
+    }
     let mut last_use = vec![0; steps.len()];
     for (at, step) in steps.iter().enumerate() {
         for arg in &step.args {
@@ -63,6 +68,7 @@ fn program(steps: &[Step], inputs: &[DType], output: DType) -> Option<KernelProg
             (Function::Unary(kind), &[a]) => Work::Unary(unary(kind.name())?, a),
             (Function::Activation(kind), &[a]) => Work::Unary(unary(kind.name())?, a),
             (Function::Binary(kind), &[a, b]) => Work::Binary(binary(kind)?, a, b),
+            (Function::Code(_), &[a]) => Work::Unary(Unary::Copy, a),
             (Function::Select, &[condition, a, b]) => Work::Select(condition, a, b),
             _ => return None,
         };

@@ -116,6 +116,7 @@ impl CpuOp for CpuMoe {
                 transposed: false,
                 groups: 0,
                 winograd: false,
+                codes: None,
                 bytes: sizes.expert_bytes as usize,
             };
             return (0..slots.min(op.experts)).map(slot).collect();
