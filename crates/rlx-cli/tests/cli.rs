@@ -616,20 +616,6 @@ fn a_build_with_cuda_starts_without_a_driver_and_says_what_is_missing() {
     assert_eq!(report["chosen"], if row["available"] == true { "cuda" } else { "cpu" }, "{report}");
 }
 
-/// Mesa's driver computes on the processor where there is no card, so every machine of CI has the device.
-#[cfg(feature = "gpu")]
-#[test]
-fn what_a_device_cannot_run_goes_to_the_next_of_the_chain_and_is_said() {
-    let arguments = ["generate", "--cache-type", "q8_0", "--prompt", "Once", "-n", "4"];
-    let alone = run(&[&arguments[..], &["--device", "gpu"]].concat());
-    assert!(alone.starts_with("status 1\n") && alone.contains("does not run attention"), "{alone}");
-    let chained = rlx(&arguments).env("RLX_DEVICE_CHAIN", "gpu,cpu").output().expect("the binary starts");
-    let told = String::from_utf8_lossy(&chained.stderr).into_owned();
-    assert!(told.contains("on cpu, for gpu cannot run the model: "), "{told}");
-    let plain = rlx(&[&arguments[..], &["--device", "cpu"]].concat()).output().expect("the binary starts");
-    assert_eq!((chained.status.code(), &chained.stdout), (Some(0), &plain.stdout));
-}
-
 #[cfg(feature = "gpu")]
 #[test]
 fn devices_are_found_without_a_word_of_their_drivers() {
@@ -835,10 +821,15 @@ fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
 
 /// `y = Relu(x)` as an ONNX file; of `[n, 4]` if that is said.
 fn relu_model(shaped: bool) -> Vec<u8> {
+    relu_of(1, shaped)
+}
+
+/// The same of elements of another type, by its number in ONNX.
+fn relu_of(element: u8, shaped: bool) -> Vec<u8> {
     let number = |tag: u8, value: u8| vec![tag << 3, value];
     let dims = field(2, &[field(1, &field(2, b"n")), field(1, &number(1, 4))].concat());
     let dims = if shaped { dims } else { Vec::new() };
-    let kind = field(1, &[number(1, 1), dims].concat());
+    let kind = field(1, &[number(1, element), dims].concat());
     let info = |name: &str| [field(1, name.as_bytes()), field(2, &kind)].concat();
     let node = [field(1, b"x"), field(2, b"y"), field(4, b"Relu")].concat();
     let graph = [field(1, &node), field(2, b"g"), field(11, &info("x")), field(12, &info("y"))].concat();
@@ -847,13 +838,17 @@ fn relu_model(shaped: bool) -> Vec<u8> {
 
 /// A vector as a file of NumPy's.
 fn array(values: &[f32]) -> Vec<u8> {
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", values.len());
+    array_of("<f4", values.len(), values.iter().flat_map(|v| v.to_le_bytes()))
+}
+
+fn array_of(kind: &str, count: usize, data: impl Iterator<Item = u8>) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({count},), }}");
     header.push_str(&" ".repeat(117 - header.len()));
     header.push('\n');
     let mut array = b"\x93NUMPY\x01\x00".to_vec();
     array.extend((header.len() as u16).to_le_bytes());
     array.extend(header.as_bytes());
-    array.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    array.extend(data);
     array
 }
 
@@ -870,6 +865,29 @@ fn an_onnx_model_on_a_device_says_which_steps_ran_where() {
     let devices = report["nodes"]["devices"].as_object().expect("steps by device");
     assert!(devices.len() == 1 && devices.keys().all(|name| name.starts_with("gpu (")), "{report}");
     assert_eq!(report["nodes"]["moved"], serde_json::json!([]));
+}
+
+/// Mesa's driver computes on the processor where there is no card, so every machine of CI has the device.
+#[cfg(feature = "gpu")]
+#[test]
+fn what_a_device_cannot_run_is_refused_by_name_or_goes_to_the_next_of_the_chain() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("relu.onnx"), relu_of(11, false)).expect("written");
+    let data = [-1f64, 0.5, 2.0].into_iter().flat_map(f64::to_le_bytes);
+    std::fs::write(path("x.npy"), array_of("<f8", 3, data)).expect("written");
+    let (model, input, out) = (path("relu.onnx"), format!("x={}", path("x.npy")), path("out"));
+    let arguments = ["run", &model, "--input", &input, "--out", &out];
+    let alone = run(&[&arguments[..], &["--device", "gpu"]].concat());
+    assert!(alone.starts_with("status 1\n") && alone.contains("(Relu)"), "{alone}");
+    let mut chained = rlx(&[&arguments[..], &["--json"]].concat());
+    let output = chained.env("RLX_DEVICE_CHAIN", "gpu,cpu").output().expect("the binary starts");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("(Relu): on cpu, for gpu (") && told.contains("cannot run it"), "{told}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let devices = report["nodes"]["devices"].as_object().expect("steps by device");
+    assert!(devices.keys().eq(["cpu"]), "{report}");
+    assert_eq!(report["nodes"]["moved"].as_array().map(Vec::len), Some(1));
 }
 
 #[test]
