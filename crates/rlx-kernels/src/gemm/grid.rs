@@ -127,6 +127,11 @@ impl LinearGrid {
         })
     }
 
+    /// The rows of every chunk.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.chunks).map(|chunk| self.rows_of(chunk))
+    }
+
     /// The rows of a chunk.
     pub(crate) fn rows_of(&self, chunk: usize) -> Range<usize> {
         chunk * self.m / self.chunks..(chunk + 1) * self.m / self.chunks

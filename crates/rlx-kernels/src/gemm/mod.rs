@@ -13,6 +13,7 @@ mod grid;
 mod pack;
 mod precision;
 mod rounded;
+mod side_by_side;
 mod table;
 pub(crate) mod taps;
 #[cfg(test)]
@@ -31,11 +32,12 @@ pub use pack::{
 };
 pub use precision::{Precision, Products, UnknownPrecision};
 use rounded::RoundArgs;
+pub use side_by_side::{quantized_bytes, side_by_side};
 pub use table::{BLOCKS, BlockRow};
 use table::{Chosen, MAX_ACCUMULATORS};
 
 use crate::isa::Isa;
-use crate::pool::{Pool, Team};
+use crate::pool::Pool;
 use crate::quant_dot;
 
 /// The kernels for one packed layout on one instruction set.
@@ -86,6 +88,24 @@ pub struct LinearArgs {
     pub out_stride: usize,
     /// What is applied before the residual is added; of a gated layer, to the gate.
     pub activation: Activation,
+    /// The rows of `x` as [`side_by_side`] quantises them for this kernel, or null: then each worker quantises what it reads.
+    pub quantized: *const u8,
+}
+
+impl LinearArgs {
+    /// The same layer, of some of the rows.
+    fn of_rows(&self, rows: &Range<usize>) -> LinearArgs {
+        let from =
+            |p: *const f32, stride: usize| if p.is_null() { p } else { p.wrapping_add(rows.start * stride) };
+        LinearArgs {
+            m: rows.len(),
+            x: from(self.x, self.x_stride),
+            addend: from(self.addend, self.addend_stride),
+            residual: from(self.residual, self.residual_stride),
+            out: self.out.wrapping_add(rows.start * self.out_stride),
+            ..*self
+        }
+    }
 }
 
 /// Bytes of packed weights a tile covers at most where it has several chunks of rows, so that they stay in the second-level cache.
@@ -167,12 +187,20 @@ impl LinearKernel {
     }
 
     /// f32 values of scratch each worker needs: none for f32 products, whose instances read `x` in place; else some rows of it,
-    /// rounded.
+    /// rounded or quantised.
     pub fn scratch_len(&self) -> usize {
-        if let Some(blocks) = &self.blocks {
-            return blocks.scratch_len(self.layout.k());
+        match &self.blocks {
+            Some(_) => quant_dot::CHUNK_ROWS * quant_dot::row_bytes(self.layout.k()) / size_of::<f32>(),
+            None => self.rounded_stride() * self.chosen.max_rows,
         }
-        self.rounded_stride() * self.chosen.max_rows
+    }
+
+    /// As [`LinearKernel::scratch_len`], where all layers run by [`side_by_side`].
+    pub fn scratch_len_beside(&self) -> usize {
+        match &self.blocks {
+            Some(blocks) => blocks.direct_rows() * quant_dot::row_bytes(self.layout.k()) / size_of::<f32>(),
+            None => self.scratch_len(),
+        }
     }
 
     /// 32-bit words from one rounded row to the next.
@@ -232,14 +260,43 @@ impl LinearKernel {
         which: Range<usize>,
         (scratch, fresh): (*mut f32, bool),
     ) {
-        let x = (args.x.wrapping_add(rows.start * args.x_stride), args.x_stride);
-        let panels = quant_dot::Panels { w: args.w, k: self.layout.k(), which };
+        let (m, k) = (rows.len(), self.layout.k());
+        let panels = quant_dot::Panels { w: args.w, k, which };
         // SAFETY: the caller guarantees the rows, the panels, the scratch and the outputs, which are finished as they come.
         unsafe {
-            blocks.run_chunk(rows.len(), x, &panels, (scratch, fresh), |panel, acc, stride| {
+            let quantized = if args.quantized.is_null() {
+                if fresh {
+                    let x = args.x.wrapping_add(rows.start * args.x_stride);
+                    blocks.quantize((m, k), 0..m, (x, args.x_stride), scratch.cast());
+                }
+                scratch.cast::<u8>().cast_const()
+            } else {
+                args.quantized.wrapping_add(rows.start * quant_dot::row_bytes(k))
+            };
+            let targets = |panel| self.targets(args, &rows, panel);
+            blocks.run_chunk(m, quantized, &panels, targets, |panel, acc, stride| {
                 self.finish(args, &rows, panel, acc, stride);
             });
         }
+    }
+
+    /// What [`LinearKernel::finish`] writes of a panel, and what it adds from elsewhere.
+    fn targets(
+        &self,
+        args: &LinearArgs,
+        rows: &Range<usize>,
+        panel: usize,
+    ) -> [Option<quant_dot::Target>; 2] {
+        let column = panel * self.layout.panel_outputs();
+        let bytes = self.layout.panel_outputs() * size_of::<f32>();
+        let target = |p: *const f32, stride: usize| quant_dot::Target {
+            start: p.wrapping_add(rows.start * stride + column).cast(),
+            stride: stride * size_of::<f32>(),
+            bytes,
+        };
+        let apart = !args.residual.is_null() && args.residual != args.out.cast_const();
+        let residual = apart.then(|| target(args.residual, args.residual_stride));
+        [Some(target(args.out.cast_const(), args.out_stride)), residual]
     }
 
     /// Where the kernels read some rows of `x`, and the stride there: in place, or rounded in `scratch`.
@@ -344,20 +401,6 @@ impl LinearKernel {
 #[repr(align(64))]
 struct Accumulators([std::mem::MaybeUninit<f32>; MAX_ACCUMULATORS]);
 
-/// Runs a linear layer with all workers of a team, who pass the same arguments; the outputs are complete after the
-/// next [`Team::barrier`], which the caller passes.
-///
-/// # Safety
-/// As for [`LinearKernel::run_tile`] over all tiles; `scratch` is this worker's.
-pub unsafe fn linear(team: &Team<'_>, kernel: &LinearKernel, args: &LinearArgs, scratch: *mut f32) {
-    let grid = kernel.grid(args.m, team.count());
-    let mut ready = RowsReady::default();
-    for tile in team.tiles(grid.tiles()) {
-        // SAFETY: passed on to the caller; each tile is claimed by one worker.
-        unsafe { kernel.run_tile(args, &grid, tile, scratch, &mut ready) };
-    }
-}
-
 /// Operands of a linear layer as slices, for [`LinearKernel::run`].
 #[derive(Debug)]
 pub struct LinearOperands<'a> {
@@ -456,14 +499,14 @@ impl LinearOperands<'_> {
     }
 }
 
-struct SharedArgs(LinearArgs, *mut f32);
+struct SharedArgs(LinearArgs, *mut f32, *mut u8);
 
 // SAFETY: workers write disjoint tiles of `out` and their own scratch, and only read the rest.
 unsafe impl Sync for SharedArgs {}
 
 impl SharedArgs {
-    fn parts(&self) -> (&LinearArgs, *mut f32) {
-        (&self.0, self.1)
+    fn parts(&self) -> (&LinearArgs, *mut f32, *mut u8) {
+        (&self.0, self.1, self.2)
     }
 }
 
@@ -479,7 +522,10 @@ impl LinearKernel {
             return Err(LinearError::Layout);
         }
         operands.check(&self.layout)?;
-        let mut scratch = vec![0.0f32; self.scratch_len() * pool.threads()];
+        let each = self.scratch_len_beside();
+        let mut scratch = vec![0.0f32; each * pool.threads()];
+        let mut quantized =
+            vec![0.0f32; quantized_bytes(std::iter::once(self), operands.m) / size_of::<f32>()];
         let out = operands.out.as_mut_ptr();
         let (residual, residual_stride) = match operands.residual {
             Residual::None => (std::ptr::null(), 0),
@@ -499,14 +545,16 @@ impl LinearKernel {
             out,
             out_stride: operands.out_stride,
             activation: operands.activation,
+            quantized: std::ptr::null(),
         };
-        let shared = SharedArgs(args, scratch.as_mut_ptr());
+        let shared = SharedArgs(args, scratch.as_mut_ptr(), quantized.as_mut_ptr().cast());
         pool.run(|team| {
-            let (args, scratch) = shared.parts();
-            let own = scratch.wrapping_add(team.index() * self.scratch_len());
+            let (args, scratch, quantized) = shared.parts();
+            let own = scratch.wrapping_add(team.index() * each);
             // SAFETY: all operands were checked against the layout; `out` is borrowed exclusively, and the residual is
-            // either `out` itself or a shared borrow, which cannot overlap it; the scratch has a part per worker.
-            unsafe { linear(team, self, args, own) };
+            // either `out` itself or a shared borrow, which cannot overlap it; the scratch has a part per worker and as many
+            // quantised rows as asked.
+            unsafe { side_by_side(team, 1, |_| (self, *args), own, quantized) };
             team.barrier();
         });
         Ok(())

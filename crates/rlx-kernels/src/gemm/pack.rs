@@ -674,7 +674,7 @@ impl PackedMatrix {
         let (panel, lane) = layout.place(row);
         let panel = &self.bytes()[panel * layout.panel_bytes()..(panel + 1) * layout.panel_bytes()];
         if let WeightType::Blocks(dtype) = layout.dtype {
-            quant_dot::column(dtype, panel, lane, out);
+            quant_dot::column(dtype, panel, (lane, layout.panel_columns), out);
             return;
         }
         let words = panel.chunks_exact(layout.panel_columns * 4);

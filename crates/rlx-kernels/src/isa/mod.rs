@@ -49,6 +49,18 @@ pub fn fetch_lines(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// Asks for the cache line of an address, into the first level; nothing on architectures without a stable way to.
+pub(crate) fn fetch_line(p: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: the instruction is in the architecture's baseline, and a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = p;
+}
+
 /// An instruction set that kernels are compiled for, from the most portable to the fastest of an architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {

@@ -20,11 +20,8 @@ pub(super) struct BlockArgs {
     /// Cells of the first row, as the row kernel writes them; rows are `x_stride` bytes apart.
     pub x: *const u8,
     pub x_stride: usize,
-    /// Words of the first superblock of the first strip; strips are `strip_bytes` apart.
+    /// The first superblock of a panel of as many strips as the instance takes.
     pub w: *const u8,
-    /// Shorts of the first superblock of the first strip.
-    pub h: *const u8,
-    pub strip_bytes: usize,
     /// Superblocks to read.
     pub superblocks: usize,
     /// `[rows][strips][16]` sums, rows `acc_stride` values apart: continued if `resume`, else written.
@@ -66,25 +63,47 @@ impl<F: Cells, const ROWS: usize, const STRIPS: usize> Body for Block<F, ROWS, S
                     }
                 });
             }
-            let (mut x, mut w, mut h) = (args.x, args.w, args.h);
+            let (mut x, mut w) = (args.x, args.w);
             for _ in 0..args.superblocks {
                 for cell in 0..F::CELLS {
+                    half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, cell, 0);
                     if F::HALVES {
-                        half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, h, cell, 0);
-                        half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, h, cell, 1);
-                    } else {
-                        half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, h, cell, 0);
+                        half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, cell, 1);
                     }
                     x = x.wrapping_add(CELL_BYTES);
                 }
-                w = w.wrapping_add(F::W_BYTES);
-                h = h.wrapping_add(F::H_BYTES);
+                w = w.wrapping_add(superblock_bytes::<F>(STRIPS));
             }
             for_each_row!(row in ROWS {
                 for strip in 0..STRIPS {
                     s.store(args.acc.add(row * args.acc_stride + strip * LANES), sum[row][strip]);
                 }
             });
+        }
+    }
+}
+
+/// Bytes of a superblock of all strips of a panel.
+const fn superblock_bytes<F: Cells>(strips: usize) -> usize {
+    strips * (F::W_BYTES + F::H_BYTES)
+}
+
+/// Words and shorts of a strip in a panel's superblock.
+#[inline(always)]
+fn strip_at<F: Cells>(w: *const u8, strip: usize, strips: usize) -> (*const u8, *const u8) {
+    (w.wrapping_add(strip * F::W_BYTES), w.wrapping_add(strips * F::W_BYTES + strip * F::H_BYTES))
+}
+
+/// Fetches the share of one group of a cell of what stands [`Cells::AHEAD`] bytes further on.
+#[inline(always)]
+fn fetch<S: Simd, F: Cells>(s: S, w: *const u8, strips: usize, at: usize) {
+    const LINE: usize = 64;
+    if F::AHEAD != 0 {
+        let (lines, groups) = (superblock_bytes::<F>(strips) / LINE, F::CELLS * GROUPS);
+        // The first cell of a large block reads all over it.
+        let ahead = F::AHEAD + if F::CELLS > 1 { superblock_bytes::<F>(strips) } else { 0 };
+        for line in at * lines / groups..(at + 1) * lines / groups {
+            s.prefetch(w.wrapping_add(ahead + line * LINE));
         }
     }
 }
@@ -97,7 +116,6 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
     sum: &mut [[V<D>; STRIPS]; ROWS],
     x: *const u8,
     w: *const u8,
-    h: *const u8,
     cell: usize,
     half: usize,
 ) {
@@ -119,14 +137,9 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
             let group = half * groups + step;
             let mut codes = [s.isplat(0); STRIPS];
             for strip in 0..STRIPS {
-                codes[strip] = F::codes(d, w.wrapping_add(strip * args.strip_bytes), cell, group);
+                codes[strip] = F::codes(d, strip_at::<F>(w, strip, STRIPS).0, cell, group);
             }
-            if F::AHEAD != 0 && group * F::CELLS * WORDS_BYTES < F::W_BYTES.next_multiple_of(64 * F::CELLS) {
-                let ahead = F::AHEAD + cell * (F::W_BYTES / F::CELLS) + group * WORDS_BYTES;
-                for strip in 0..STRIPS {
-                    s.prefetch(w.wrapping_add(strip * args.strip_bytes + ahead));
-                }
-            }
+            fetch::<D::S, F>(s, w, STRIPS, cell * GROUPS + group);
             for_each_row!(row in ROWS {
                 let codes_of_row = x.wrapping_add(row * stride + 4 * group).cast::<i32>();
                 let inputs = s.isplat(*codes_of_row);
@@ -136,7 +149,7 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
             });
         }
         for strip in 0..STRIPS {
-            let (w, h) = (w.wrapping_add(strip * args.strip_bytes), h.wrapping_add(strip * args.strip_bytes));
+            let (w, h) = strip_at::<F>(w, strip, STRIPS);
             let scale = F::scale(d, w, h, cell, half);
             let anchor = F::anchor(d, w, cell, half, scale);
             for_each_row!(row in ROWS {
@@ -165,62 +178,63 @@ fn dot<D: Dot, F: Cells>(d: D, acc: I<D>, w: I<D>, x: I<D>) -> I<D> {
     if F::WIDE { d.dot_wide(acc, w, x) } else { d.dot(acc, w, x) }
 }
 
-/// Unpacks superblocks of one strip into dense cells.
+/// Unpacks superblocks of a panel into dense cells.
 pub(super) struct UnpackArgs {
-    /// Words of the first superblock.
+    /// The first superblock.
     pub w: *const u8,
-    /// Shorts of the first superblock.
-    pub h: *const u8,
     pub superblocks: usize,
-    /// Dense cells, written, aligned to 64 bytes.
+    /// Dense cells of all strips, one cell after the other, written, aligned to 64 bytes.
     pub out: *mut u8,
 }
 
 /// See [`UnpackArgs`].
-pub(super) struct Unpack<F>(PhantomData<F>);
+pub(super) struct Unpack<F, const STRIPS: usize>(PhantomData<F>);
 
-impl<F: Cells> Body for Unpack<F> {
+impl<F: Cells, const STRIPS: usize> Body for Unpack<F, STRIPS> {
     type Args = UnpackArgs;
 
     #[inline(always)]
     unsafe fn run<D: Dot>(d: D, args: &UnpackArgs) {
         let s = d.simd();
-        let (mut w, mut h, mut out) = (args.w, args.h, args.out);
+        let (mut panel, mut out) = (args.w, args.out);
         // SAFETY: the caller guarantees the superblocks and as many dense cells.
         unsafe {
             for _ in 0..args.superblocks {
                 for cell in 0..F::CELLS {
-                    for group in 0..GROUPS {
-                        s.istore(out.add(group * WORDS_BYTES).cast(), F::codes(d, w, cell, group));
-                        if F::AHEAD != 0 {
-                            let ahead = F::AHEAD + (cell * GROUPS + group) * F::W_BYTES / (F::CELLS * GROUPS);
-                            s.prefetch(w.wrapping_add(ahead));
+                    for strip in 0..STRIPS {
+                        let (w, h) = strip_at::<F>(panel, strip, STRIPS);
+                        for group in 0..GROUPS {
+                            s.istore(out.add(group * WORDS_BYTES).cast(), F::codes(d, w, cell, group));
+                            if strip == 0 {
+                                fetch::<D::S, F>(s, panel, STRIPS, cell * GROUPS + group);
+                            }
                         }
-                    }
-                    for half in 0..if F::HALVES { 2 } else { 1 } {
-                        let scale = F::scale(d, w, h, cell, half);
-                        let anchor = F::anchor(d, w, cell, half, scale);
-                        s.store(out.add(dense_at(F::HALVES, half, 0)).cast(), scale);
-                        s.store(out.add(dense_at(F::HALVES, half, 1)).cast(), anchor);
-                        if F::MIN {
-                            let min = F::min(d, w, h, cell, half);
-                            s.store(out.add(dense_at(F::HALVES, half, 2)).cast(), min);
+                        for half in 0..if F::HALVES { 2 } else { 1 } {
+                            let scale = F::scale(d, w, h, cell, half);
+                            let anchor = F::anchor(d, w, cell, half, scale);
+                            s.store(out.add(dense_at(F::HALVES, half, 0)).cast(), scale);
+                            s.store(out.add(dense_at(F::HALVES, half, 1)).cast(), anchor);
+                            if F::MIN {
+                                let min = F::min(d, w, h, cell, half);
+                                s.store(out.add(dense_at(F::HALVES, half, 2)).cast(), min);
+                            }
                         }
+                        out = out.add(dense_vectors(F::HALVES, F::MIN) * WORDS_BYTES);
                     }
-                    out = out.add(dense_vectors(F::HALVES, F::MIN) * WORDS_BYTES);
                 }
-                w = w.wrapping_add(F::W_BYTES);
-                h = h.wrapping_add(F::H_BYTES);
+                panel = panel.wrapping_add(superblock_bytes::<F>(STRIPS));
             }
         }
     }
 }
 
-/// Reads one column of a strip.
+/// Reads one column of a panel.
 pub(super) struct ColumnArgs {
+    /// The first superblock of a panel of `strips` strips.
     pub w: *const u8,
-    pub h: *const u8,
+    pub strips: usize,
     pub superblocks: usize,
+    /// Column of the panel.
     pub column: usize,
     /// Added to every code's value, negated: the format's offset.
     pub offset: f32,
@@ -237,10 +251,12 @@ impl<F: Cells> Body for Column<F> {
     #[inline(always)]
     unsafe fn run<D: Dot>(d: D, args: &ColumnArgs) {
         let s = d.simd();
-        let (mut w, mut h, mut out) = (args.w, args.h, args.out);
-        // SAFETY: the caller guarantees the superblocks, a column below 16 and the output.
+        let (mut panel, mut out) = (args.w, args.out);
+        let (strip, column) = (args.column / LANES, args.column % LANES);
+        // SAFETY: the caller guarantees the superblocks, a column of the panel and the output.
         unsafe {
             for _ in 0..args.superblocks {
+                let (w, h) = strip_at::<F>(panel, strip, args.strips);
                 for cell in 0..F::CELLS {
                     let (mut scale, mut min) = ([0.0f32; LANES], [0.0f32; LANES]);
                     for group in 0..GROUPS {
@@ -251,15 +267,14 @@ impl<F: Cells> Body for Column<F> {
                         }
                         let mut words = [0i32; LANES];
                         s.istore(words.as_mut_ptr(), F::codes(d, w, cell, group));
-                        for (i, code) in words[args.column].to_le_bytes().into_iter().enumerate() {
-                            let scaled = (f32::from(code) - args.offset) * scale[args.column];
-                            *out.add(4 * group + i) = if F::MIN { scaled - min[args.column] } else { scaled };
+                        for (i, code) in words[column].to_le_bytes().into_iter().enumerate() {
+                            let scaled = (f32::from(code) - args.offset) * scale[column];
+                            *out.add(4 * group + i) = if F::MIN { scaled - min[column] } else { scaled };
                         }
                     }
                     out = out.add(CELL);
                 }
-                w = w.wrapping_add(F::W_BYTES);
-                h = h.wrapping_add(F::H_BYTES);
+                panel = panel.wrapping_add(superblock_bytes::<F>(args.strips));
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Each block format, described once: how a packed strip holds it, and what a register of it means.
 //!
-//! A strip is 16 columns. It is cut along k into superblocks of the format's block size: first the *words* of all
-//! superblocks, vectors of one 32-bit word per column (64 bytes), then the *shorts* of all superblocks, vectors of one
-//! binary16 per column (32 bytes). Words are the source block's own words, transposed; so a strip has exactly the bytes
-//! of its 16 source rows. A *cell* is 32 consecutive k of a strip.
+//! A strip is 16 columns, a panel one or two strips. A panel is cut along k into superblocks of the format's block size: of each
+//! first the *words* of every strip, vectors of one 32-bit word per column (64 bytes), then the *shorts* of every strip, vectors of
+//! one binary16 per column (32 bytes). Words are the source block's own words, transposed; so a panel has exactly the bytes
+//! of its source rows, and is read from its first byte to its last. A *cell* is 32 consecutive k of a strip.
 
 use rlx_tensor::DType;
 

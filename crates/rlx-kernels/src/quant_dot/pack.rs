@@ -24,8 +24,9 @@ pub(super) struct Geometry {
     pub pack: PackStrip,
 }
 
-/// Packs `superblocks` blocks of up to 16 rows into a strip, whose padding columns are zero.
-pub(super) type PackStrip = fn(rows: &[Option<&[u8]>], superblocks: usize, out: &mut [u8]);
+/// Packs `superblocks` blocks of up to 16 rows into strip `strip` of the `strips` of a panel; padding columns become zero.
+pub(super) type PackStrip =
+    fn(rows: &[Option<&[u8]>], superblocks: usize, place: (usize, usize), out: &mut [u8]);
 
 impl Geometry {
     pub const fn of<F: Format>() -> Geometry {
@@ -45,22 +46,28 @@ impl Geometry {
         }
     }
 
-    /// Bytes of a strip, a multiple of 64.
-    pub fn strip_bytes(&self, k: usize) -> usize {
-        (k / self.block.0 * (self.w_bytes + self.h_bytes)).next_multiple_of(WORDS_BYTES)
+    /// Bytes of a panel of `strips` strips, a multiple of 64.
+    pub fn panel_bytes(&self, k: usize, strips: usize) -> usize {
+        (k / self.block.0 * strips * (self.w_bytes + self.h_bytes)).next_multiple_of(WORDS_BYTES)
     }
 }
 
-fn pack_strip<F: Format>(rows: &[Option<&[u8]>], superblocks: usize, out: &mut [u8]) {
+fn pack_strip<F: Format>(
+    rows: &[Option<&[u8]>],
+    superblocks: usize,
+    (strip, strips): (usize, usize),
+    out: &mut [u8],
+) {
     let block_bytes = F::DTYPE.block().1;
-    let (words, shorts) = out.split_at_mut(superblocks * F::W_BYTES);
-    if rows.iter().any(Option::is_none) {
-        words.fill(0);
-        shorts.fill(0);
-    }
-    for (index, (words, shorts)) in
-        words.chunks_exact_mut(F::W_BYTES).zip(shorts.chunks_exact_mut(F::H_BYTES)).enumerate()
-    {
+    let superblock_bytes = strips * (F::W_BYTES + F::H_BYTES);
+    for (index, superblock) in out.chunks_exact_mut(superblock_bytes).take(superblocks).enumerate() {
+        let (words, shorts) = superblock.split_at_mut(strips * F::W_BYTES);
+        let words = &mut words[strip * F::W_BYTES..(strip + 1) * F::W_BYTES];
+        let shorts = &mut shorts[strip * F::H_BYTES..(strip + 1) * F::H_BYTES];
+        if rows.iter().any(Option::is_none) {
+            words.fill(0);
+            shorts.fill(0);
+        }
         for (column, row) in rows.iter().enumerate() {
             let Some(row) = row else { continue };
             let block = &row[index * block_bytes..(index + 1) * block_bytes];

@@ -1,5 +1,6 @@
 //! Rows of f32 to bytes: one scale per 32 inputs, the same for every number of rows.
 
+use super::SLAB_CELLS;
 use super::format::{ANCHOR_BITS, CELL};
 use crate::isa::{Kernel, LANES, Row, Rows, Simd};
 
@@ -17,7 +18,7 @@ pub(super) const CELL_WORDS: usize = CELL + 4;
 
 /// What the words of a cell hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RowForm {
+pub(crate) struct RowForm {
     pub offset: i32,
     pub halves: bool,
     pub min: bool,
@@ -33,9 +34,10 @@ pub(super) struct QuantizeArgs {
     pub x_stride: usize,
     pub cells: usize,
     pub form: RowForm,
-    /// Rows of cells, written.
+    /// Rows of cells, written: eight cells of a row are adjacent, the next eight stand `slab_stride` bytes after them.
     pub out: *mut u8,
     pub out_stride: usize,
+    pub slab_stride: usize,
 }
 
 /// Instances of the row kernel.
@@ -56,19 +58,30 @@ impl Kernel for QuantizeRow {
         let mut out = args.out.wrapping_add(tile * args.out_stride);
         let mut left = args.cells;
         while left > 0 {
-            let n = if left < FEWEST { 1 } else { left.min(LANES) };
+            let n = left.min(LANES);
             // SAFETY: the caller guarantees the row's values and cells.
             unsafe {
-                match n {
-                    1 => quantize_cell(s, args.form, x, out),
-                    _ => quantize_cells(s, args.form, x, out, n),
+                if n < FEWEST {
+                    for i in 0..n {
+                        quantize_cell(s, args.form, x.add(i * CELL), out.add(i * CELL_BYTES));
+                    }
+                } else {
+                    quantize_cells(s, args.form, x, (out, args.slab_stride), n);
                 }
             }
-            (x, out) = (x.wrapping_add(n * CELL), out.wrapping_add(n * CELL_BYTES));
+            (x, out) = (x.wrapping_add(n * CELL), out.wrapping_add(LANES / SLAB_CELLS * args.slab_stride));
             left -= n;
         }
     }
 }
+
+/// Where cell `i` of a row stands.
+#[inline(always)]
+fn cell_at((out, slab_stride): (*mut u8, usize), i: usize) -> *mut u8 {
+    out.wrapping_add(i / SLAB_CELLS * slab_stride + i % SLAB_CELLS * CELL_BYTES)
+}
+
+const _: () = assert!(LANES.is_multiple_of(SLAB_CELLS) && FEWEST <= SLAB_CELLS);
 
 /// Fewer cells than this are quicker one by one.
 const FEWEST: usize = 4;
@@ -86,7 +99,7 @@ fn totals<S: Simd>(s: S, rows: [S::V; LANES]) -> S::V {
 
 /// As [`quantize_cell`], `n <= 16` cells side by side: what is one number of a cell is a lane.
 #[inline(always)]
-unsafe fn quantize_cells<S: Simd>(s: S, form: RowForm, x: *const f32, out: *mut u8, n: usize) {
+unsafe fn quantize_cells<S: Simd>(s: S, form: RowForm, x: *const f32, out: (*mut u8, usize), n: usize) {
     // SAFETY: the caller guarantees `n` times 32 values and as many cells.
     unsafe {
         let (mut largest, mut odd) = ([s.zero(); LANES], s.zero());
@@ -98,7 +111,7 @@ unsafe fn quantize_cells<S: Simd>(s: S, form: RowForm, x: *const f32, out: *mut 
         }
         if s.any(s.is_nan(odd)) {
             for i in 0..n {
-                quantize_cell(s, form, x.add(i * CELL), out.add(i * CELL_BYTES));
+                quantize_cell(s, form, x.add(i * CELL), cell_at(out, i));
             }
             return;
         }
@@ -116,7 +129,7 @@ unsafe fn quantize_cells<S: Simd>(s: S, form: RowForm, x: *const f32, out: *mut 
             let inverse = s.splat(inverses[i]);
             let low = s.to_int(s.mul(s.load(x.add(i * CELL)), inverse));
             let high = s.to_int(s.mul(s.load(x.add(i * CELL + LANES)), inverse));
-            let codes = out.add(i * CELL_BYTES);
+            let codes = cell_at(out, i);
             s.istore_i8(codes.cast(), low);
             s.istore_i8(codes.add(LANES).cast(), high);
             if form.halves {
@@ -139,7 +152,7 @@ unsafe fn quantize_cells<S: Simd>(s: S, form: RowForm, x: *const f32, out: *mut 
             s.store(words[1 + half].as_mut_ptr(), word);
         }
         for i in 0..n {
-            let to = out.add(i * CELL_BYTES + CELL_SCALE).cast::<[f32; 4]>();
+            let to = cell_at(out, i).add(CELL_SCALE).cast::<[f32; 4]>();
             to.write([words[0][i], words[1][i], words[2][i], 0.0]);
         }
     }

@@ -7,18 +7,16 @@ use super::dot::{DotEntry, DotSet, dot_entry};
 use super::format::{Dense, IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 use super::pack::Geometry;
 
-/// A microkernel of `rows` rows by `strips` strips.
-pub(super) struct BlockRow {
-    pub rows: usize,
-    pub strips: usize,
-    pub entry: Option<DotEntry<BlockArgs>>,
-}
+/// Microkernels of 1, 2, 3, .. rows by one panel.
+pub(super) type Blocks = &'static [Option<DotEntry<BlockArgs>>];
 
 /// The instances of one format on one dot primitive.
 pub(super) struct FormatRow {
     pub set: DotSet,
+    /// Strips of a panel.
+    pub strips: usize,
     /// Microkernels that read packed strips: the way of few rows.
-    pub direct: &'static [BlockRow],
+    pub direct: Blocks,
     pub unpack: Option<DotEntry<UnpackArgs>>,
 }
 
@@ -31,21 +29,18 @@ pub(super) struct FormatRows {
 }
 
 macro_rules! blocks {
-    ($format:ty, $set:expr, [$(($rows:literal, $strips:literal)),*]) => {
-        &[$(BlockRow {
-            rows: $rows,
-            strips: $strips,
-            entry: dot_entry::<Block<$format, $rows, $strips>>($set),
-        }),*]
+    ($format:ty, $set:expr, $strips:literal, [$($rows:literal),*]) => {
+        &[$(dot_entry::<Block<$format, $rows, $strips>>($set)),*]
     };
 }
 
 macro_rules! format_row {
-    ($format:ty, $set:expr, $direct:tt) => {
+    ($format:ty, $set:expr, $strips:literal, $rows:tt) => {
         FormatRow {
             set: $set,
-            direct: blocks!($format, $set, $direct),
-            unpack: dot_entry::<Unpack<$format>>($set),
+            strips: $strips,
+            direct: blocks!($format, $set, $strips, $rows),
+            unpack: dot_entry::<Unpack<$format, $strips>>($set),
         }
     };
 }
@@ -56,13 +51,13 @@ macro_rules! format_rows {
             geometry: Geometry::of::<$format>(),
             column: dot_entry::<Column<$format>>(DotSet::Scalar),
             sets: &[
-                format_row!($format, DotSet::Scalar, [(1, 1)]),
-                format_row!($format, DotSet::Simd128, [(1, 1), (2, 1)]),
-                format_row!($format, DotSet::Neon, [(1, 1), (2, 1)]),
-                format_row!($format, DotSet::NeonDot, [(1, 2), (1, 1), (2, 1), (3, 1)]),
-                format_row!($format, DotSet::Avx2, [(1, 2), (1, 1), (2, 1)]),
-                format_row!($format, DotSet::Avx512, [(1, 2)]),
-                format_row!($format, DotSet::Avx512Vnni, [(1, 4), (1, 2), (2, 2), (3, 2), (4, 2)]),
+                format_row!($format, DotSet::Scalar, 1, [1]),
+                format_row!($format, DotSet::Simd128, 1, [1, 2]),
+                format_row!($format, DotSet::Neon, 1, [1, 2]),
+                format_row!($format, DotSet::NeonDot, 1, [1, 2, 3]),
+                format_row!($format, DotSet::Avx2, 1, [1, 2]),
+                format_row!($format, DotSet::Avx512, 2, [1]),
+                format_row!($format, DotSet::Avx512Vnni, 2, [1, 2, 3, 4]),
             ],
         }),*]
     };
@@ -78,7 +73,7 @@ pub(super) struct DenseRows {
     pub min: bool,
     pub wide: bool,
     pub set: DotSet,
-    pub blocks: &'static [BlockRow],
+    pub blocks: Blocks,
 }
 
 macro_rules! dense_rows {
@@ -87,25 +82,22 @@ macro_rules! dense_rows {
     };
     (@ $halves:literal, $min:literal, $wide:literal) => {
         [
-            dense_rows!(@ $halves, $min, $wide, DotSet::Scalar, [(1, 1), (2, 1)]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::Simd128, [(1, 1), (2, 1)]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::Neon, [(1, 1), (2, 1), (3, 1)]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::NeonDot, [(1, 1), (2, 1), (3, 1)]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, [(1, 1), (2, 1)]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512, [(1, 2), (2, 2)]),
-            dense_rows!(
-                @ $halves, $min, $wide, DotSet::Avx512Vnni,
-                [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 2)]
-            ),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Scalar, 1, [1, 2]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Simd128, 1, [1, 2]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Neon, 1, [1, 2, 3]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::NeonDot, 1, [1, 2, 3]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, 1, [1, 2]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512, 2, [1, 2]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512Vnni, 2, [1, 2, 3, 4, 5, 6]),
         ]
     };
-    (@ $halves:literal, $min:literal, $wide:literal, $set:expr, $blocks:tt) => {
+    (@ $halves:literal, $min:literal, $wide:literal, $set:expr, $strips:literal, $rows:tt) => {
         DenseRows {
             halves: $halves,
             min: $min,
             wide: $wide,
             set: $set,
-            blocks: blocks!(Dense<$halves, $min, $wide>, $set, $blocks),
+            blocks: blocks!(Dense<$halves, $min, $wide>, $set, $strips, $rows),
         }
     };
 }

@@ -58,7 +58,7 @@ impl Operand {
         self.dims.last().map_or(1, |&d| sizes[d])
     }
 
-    pub(super) fn rows(&self, sizes: &[usize]) -> usize {
+    pub(crate) fn rows(&self, sizes: &[usize]) -> usize {
         let lead = self.dims.len().saturating_sub(1);
         self.dims[..lead].iter().map(|&d| sizes[d]).product()
     }

@@ -1,6 +1,6 @@
 //! A linear layer over a packed matrix.
 
-use crate::gemm::{Activation, LinearArgs, LinearGrid, LinearKernel, PackedMatrix, RowsReady};
+use crate::gemm::{Activation, LinearArgs, LinearKernel, PackedMatrix, quantized_bytes, side_by_side};
 use crate::isa::fetch_lines;
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
@@ -79,24 +79,21 @@ impl LinearStep {
         self.pieces.iter().map(|(_, weights)| weights.layout().outputs()).sum()
     }
 
-    /// Runs every piece; tiles of all are claimed from one ticket.
+    /// Runs every piece.
     ///
     /// # Safety
-    /// `args` are operands valid for all pieces side by side, but for `w`; `scratch` is this worker's and as long as asked.
-    pub(super) unsafe fn run_pieces(&self, team: &Team<'_>, args: &LinearArgs, scratch: *mut f32) {
-        let grid =
-            |piece: &(LinearKernel, PackedMatrix)| -> LinearGrid { piece.0.grid(args.m, team.count()) };
-        let total = self.pieces.iter().map(|piece| grid(piece).tiles()).sum();
-        let (mut at, mut base, mut column) = (0, 0, 0);
-        let (mut current, mut ready) = (grid(&self.pieces[0]), RowsReady::default());
-        for tile in team.tiles(total) {
-            while tile - base >= current.tiles() {
-                base += current.tiles();
-                column += self.pieces[at].1.layout().outputs();
-                at += 1;
-                (current, ready) = (grid(&self.pieces[at]), RowsReady::default());
-            }
+    /// `args` are operands valid for all pieces side by side, but for `w`; `scratch` is this worker's and `quantized` the team's, both
+    /// as long as asked.
+    pub(super) unsafe fn run_pieces(
+        &self,
+        team: &Team<'_>,
+        args: &LinearArgs,
+        scratch: *mut f32,
+        quantized: *mut u8,
+    ) {
+        let piece = |at: usize| {
             let (kernel, weights) = &self.pieces[at];
+            let column: usize = self.pieces[..at].iter().map(|(_, before)| before.layout().outputs()).sum();
             let from = |p: *const f32| if p.is_null() { p } else { p.wrapping_add(column) };
             let args = LinearArgs {
                 w: weights.bytes().as_ptr(),
@@ -106,9 +103,15 @@ impl LinearStep {
                 out: args.out.wrapping_add(column),
                 ..*args
             };
-            // SAFETY: the caller guarantees the operands, of which these are the piece's columns; each tile is claimed by one worker.
-            unsafe { kernel.run_tile(&args, &current, tile - base, scratch, &mut ready) };
-        }
+            (kernel, args)
+        };
+        // SAFETY: the caller guarantees the operands, of which these are the piece's columns, and the scratch.
+        unsafe { side_by_side(team, self.pieces.len(), piece, scratch, quantized) };
+    }
+
+    /// Bytes of quantised rows that workers share for so many rows.
+    pub(super) fn quantized_bytes(&self, rows: usize) -> usize {
+        quantized_bytes(self.pieces.iter().map(|(kernel, _)| kernel), rows)
     }
 
     /// The layer's arguments for a run; an error if rows or widths of the operands do not fit.
@@ -135,6 +138,7 @@ impl LinearStep {
             out: run.pointer::<f32>(&self.out),
             out_stride: run.stride(&self.out),
             activation: self.activation,
+            quantized: null(),
         })
     }
 }
@@ -153,14 +157,19 @@ impl Step for LinearStep {
     }
 
     fn worker_scratch(&self, _sizes: &[usize]) -> usize {
-        self.pieces.iter().map(|(kernel, _)| kernel.scratch_len()).max().unwrap_or(0) * size_of::<f32>()
+        self.pieces.iter().map(|(kernel, _)| kernel.scratch_len_beside()).max().unwrap_or(0)
+            * size_of::<f32>()
+    }
+
+    fn shared_scratch(&self, sizes: &[usize], _workers: usize) -> usize {
+        self.quantized_bytes(self.x.rows(sizes))
     }
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
         let args = self.args(run)?;
         // SAFETY: the launch checked that every operand lies in its region; `args` checked widths and rows; the weights have
-        // their kernels' layouts and the bias its length (checked in `new`); the scratch is this worker's and as long as asked.
-        unsafe { self.run_pieces(team, &args, run.worker_scratch(team)) };
+        // their kernels' layouts and the bias its length (checked in `new`); both kinds of scratch are as long as asked.
+        unsafe { self.run_pieces(team, &args, run.worker_scratch(team), run.shared_scratch()) };
         Ok(())
     }
 
@@ -170,7 +179,7 @@ impl Step for LinearStep {
 
     fn read_ahead(&self, run: &Run<'_>, team: &Team<'_>, part: usize) -> bool {
         let (kernel, weights) = &self.pieces[0];
-        let grid = kernel.grid(run.rows(&self.x), team.count());
+        let grid = kernel.grid_beside(run.rows(&self.x), team.count());
         let first = kernel.first_bytes(&grid, team.index());
         let rest = weights.bytes().get(first).and_then(|bytes| bytes.get(part * READ_AHEAD_BYTES..));
         let Some(rest) = rest else { return false };

@@ -42,7 +42,8 @@ fn row_floats(parts: usize, rank: usize, n: usize) -> usize {
 
 /// Bytes of scratch that workers share for `rows` rows, adapters of at most `rank` and `n` columns of all parts.
 pub fn lora_shared_scratch(rows: usize, parts: usize, rank: usize, n: usize) -> usize {
-    rows.saturating_mul(row_floats(parts, rank, n)).saturating_mul(size_of::<f32>())
+    let floats = rows.saturating_mul(row_floats(parts, rank, n));
+    floats.saturating_mul(size_of::<f32>()).saturating_add(63) / 64 * 64
 }
 
 impl LoraLinearStep {
@@ -136,7 +137,9 @@ impl Step for LoraLinearStep {
 
     fn shared_scratch(&self, sizes: &[usize], _workers: usize) -> usize {
         let rank = self.adapters.iter().map(|a| sizes[a.dims[0]]).max().unwrap_or(0);
-        lora_shared_scratch(sizes[self.slots.dims[0]], self.parts.len(), rank, self.columns())
+        let rows = sizes[self.slots.dims[0]];
+        let updates = lora_shared_scratch(rows, self.parts.len(), rank, self.columns());
+        updates.saturating_add(self.linear.quantized_bytes(rows))
     }
 
     fn run(&self, run: &Run<'_>, team: &Team<'_>) -> Result<(), StepError> {
@@ -187,8 +190,11 @@ impl Step for LoraLinearStep {
         }
         team.barrier();
         let args = LinearArgs { addend: deltas, addend_stride: n, ..plain };
-        // SAFETY: as for `LinearStep`; the addend has `n` values for each row, written before the barrier.
-        unsafe { self.linear.run_pieces(team, &args, run.worker_scratch(team)) };
+        let updates = lora_shared_scratch(plain.m, self.parts.len(), rank, n);
+        let quantized = run.shared_scratch::<u8>().wrapping_add(updates);
+        // SAFETY: as for `LinearStep`; the addend has `n` values for each row, written before the barrier, and ends before the
+        // quantised rows.
+        unsafe { self.linear.run_pieces(team, &args, run.worker_scratch(team), quantized) };
         Ok(())
     }
 

@@ -304,6 +304,7 @@ fn linear_args(x: *const f32, x_stride: usize, out: *mut f32, out_stride: usize)
         out,
         out_stride,
         activation: Activation::None,
+        quantized: null(),
     }
 }
 

@@ -9,7 +9,7 @@ use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::linear::Linear;
 use rlx_graph::ops::lora_linear::LoraLinear;
 use rlx_graph::{Op, OpDef};
-use rlx_kernels::gemm::{Activation, LinearKernel, PackedMatrix};
+use rlx_kernels::gemm::{Activation, LinearKernel, PackedMatrix, quantized_bytes};
 use rlx_kernels::schedule::Step;
 use rlx_kernels::steps::linear::LinearStep;
 use rlx_tensor::{Dim, Shape};
@@ -85,12 +85,16 @@ pub(super) fn own_bytes_of(cx: &ShapeCx<'_>, op: &Linear, step: &StepSpec) -> us
     packed.chain(biases.iter().map(|place| cx.vector_bytes(place))).sum()
 }
 
-/// Bytes of scratch that each worker of a linear step needs.
-pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec) -> usize {
+/// Bytes of scratch that each worker of a linear step needs, and that they share.
+pub(super) fn scratch_of(cx: &ShapeCx<'_>, step: &StepSpec, sizes: &[usize]) -> (usize, usize) {
     let pieces = matrix_of(step).map_or(Vec::new(), |spec| spec.pieces());
     let layouts = pieces.iter().filter_map(|p| cx.matrix_layout(p).or_else(|| cx.constant_layout(p)));
-    let kernels = layouts.filter_map(|layout| LinearKernel::select(cx.isa, &layout, cx.products()));
-    kernels.map(|k| k.scratch_len() * size_of::<f32>()).max().unwrap_or(0)
+    let kernels: Vec<_> =
+        layouts.filter_map(|layout| LinearKernel::select(cx.isa, &layout, cx.products())).collect();
+    let x = &step.inputs[0].dims;
+    let rows = x[..x.len().saturating_sub(1)].iter().map(|dim| sizes[dim.index()]).product();
+    let each = kernels.iter().map(|k| k.scratch_len_beside() * size_of::<f32>()).max().unwrap_or(0);
+    (each, quantized_bytes(kernels.iter(), rows))
 }
 
 /// The step of a linear layer over a step's first operands; `None` where the kernels have no such layer.
@@ -151,10 +155,10 @@ impl CpuOp for CpuLinear {
         &self,
         cx: &ShapeCx<'_>,
         step: &StepSpec,
-        _sizes: &[usize],
+        sizes: &[usize],
         _workers: usize,
     ) -> Result<(usize, usize), BackendError> {
-        Ok((scratch_of(cx, step), 0))
+        Ok(scratch_of(cx, step, sizes))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {

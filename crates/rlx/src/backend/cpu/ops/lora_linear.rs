@@ -66,7 +66,8 @@ impl CpuOp for CpuLoraLinear {
         let size = |operand: usize| sizes[step.inputs[operand].dims[0].index()];
         let rank = (0..op.slots).map(|slot| size(op.adapter_at(slot))).max().unwrap_or(0);
         let shared = lora_shared_scratch(size(op.slots_at()), op.parts, rank, layout.n());
-        Ok((scratch_of(cx, step), shared))
+        let (each, quantized) = scratch_of(cx, step, sizes);
+        Ok((each, shared.saturating_add(quantized)))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
