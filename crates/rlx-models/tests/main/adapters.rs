@@ -8,6 +8,7 @@ use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
 use rlx_models::batch::{Batch, BatchEvent, BatchOptions, BatchRequest};
 use rlx_models::generate::{CancelToken, DecoderRuntime, SequenceStep, StepInputs};
+use rlx_models::gguf::export::{Scheme, export};
 use rlx_models::kv::{BlockPool, BlockTable};
 use rlx_models::runtime::DecoderRunner;
 use rlx_models::sampling::SamplingOptions;
@@ -127,6 +128,43 @@ fn a_batch_with_adapters_a_b_and_none_gives_each_row_the_bits_it_gets_alone() {
                 assert_eq!(bits(&last_logits(&model, &mut other, &[swapped])[0]), bits(expected));
             }
         }
+    }
+}
+
+/// An update in f32 beside weights in blocks: what it adds to the logits is what it adds to those of the folder, but for the blocks'
+/// error, and a row's bits are those it has alone.
+#[test]
+fn adapters_on_weights_in_blocks_add_what_they_add_to_the_folder() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (folder, path) = (data("models", "mixtral"), temporary.path().join("mixtral.gguf"));
+    export(&open_folder(&folder), &path, Scheme::named("Q8_0").unwrap(), |_, _| {}).unwrap();
+    let adapter = data("adapters", "mixtral");
+    let prompts = Golden::open(&adapter).ids("prompts");
+    let rows: Vec<(&[u32], Option<usize>)> =
+        prompts.iter().flat_map(|prompt| [(&prompt[..], Some(0)), (&prompt[..], None)]).collect();
+    let answers = |model: &Model| {
+        model.add_adapter("a", &adapter).unwrap();
+        let together = last_logits(model, &mut runner(model, &["a"], rows.len()), &rows);
+        for (row, expected) in rows.iter().zip(&together) {
+            let alone = last_logits(model, &mut runner(model, &["a"], 1), &[*row]).remove(0);
+            assert_eq!(bits(&alone), bits(expected), "slot {:?}", row.1);
+        }
+        together
+    };
+    let options = OpenOptions { threads: Some(2), ..OpenOptions::default() };
+    let blocks = Model::open_with(&path, &options).unwrap();
+    let found = answers(&blocks);
+    let adapted = blocks.adapted_graph().unwrap().executables.compiled().report().unwrap();
+    let kernels: Vec<&str> = adapted.steps.iter().map(|step| step.kernel.as_str()).collect();
+    assert!(kernels.iter().any(|kernel| kernel.starts_with("lora_linear_q8_0")), "{kernels:?}");
+    let expected = answers(&open_on(&folder, Isa::detect(), 2));
+    for (found, expected) in found.chunks(2).zip(expected.chunks(2)) {
+        let added =
+            |pair: &[Vec<f32>]| -> Vec<f32> { pair[0].iter().zip(&pair[1]).map(|(a, b)| a - b).collect() };
+        let (found, expected) = (added(found), added(expected));
+        let worst = largest_difference(&found, &expected) / range(&expected);
+        println!("{worst:.1e}");
+        assert!(worst <= 0.05, "{worst}");
     }
 }
 

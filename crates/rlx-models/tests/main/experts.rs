@@ -3,6 +3,7 @@
 use crate::goldens::{Golden, open_folder};
 use rlx::memory::experts::{ExpertPolicy, ExpertStats, ExpertTrace, replay};
 use rlx_models::generate::{DecoderRuntime, SequenceStep, StepInputs};
+use rlx_models::gguf::export::{Scheme, export};
 use rlx_models::kv::{BlockPool, BlockTable};
 use rlx_models::{Built, Model, ModelError, OpenOptions, PlanRequest};
 use std::path::{Path, PathBuf};
@@ -58,6 +59,33 @@ fn every_budget_from_one_expert_up_gives_the_bits_of_all_in_memory() {
                 let model = open(&folder, threads, Some(budget));
                 assert_eq!(bits(&model, &prompt), expected, "{name}, {budget} experts, {threads} threads");
                 assert_eq!(bits(&model, &prompt), expected, "{name}, {budget} experts, again");
+            }
+        }
+    }
+}
+
+/// Q8_0 blocks where rows are whole ones: gate and up of these checkpoints, and attention.
+#[test]
+fn experts_of_blocks_give_the_bits_of_all_in_memory_within_any_budget() {
+    let temporary = tempfile::tempdir().unwrap();
+    for name in ["mixtral", "qwen3-moe"] {
+        let path = temporary.path().join(format!("{name}.gguf"));
+        export(&open_folder(&data(name)), &path, Scheme::named("Q8_0").unwrap(), |_, _| {}).unwrap();
+        let open = |threads, expert_budget| {
+            let options = OpenOptions { threads: Some(threads), expert_budget, ..OpenOptions::default() };
+            Model::open_with(&path, &options).unwrap()
+        };
+        let prompt = prompt(&data(name));
+        let resident = open(2, None);
+        let experts = experts_of(&resident);
+        let expected = bits(&resident, &prompt);
+        let report = resident.compiled().report().unwrap();
+        let kernels: Vec<&str> = report.steps.iter().map(|step| step.kernel.as_str()).collect();
+        assert!(kernels.iter().any(|kernel| kernel.starts_with("moe_linear_q8_0")), "{name}: {kernels:?}");
+        for budget in 1..=experts {
+            for threads in [1, 2] {
+                let model = open(threads, Some(budget));
+                assert_eq!(bits(&model, &prompt), expected, "{name}, {budget} experts, {threads} threads");
             }
         }
     }
