@@ -29,7 +29,7 @@ pub struct Shared {
     /// Precision of matrix products [default: bf16 for a bf16 checkpoint where the CPU has vdpbf16ps, else f32]
     #[arg(long, global = true)]
     pub precision: Option<Precision>,
-    /// Element type of key and value caches [default: f32]
+    /// Element type of key and value caches [default: f16 for a file with quantised weights, else f32]
     #[arg(long, global = true, value_name = "TYPE")]
     pub cache_type: Option<CacheType>,
     /// Device to run on, such as cpu [default: chosen among those that can run the model]

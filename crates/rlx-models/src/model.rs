@@ -48,7 +48,8 @@ pub struct OpenOptions {
     pub isa: Option<Isa>,
     /// Precision of matrix products. If not given: bf16 for a bf16 folder where the CPU has `vdpbf16ps`, else f32.
     pub precision: Option<Precision>,
-    /// Element type of KV caches, F32, F16, BF16 or Q8_0 (8-bit integers, 32 elements of a head with one scale): F32 if not given.
+    /// Element type of KV caches, F32, F16, BF16 or Q8_0 (8-bit integers, 32 elements of a head with one scale). If not given: F16
+    /// for a GGUF file with weights in blocks, else F32.
     pub cache_dtype: Option<DType>,
     /// Element type that adapters are held in, F32 or BF16: F32 if not given, which keeps every stored value.
     pub adapter_dtype: Option<DType>,
@@ -336,7 +337,7 @@ impl Model {
         cache: Option<AotCache>,
     ) -> Result<Self> {
         let weights = model.weights();
-        let choices = build_options(options, Convention::Gguf);
+        let choices = build_options(options, Convention::Gguf, default_cache(weights.as_ref())?);
         let built = build(&model.config()?, weights.as_ref(), model.sentence(), &choices)?;
         let (tokenizer, writer) = kept::tokenizer(model, vocab_of(&built))?;
         let tokenizer = match &built {
@@ -403,7 +404,7 @@ impl Model {
         backend: Arc<dyn Backend>,
         cache: Option<AotCache>,
     ) -> Result<Self> {
-        let build = build_options(options, Convention::Hub);
+        let build = build_options(options, Convention::Hub, DType::F32);
         let built = build_folder(&folder, weights.as_ref(), &build)?;
         let tokenizer = open_tokenizer(&folder, &built)?;
         Self::on_built(folder, weights, options, (backend, cache), built, tokenizer)
@@ -840,8 +841,18 @@ fn plan_at(built: &Built, tokens: usize) -> DimBinding {
     }
 }
 
-fn build_options(options: &OpenOptions, convention: Convention) -> BuildOptions {
-    let cache_dtype = options.cache_dtype.unwrap_or(DType::F32);
+/// F16 beside weights in blocks, whose error is far above a cache's; else F32.
+fn default_cache(weights: &dyn WeightLoader) -> Result<DType> {
+    for name in weights.names() {
+        if weights.shape(name)?.is_some_and(|shape| shape.dtype().block().0 > 1) {
+            return Ok(DType::F16);
+        }
+    }
+    Ok(DType::F32)
+}
+
+fn build_options(options: &OpenOptions, convention: Convention, cache: DType) -> BuildOptions {
+    let cache_dtype = options.cache_dtype.unwrap_or(cache);
     let namespace = options.beside.as_ref().map_or(String::new(), |beside| beside.namespace().to_owned());
     BuildOptions { cache_dtype, convention, namespace, ..BuildOptions::default() }
 }
