@@ -7,6 +7,7 @@
 
 mod attention;
 pub(crate) mod blocks;
+pub(crate) mod cache;
 mod elementwise;
 mod few;
 mod flash;

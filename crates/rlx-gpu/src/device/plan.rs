@@ -3,9 +3,10 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
-use crate::lower::{Amount, Extents, Guard, Launch, LowerCx, resident};
+use crate::lower::{Amount, Extents, Guard, Launch, LowerCx, cache, resident};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, Lir, Template};
+use rlx_tensor::quant::Q8Head;
 use rlx_tensor::{DType, Symbol};
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(super) struct Plan {
     pub dtypes: Vec<Option<DType>>,
     /// Buffers of states that stay on the device.
     pub resident: Arc<[bool]>,
+    /// Of those, how heads of integers are made.
+    pub caches: Vec<Option<Q8Head>>,
     scratch: Vec<Amount>,
 }
 
@@ -55,7 +58,8 @@ impl Plan {
         let dtypes = super::layout::buffer_dtypes(template)?;
         let resident = resident(template);
         let LowerCx { launches, guards, scratch, .. } = cx;
-        Ok(Plan { kernel_of, kernels, dtypes, resident, scratch, launches, guards })
+        let caches = cache::caches(template);
+        Ok(Plan { kernel_of, kernels, dtypes, resident, caches, scratch, launches, guards })
     }
 
     /// Where a specialisation's buffers stand.
@@ -70,8 +74,11 @@ impl Plan {
         let ids = lir.template().buffer_ids().map(|(id, _)| id).zip(&self.dtypes);
         let wider = ids.filter(|(id, _)| self.resident[id.index()]).map(|(id, dtype)| {
             let bytes = lir.buffer_bytes(id);
-            let elements = bytes / dtype.and_then(DType::element_bytes).unwrap_or(4);
-            (elements * 4).saturating_sub(bytes)
+            let words = match self.caches[id.index()] {
+                Some(head) => bytes / head.bytes() * head.positions * cache::head_words(head.dim),
+                None => bytes / dtype.and_then(DType::element_bytes).unwrap_or(4),
+            };
+            (words * 4).saturating_sub(bytes)
         });
         wider.sum()
     }

@@ -1,5 +1,6 @@
 //! Attention: a launch that appends the run's keys and values to the cache, if there is one, then one of the forms of [`super::flash`].
 
+use super::cache::{encode, in_words};
 use super::whole::is_narrow;
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, element};
 use crate::ir::{BinaryFn, Value, ViewId};
@@ -8,7 +9,8 @@ use rlx::plan::StepSpec;
 use rlx_graph::OpDef;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::attention::{Attention, BLOCK};
-use rlx_tensor::Shape;
+use rlx_tensor::quant::CACHE_GROUP;
+use rlx_tensor::{DType, Shape};
 
 /// Elements of a head at most: each lane keeps one in so many.
 const MAX_HEAD: usize = 8 * LANES as usize;
@@ -45,16 +47,23 @@ impl GpuOp for GpuAttention {
     }
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
-        let fits = op.as_any().downcast_ref::<Attention>().is_some_and(|a| a.head_dim <= MAX_HEAD);
-        fits && inputs.iter().chain(outputs).all(|s| element(s.dtype()).is_some() && !is_narrow(s.dtype()))
+        let Some(op) = op.as_any().downcast_ref::<Attention>() else { return false };
+        let caches = op.past_at().map_or(inputs.len(), |past| past + 2);
+        let (inputs, caches) = inputs.split_at(caches.min(inputs.len()));
+        let held = |s: &&Shape| element(s.dtype()).is_some() && !is_narrow(s.dtype());
+        op.head_dim <= MAX_HEAD
+            && inputs.iter().chain(outputs).all(held)
+            && caches.iter().all(|s| held(s) || s.dtype() == DType::U8)
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Attention>().ok_or_else(|| cx.mismatched())?.clone();
         let (from, to) = (cx.inputs(step), cx.operand(&step.outputs[0]));
         let parts = Parts { op: &op, from: &from };
-        if op.cache {
-            parts.append(cx)?;
+        match parts.is_quantised() {
+            true => parts.append_integers(cx)?,
+            false if op.cache => parts.append(cx)?,
+            false => {}
         }
         parts.launch(cx, &to)
     }
@@ -69,14 +78,22 @@ impl Parts<'_> {
         self.from[0].dims[0].clone()
     }
 
+    /// Whether the cache is of 8-bit integers.
+    pub fn is_quantised(&self) -> bool {
+        self.op.past_at().is_some_and(|at| self.from[at + 2].dtype == DType::U8)
+    }
+
     /// The cache's views; `write` chooses what may be done with keys and values.
     pub fn cache(&self, d: &mut Draft<'_>, write: bool) -> Option<Cache> {
         let at = self.op.past_at()?;
         let (table, keys, values) = (&self.from[at + 1], &self.from[at + 2], &self.from[at + 3]);
         let (width, blocks) = (table.dims[1].clone(), keys.dims[0].clone());
         let table = d.read(table);
-        let (keys, values) =
-            if write { (d.write(keys), d.write(values)) } else { (d.read(keys), d.read(values)) };
+        let (dim, quantised) = (self.op.head_dim, self.is_quantised());
+        let [keys, values] = [(keys, true), (values, false)].map(|(cache, of_keys)| {
+            let cache = if quantised { in_words(cache, dim, of_keys) } else { cache.clone() };
+            if write { d.write(&cache) } else { d.read(&cache) }
+        });
         Some(Cache { table, keys, values, width, blocks })
     }
 
@@ -137,6 +154,26 @@ impl Parts<'_> {
         (block, d.b.and(mask, there))
     }
 
+    /// Where the cache has the row of a run: sequences' block, head and place in the block, and whether it has one.
+    fn behind_past(
+        &self,
+        cx: &mut LowerCx<'_>,
+        d: &mut Draft<'_>,
+        cache: &Cache,
+        row: Value,
+        inside: Value,
+    ) -> ([Value; 2], Value) {
+        let sequence = self.sequence(cx, d, row, inside);
+        let behind = d.b.sub(row, sequence.start);
+        let position = d.b.add(sequence.past, behind);
+        let (block, there) = self.block(d, cache, sequence.number, position);
+        let slot = cx.guard(d, "the block table has no room for the run's positions");
+        d.b.check(there, inside, slot);
+        let low = d.b.int(BLOCK as i32 - 1);
+        let within = d.b.binary(BinaryFn::And, position, low);
+        ([block, within], d.b.and(inside, there))
+    }
+
     /// Writes the run's keys and values behind the past: a lane an element.
     fn append(&self, cx: &mut LowerCx<'_>) -> Result<(), BackendError> {
         let op = self.op;
@@ -145,17 +182,8 @@ impl Parts<'_> {
         let v = heads(&self.from[2], op.kv_heads, op.head_dim);
         let linear = d.linear();
         let (at, inside) = d.coordinates(linear, &k.dims);
-        let row = at[0];
-        let sequence = self.sequence(cx, &mut d, row, inside);
-        let behind = d.b.sub(row, sequence.start);
-        let position = d.b.add(sequence.past, behind);
         let Some(cache) = self.cache(&mut d, true) else { return Err(cx.mismatched()) };
-        let (block, there) = self.block(&mut d, &cache, sequence.number, position);
-        let slot = cx.guard(&mut d, "the block table has no room for the run's positions");
-        d.b.check(there, inside, slot);
-        let mask = d.b.and(inside, there);
-        let low = d.b.int(BLOCK as i32 - 1);
-        let within = d.b.binary(BinaryFn::And, position, low);
+        let ([block, within], mask) = self.behind_past(cx, &mut d, &cache, at[0], inside);
         let dtype = self.from[op.past_at().unwrap_or_default() + 2].dtype;
         let (keys, values) = (d.read(&k), d.read(&v));
         let key = d.b.load(keys, &at, Some(inside));
@@ -165,5 +193,43 @@ impl Parts<'_> {
         let value = d.rounded(dtype, value);
         d.b.store(cache.values, &[block, at[1], within, at[2]], value, Some(mask));
         cx.launch(d, Amount::product(&k.dims).ceil_div(LANES as usize))
+    }
+
+    /// As [`Parts::append`], of a cache of integers: a lane a group of elements.
+    fn append_integers(&self, cx: &mut LowerCx<'_>) -> Result<(), BackendError> {
+        let op = self.op;
+        let mut d = cx.draft("attention_append_q8");
+        let of = |from: &Operand| {
+            let groups = op.head_dim / CACHE_GROUP;
+            heads(from, op.kv_heads, op.head_dim).split_last(groups, Amount::Known(CACHE_GROUP))
+        };
+        let (k, v) = (of(&self.from[1]), of(&self.from[2]));
+        let linear = d.linear();
+        let (at, inside) = d.coordinates(linear, &k.dims[..3]);
+        let Some(cache) = self.cache(&mut d, true) else { return Err(cx.mismatched()) };
+        let ([block, within], mask) = self.behind_past(cx, &mut d, &cache, at[0], inside);
+        let extent = d.size(&Amount::Known(super::cache::head_words(op.head_dim)));
+        let size = d.b.int(super::cache::GROUP_WORDS as i32);
+        let first = d.b.mul(at[2], size);
+        for (from, to, of_keys) in [(&k, cache.keys, true), (&v, cache.values, false)] {
+            let view = d.read(from);
+            let count = d.size(&from.dims[3]);
+            let element = |d: &mut Draft<'_>, i: usize| {
+                let i = d.b.int(i as i32);
+                let known = d.b.within(i, count);
+                let mask = d.b.and(inside, known);
+                d.b.load(view, &[at[0], at[1], at[2], i], Some(mask))
+            };
+            let values: Vec<Value> = (0..CACHE_GROUP).map(|i| element(&mut d, i)).collect();
+            for (i, word) in encode(&mut d, &values).into_iter().enumerate() {
+                let i = d.b.int(i as i32);
+                let own = d.b.add(first, i);
+                let known = d.b.within(own, extent);
+                let mask = d.b.and(mask, known);
+                let place = if of_keys { [block, at[1], own, within] } else { [block, at[1], within, own] };
+                d.b.store(to, &place, word, Some(mask));
+            }
+        }
+        cx.launch(d, Amount::product(&k.dims[..3]).ceil_div(LANES as usize))
     }
 }

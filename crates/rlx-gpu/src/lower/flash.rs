@@ -4,6 +4,7 @@
 //! and next to any others. Values that are not finite spread within a unit.
 
 use super::attention::{Cache, Parts, heads};
+use super::cache;
 use super::elementwise::tanh;
 use super::{Amount, Draft, LANES, LowerCx, Operand};
 use crate::ir::{Access, BinaryFn, Element, TileId, UnaryFn, Value, ViewId};
@@ -353,6 +354,9 @@ impl<'p> Flash<'p> {
             let mask = d.b.and(mask, within);
             return d.b.load_wide(keys, &[place, self.kv_head, i], 4, Some(mask));
         }
+        if let Some(cache) = self.cache.as_ref().filter(|_| self.parts.is_quantised()) {
+            return self.coded_key(d, cache, [place, position, i], mask);
+        }
         (0..4)
             .map(|by| {
                 let by = d.b.int(by);
@@ -369,6 +373,46 @@ impl<'p> Flash<'p> {
                 }
             })
             .collect()
+    }
+
+    /// Elements `i ..` of a key of integers, four of them, which stand in one word.
+    fn coded_key(
+        &self,
+        d: &mut Draft<'_>,
+        cache: &Cache,
+        [place, position, i]: [Value; 3],
+        mask: Value,
+    ) -> Vec<Value> {
+        let low = d.b.int(BLOCK as i32 - 1);
+        let own = d.b.binary(BinaryFn::And, position, low);
+        let at = |word: Value| [place, self.kv_head, word, own];
+        let dim = self.parts.op.head_dim;
+        let (first, within) = cache::group_of(d, i);
+        let (word, _) = cache::word_of(d, within);
+        let word = d.b.add(first, word);
+        let scale = cache::load(d, cache.keys, at, (first, dim), mask);
+        let codes = cache::load(d, cache.keys, at, (word, dim), mask);
+        let one = |byte: i32| {
+            let byte = d.b.int(byte);
+            cache::scaled(d, codes, byte, scale)
+        };
+        (0..4).map(one).collect()
+    }
+
+    /// An element of a value.
+    fn value(&self, d: &mut Draft<'_>, view: ViewId, row: &[Value], i: Value, mask: Value) -> Value {
+        if !self.parts.is_quantised() {
+            let at: Vec<Value> = row.iter().copied().chain([i]).collect();
+            return d.b.load(view, &at, Some(mask));
+        }
+        let at = |word: Value| [row[0], row[1], row[2], word];
+        let dim = self.parts.op.head_dim;
+        let (first, within) = cache::group_of(d, i);
+        let (word, byte) = cache::word_of(d, within);
+        let word = d.b.add(first, word);
+        let scale = cache::load(d, view, at, (first, dim), mask);
+        let codes = cache::load(d, view, at, (word, dim), mask);
+        cache::scaled(d, codes, byte, scale)
     }
 
     /// Puts the scores of a unit: a lane has two keys and all queries.
@@ -599,8 +643,7 @@ impl<'p> Flash<'p> {
                     let powers = self.take_all(d, self.tiles.score, own, half * LANES);
                     for (&(i, mask), sums) in slices.iter().zip(sums.chunks_mut(queries)) {
                         let mask = d.b.and(mask, there);
-                        let at: Vec<Value> = row.iter().copied().chain([i]).collect();
-                        let value = d.b.load(view, &at, Some(mask));
+                        let value = self.value(d, view, &row, i, mask);
                         for (sum, &power) in sums.iter_mut().zip(&powers) {
                             *sum = d.b.fma(power, value, *sum);
                         }

@@ -2,13 +2,15 @@
 
 use crate::cpu::{check_decoder, check_encoder, open, stepped};
 use crate::gguf::{patched, unchanged, written};
-use crate::goldens::{Golden, folders, largest_difference, name_of, range};
+use crate::goldens::{Golden, folders, largest_difference, name_of, open_folder, range};
 use rlx::backend::reference::ReferenceBackend;
 use rlx::backend::{Backend, DeviceProbe, Traffic};
 use rlx::config::{ByteSize, Config};
 use rlx_models::gguf::GgufModel;
 use rlx_models::sampling::SamplingOptions;
 use rlx_models::{Built, Model, OpenOptions, TextOptions};
+use rlx_tensor::DType;
+use std::path::Path;
 use std::sync::Arc;
 
 #[test]
@@ -126,4 +128,29 @@ fn tokens_are_chosen_on_the_first_adapter() {
             println!("{name}, {count} largest: {} bytes up, {} down a token", step.up, step.down);
         }
     }
+}
+
+/// A cache of 8-bit integers on a device: the same bits however a prompt is cut, and what the reference gives, but for integers that rounding
+/// makes others.
+#[test]
+fn a_cache_of_integers_on_the_first_adapter() {
+    let Some(provider) = rlx_gpu::provider() else {
+        println!("skipped: this build has no devices (`--features rlx-gpu/wgpu`)");
+        return;
+    };
+    let backend: Arc<dyn Backend> = provider.open(0, &Config::default()).unwrap();
+    let options = OpenOptions { cache_dtype: Some(DType::Q8_0), ..OpenOptions::default() };
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let open = |backend| Model::on_backend(open_folder(&demo), &options, backend).unwrap();
+    let (device, reference) = (open(backend), open(Arc::new(ReferenceBackend::default())));
+    let Built::Decoder(decoder) = device.built() else { panic!("the demo is a decoder") };
+    let vocab = decoder.info.vocab as u32;
+    let prompt: Vec<u32> = (0..70).map(|i| 3 + (i * i + 7 * i) % (vocab - 3)).collect();
+    let (long, short) = (stepped(&device, decoder, &prompt, 35), stepped(&device, decoder, &prompt, 7));
+    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&long[1]), bits(&short[9]));
+    let expected = stepped(&reference, decoder, &prompt, 35).concat();
+    let worst = largest_difference(&long.concat(), &expected) / range(&expected);
+    println!("a cache of integers: {worst:.1e}");
+    assert!(worst <= 1e-3, "logits differ by {worst} of their range");
 }
