@@ -14,19 +14,20 @@ mod states;
 mod words;
 
 use crate::ir::Kernel;
-use crate::lower::find;
+use crate::lower::{Band, Bound, find};
 use context::DeviceContext;
 use driver::{Driver, exhausted};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
 use rlx::backend::{Backend, BackendError, Context, KernelChoice, Program, Traffic};
-use rlx::plan::{BufferId, BufferKind, Lir, PlanTarget, Template};
+use rlx::plan::{BufferKind, Lir, PlanTarget, Template};
 use rlx::weights::{WeightHandle, WeightRegistry};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
 use rlx_tensor::Shape;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -55,7 +56,7 @@ fn shared<K: std::hash::Hash + Eq, V>(
 struct OpenDevice<D: Driver> {
     driver: D,
     name: String,
-    weights: Shared<(WeightHandle, u64), D::Buffer>,
+    weights: Shared<(WeightHandle, u64, Option<Band>), D::Buffer>,
     kernels: Shared<String, D::Kernel>,
     moved: Moved,
 }
@@ -180,7 +181,7 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
-        let plan = Plan::of(lir.template())?;
+        let plan = Plan::of(lir.template(), self.0.driver.limits().binding_words)?;
         let arena = (plan.layout(lir).words * 4).saturating_sub(lir.arena_bytes());
         Ok(arena + plan.widening(lir))
     }
@@ -190,13 +191,11 @@ impl<D: Driver> Backend for DeviceBackend<D> {
         template: &Arc<Template>,
         weights: &WeightRegistry,
     ) -> Result<Arc<dyn Program>, BackendError> {
-        let plan = Plan::of(template)?;
-        let mut bound: Vec<Option<Arc<D::Buffer>>> = vec![None; template.buffers().len()];
-        for launch in &plan.launches {
-            for &buffer in &launch.weights {
-                if bound[buffer.index()].is_none() {
-                    bound[buffer.index()] = Some(self.weight(template, buffer, weights)?);
-                }
+        let plan = Plan::of(template, self.0.driver.limits().binding_words)?;
+        let mut bound: HashMap<Bound, Arc<D::Buffer>> = HashMap::new();
+        for &weight in plan.launches.iter().flat_map(|launch| &launch.weights) {
+            if let Entry::Vacant(place) = bound.entry(weight) {
+                place.insert(self.weight(template, weight, weights)?);
             }
         }
         let kernels = self.0.compile(&plan.kernels)?;
@@ -206,17 +205,25 @@ impl<D: Driver> Backend for DeviceBackend<D> {
 }
 
 impl<D: Driver> DeviceBackend<D> {
-    /// A param or large constant on the device; uploaded if no program holds this version of it.
+    /// A param or large constant on the device, or a band of it; uploaded if no program holds this version of it.
     fn weight(
         &self,
         template: &Template,
-        buffer: BufferId,
+        Bound { buffer, band }: Bound,
         weights: &WeightRegistry,
     ) -> Result<Arc<D::Buffer>, BackendError> {
+        let own = |bytes: &'_ [u8]| match band {
+            None => 0..bytes.len(),
+            Some(Band { first, count, of, .. }) => {
+                let line = bytes.len() / of.max(1);
+                first * line..(first + count) * line
+            }
+        };
         let at = match &template.buffers()[buffer.index()].kind {
             BufferKind::Param(at) => *at,
             BufferKind::Const(tensor) => {
-                let words = words::packed("a constant", tensor.dtype(), tensor.bytes())?;
+                let bytes = tensor.bytes();
+                let words = words::packed("a constant", tensor.dtype(), &bytes[own(bytes)])?;
                 return Ok(Arc::new(self.0.upload("a constant", &words)?));
             }
             _ => return Err(BackendError::Unset { name: buffer.to_string() }),
@@ -225,8 +232,9 @@ impl<D: Driver> DeviceBackend<D> {
         let name = &param.name;
         let handle = weights.lookup(name).ok_or_else(|| BackendError::Unset { name: name.clone() })?;
         let guard = weights.guard(handle)?;
-        shared(&self.0.weights, (handle, guard.entry().version()), || {
-            self.0.upload(name, &words::packed(name, param.shape.dtype(), guard.bytes())?)
+        shared(&self.0.weights, (handle, guard.entry().version(), band), || {
+            let bytes = guard.bytes();
+            self.0.upload(name, &words::packed(name, param.shape.dtype(), &bytes[own(bytes)])?)
         })
     }
 }
@@ -237,7 +245,7 @@ struct Loaded<D: Driver> {
     template: Arc<Template>,
     plan: Plan,
     kernels: Vec<Arc<D::Kernel>>,
-    weights: Vec<Option<Arc<D::Buffer>>>,
+    weights: HashMap<Bound, Arc<D::Buffer>>,
 }
 
 struct DeviceProgram<D: Driver>(Arc<Loaded<D>>);

@@ -157,11 +157,31 @@ pub(crate) fn contiguous(dims: &[Amount]) -> Vec<Amount> {
     (0..dims.len()).map(|axis| Amount::product(&dims[axis + 1..])).collect()
 }
 
+/// Some lines of a weight that is too large for one binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Band {
+    pub first: usize,
+    pub count: usize,
+    /// Lines of the weight.
+    pub of: usize,
+    /// Words of the band on the device.
+    pub words: usize,
+}
+
+/// A weight that a kernel binds, or a band of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Bound {
+    pub buffer: BufferId,
+    pub band: Option<Band>,
+}
+
 /// Where a view of a kernel stands.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     /// `None` for memory that holds something between two launches of one step only.
     pub buffer: Option<BufferId>,
+    /// The lines of a weight that it is of, if it is not of all.
+    pub band: Option<Band>,
     pub base: Amount,
     pub strides: Vec<Amount>,
 }
@@ -173,7 +193,7 @@ pub(crate) struct Launch {
     pub kernel: Arc<Kernel>,
     pub sizes: Vec<Amount>,
     pub views: Vec<Source>,
-    pub weights: Vec<BufferId>,
+    pub weights: Vec<Bound>,
     /// States that stay on the device, bound behind the weights.
     pub states: Vec<BufferId>,
     pub programs: Amount,
@@ -196,6 +216,8 @@ pub(crate) struct Operand {
     pub base: Amount,
     pub dims: Vec<Amount>,
     pub strides: Vec<Amount>,
+    /// The lines of a weight that it is, if it is not all of it.
+    pub band: Option<Band>,
 }
 
 impl Operand {
@@ -261,6 +283,8 @@ pub(crate) struct LowerCx<'t> {
     kernels: HashMap<String, Arc<Kernel>>,
     /// Whether products of weights of 16 bits are for matrix units, which round the other operand too.
     pub matrix_units: bool,
+    /// Words that one binding may have.
+    pub binding_words: usize,
     /// Words that steps need between their launches; one place serves all.
     pub scratch: Vec<Amount>,
     pub launches: Vec<Launch>,
@@ -271,7 +295,8 @@ impl<'t> LowerCx<'t> {
     pub fn new(template: &'t Template) -> Self {
         let (kernels, resident) = (HashMap::new(), resident(template));
         let (scratch, launches, guards) = (Vec::new(), Vec::new(), Vec::new());
-        Self { template, resident, step: 0, kernels, matrix_units: false, scratch, launches, guards }
+        let (matrix_units, binding_words) = (false, usize::MAX);
+        Self { template, resident, step: 0, kernels, matrix_units, binding_words, scratch, launches, guards }
     }
 
     /// Lowers a step.
@@ -325,7 +350,32 @@ impl<'t> LowerCx<'t> {
             }
         }
         let base = Amount::Known(place.offset);
-        Operand { buffer: place.buffer, dtype: place.dtype, base, dims, strides }
+        Operand { buffer: place.buffer, dtype: place.dtype, base, dims, strides, band: None }
+    }
+
+    /// A weight of lines that stand one after another, in as few bands as bindings hold; anything else as it is.
+    pub fn bands(&self, operand: &Operand) -> Vec<Operand> {
+        let ([Amount::Known(of), Amount::Known(k)], true) =
+            (operand.dims.as_slice(), is_weight(self.template, operand.buffer))
+        else {
+            return vec![operand.clone()];
+        };
+        let whole = operand.base == Amount::Known(0) && operand.strides == contiguous(&operand.dims);
+        let words = |lines: usize| blocks::weight_words(operand.dtype, lines * k);
+        if !whole || words(*of) <= self.binding_words {
+            return vec![operand.clone()];
+        }
+        // Planes of blocks, and pairs of halves, fill whole words in 32 lines.
+        let most = self.binding_words / words(32).max(1) * 32;
+        let band = |first: usize| {
+            let count = most.min(of - first);
+            let band = Some(Band { first, count, of: *of, words: words(count) });
+            Operand { dims: vec![Amount::Known(count), Amount::Known(*k)], band, ..operand.clone() }
+        };
+        match most {
+            0 => vec![operand.clone()],
+            _ => (0..*of).step_by(most).map(band).collect(),
+        }
     }
 
     pub fn inputs(&self, step: &StepSpec) -> Vec<Operand> {
@@ -402,7 +452,7 @@ pub(crate) struct Draft<'t> {
     resident: Arc<[bool]>,
     sizes: Vec<Amount>,
     views: Vec<Source>,
-    weights: Vec<BufferId>,
+    weights: Vec<Bound>,
     states: Vec<BufferId>,
     /// A packed type whose elements were to be read one by one.
     misread: Option<DType>,
@@ -461,14 +511,14 @@ impl Draft<'_> {
         // Blocks that are no longer packed are floats.
         let other = if blocks::is_blocks(operand.dtype) { Element::F32 } else { Element::I32 };
         let element = element(operand.dtype).unwrap_or(other);
-        let binding = self.binding(operand.buffer);
+        let binding = self.binding(operand);
         let storage = match (binding, operand.dtype) {
             (Binding::Weight(_), DType::F16) => Storage::HalfPair,
             (Binding::Weight(_), DType::BF16) => Storage::BrainPair,
             _ => Storage::Word(element),
         };
         let (base, strides) = (operand.base.clone(), operand.strides.clone());
-        self.views.push(Source { buffer: Some(operand.buffer), base, strides });
+        self.views.push(Source { buffer: Some(operand.buffer), band: operand.band, base, strides });
         self.b.view(binding, storage, access, &extents)
     }
 
@@ -484,25 +534,26 @@ impl Draft<'_> {
 
     fn stored(&mut self, operand: &Operand, storage: Storage) -> ViewId {
         let extents = self.sizes(&operand.dims);
-        let binding = self.binding(operand.buffer);
+        let binding = self.binding(operand);
         let (base, strides) = (operand.base.clone(), operand.strides.clone());
-        self.views.push(Source { buffer: Some(operand.buffer), base, strides });
+        self.views.push(Source { buffer: Some(operand.buffer), band: operand.band, base, strides });
         self.b.view(binding, storage, Access::Read, &extents)
     }
 
-    fn binding(&mut self, buffer: BufferId) -> Binding {
-        let position = |list: &mut Vec<BufferId>| {
-            let at = list.iter().position(|&known| known == buffer).unwrap_or_else(|| {
-                list.push(buffer);
+    fn binding(&mut self, operand: &Operand) -> Binding {
+        fn position<T: PartialEq>(list: &mut Vec<T>, wanted: T) -> u32 {
+            let at = list.iter().position(|known| *known == wanted).unwrap_or_else(|| {
+                list.push(wanted);
                 list.len() - 1
             });
             at as u32
-        };
+        }
+        let Operand { buffer, band, .. } = *operand;
         if is_weight(self.template, buffer) {
-            return Binding::Weight(position(&mut self.weights));
+            return Binding::Weight(position(&mut self.weights, Bound { buffer, band }));
         }
         if self.resident[buffer.index()] {
-            return Binding::State(position(&mut self.states));
+            return Binding::State(position(&mut self.states, buffer));
         }
         Binding::Arena
     }
@@ -510,7 +561,8 @@ impl Draft<'_> {
     /// Floats that hold something until the step's next launch, whose words [`LowerCx::scratch`] counts.
     pub fn scratch(&mut self, dims: &[Amount], base: &Amount, access: Access) -> ViewId {
         let extents = self.sizes(dims);
-        self.views.push(Source { buffer: None, base: base.clone(), strides: contiguous(dims) });
+        let (base, strides) = (base.clone(), contiguous(dims));
+        self.views.push(Source { buffer: None, band: None, base, strides });
         self.b.view(Binding::Arena, Storage::Word(Element::F32), access, &extents)
     }
 

@@ -1,5 +1,6 @@
 //! The backend held to the op cases, by the interpreter of kernels and, with the feature `wgpu`, on the first adapter there is.
 
+mod bands;
 mod conformance;
 mod faults;
 mod flash;

@@ -127,7 +127,7 @@ impl<D: Driver> DeviceContext<D> {
         let Self { arena, arguments, written, work, .. } = self;
         let bound = |launch: usize| {
             let launch = &plan.launches[launch];
-            let weights = launch.weights.iter().filter_map(|b| loaded.weights[b.index()].as_deref());
+            let weights = launch.weights.iter().filter_map(|bound| loaded.weights.get(bound).map(|b| &**b));
             weights.chain(launch.states.iter().filter_map(|&b| resident(b).map(Resident::buffer))).collect()
         };
         let calls = schedule.planned.iter().map(|planned| Call {

@@ -53,10 +53,7 @@ impl Layout {
             let (per, bytes) = dtype.map_or((1, 1), DType::block);
             let elements = lir.buffer_bytes(id) / bytes * per;
             match dtype {
-                Some(DType::F16 | DType::BF16) if is_weight(template, id) => elements.div_ceil(2),
-                Some(dtype) if is_weight(template, id) && blocks::is_blocks(*dtype) => {
-                    blocks::words(*dtype, elements)
-                }
+                Some(dtype) if is_weight(template, id) => blocks::weight_words(*dtype, elements),
                 _ => elements,
             }
         };

@@ -46,8 +46,10 @@ fn grid(programs: usize, most: usize) -> [usize; 2] {
 }
 
 impl Plan {
-    pub fn of(template: &Template) -> Result<Self, BackendError> {
+    /// The launches for a device whose bindings have at most so many words.
+    pub fn of(template: &Template, binding_words: usize) -> Result<Self, BackendError> {
         let mut cx = LowerCx::new(template);
+        cx.binding_words = binding_words;
         for (at, step) in template.steps().iter().enumerate() {
             cx.lower(at, step)?;
         }
@@ -123,7 +125,9 @@ impl Plan {
                 let end = match (view.binding, source.buffer) {
                     (_, None) => layout.scratch[1],
                     (Binding::Arena, Some(buffer)) => layout.end(buffer),
-                    (Binding::Weight(_), Some(buffer)) => layout.elements(buffer),
+                    (Binding::Weight(_), Some(buffer)) => {
+                        source.band.map_or_else(|| layout.elements(buffer), |band| band.words)
+                    }
                     (Binding::State(_), Some(buffer)) => state_words(buffer),
                 };
                 if launch.kernel.reach(view, &arguments) > end as u64 {

@@ -60,6 +60,15 @@ pub(crate) fn words(dtype: DType, elements: usize) -> usize {
     }
 }
 
+/// Words of an uploaded weight of any dtype.
+pub(crate) fn weight_words(dtype: DType, elements: usize) -> usize {
+    match dtype {
+        DType::F16 | DType::BF16 => elements.div_ceil(2),
+        _ if is_blocks(dtype) => words(dtype, elements),
+        _ => elements,
+    }
+}
+
 /// The first word of a plane.
 fn start(dtype: DType, at: usize, elements: usize) -> usize {
     planes(dtype)[..at].iter().map(|p| p.words(elements)).sum()

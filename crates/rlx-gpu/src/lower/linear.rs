@@ -83,19 +83,28 @@ impl GpuOp for GpuLinear {
             let matrices: Vec<Operand> = (part..part + each)
                 .map(|p| if op.transposed { from[1 + p].axes(&[1, 0]) } else { from[1 + p].clone() })
                 .collect();
-            let width = matrices[0].dims[0].clone();
-            let window =
-                |o: &Operand| Operand { dims: vec![o.dims[0].clone(), width.clone()], ..o.shifted(&start) };
-            let spec = Part {
-                x: &x,
-                matrices: &matrices,
-                biases: if op.bias { &from[op.bias_at() + part..op.bias_at() + part + each] } else { &[] },
-                residual: residual.as_ref().map(window),
-                to: window(&to),
-                activation: op.activation,
-            };
-            spec.launch(cx)?;
-            start = Amount::sum(&start, &width);
+            let biases: &[Operand] =
+                if op.bias { &from[op.bias_at() + part..op.bias_at() + part + each] } else { &[] };
+            let bands: Vec<Vec<Operand>> = matrices.iter().map(|m| cx.bands(m)).collect();
+            let mut behind = Amount::Known(0);
+            for at in 0..bands.iter().map(Vec::len).min().unwrap_or(0) {
+                let matrices: Vec<Operand> = bands.iter().map(|own| own[at].clone()).collect();
+                let width = matrices[0].dims[0].clone();
+                let window = |o: &Operand| Operand {
+                    dims: vec![o.dims[0].clone(), width.clone()],
+                    ..o.shifted(&start)
+                };
+                let spec = Part {
+                    x: &x,
+                    matrices: &matrices,
+                    biases: &biases.iter().map(|bias| bias.shifted(&behind)).collect::<Vec<_>>(),
+                    residual: residual.as_ref().map(window),
+                    to: window(&to),
+                    activation: op.activation,
+                };
+                spec.launch(cx)?;
+                (start, behind) = (Amount::sum(&start, &width), Amount::sum(&behind, &width));
+            }
         }
         Ok(())
     }

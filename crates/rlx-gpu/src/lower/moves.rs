@@ -4,7 +4,7 @@ use super::blocks::{Blocks, is_blocks};
 use super::elementwise::map;
 use super::whole::literal;
 use super::{Amount, GpuOp, LANES, LowerCx, Operand, contiguous};
-use crate::ir::{UnaryFn, Value};
+use crate::ir::{BinaryFn, UnaryFn, Value};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
 use rlx_graph::OpDef;
@@ -193,29 +193,64 @@ fn gather(
     axis: usize,
     to: &Operand,
 ) -> Result<(), BackendError> {
+    let bands = if axis == 0 { cx.bands(table) } else { vec![table.clone()] };
+    for band in &bands {
+        gather_band(cx, (table, band), indices, axis, to)?;
+    }
+    Ok(())
+}
+
+/// Of a gather what stands in a band of the table, which may be all of it.
+fn gather_band(
+    cx: &mut LowerCx<'_>,
+    (table, band): (&Operand, &Operand),
+    indices: &Operand,
+    axis: usize,
+    to: &Operand,
+) -> Result<(), BackendError> {
     let mut d = cx.draft("gather");
     let linear = d.linear();
     let (at, inside) = d.coordinates(linear, &to.dims);
     let after = axis + indices.dims.len();
     let index_view = d.read(indices);
-    let index = d.b.load(index_view, &at[axis..after], Some(inside));
-    let extent = d.size(&table.dims[axis]);
+    let mut index = d.b.load(index_view, &at[axis..after], Some(inside));
+    let first = band.band.map_or(0, |band| band.first);
+    let mut written = inside;
+    if first == 0 {
+        let extent = d.size(&table.dims[axis]);
+        let there = d.b.within(index, extent);
+        let slot = cx.guard(&mut d, "an index is outside the axis it points into");
+        d.b.check(there, inside, slot);
+    } else {
+        let before = d.b.int(i32::try_from(first).map_err(|_| cx.unsupported("an axis beyond 31 bits"))?);
+        index = d.b.sub(index, before);
+    }
+    let extent = d.size(&band.dims[axis]);
     let there = d.b.within(index, extent);
-    let slot = cx.guard(&mut d, "an index is outside the axis it points into");
-    d.b.check(there, inside, slot);
     let mask = d.b.and(inside, there);
+    if band.band.is_some() {
+        let mut own = there;
+        if first == 0 {
+            // For an index outside of all bands something has to be written too.
+            let extent = d.size(&table.dims[axis]);
+            let known = d.b.within(index, extent);
+            let nowhere = d.b.unary(UnaryFn::Not, known);
+            own = d.b.binary(BinaryFn::Or, there, nowhere);
+        }
+        written = d.b.and(inside, own);
+    }
     let coordinates: Vec<Value> =
         at[..axis].iter().copied().chain([index]).chain(at[after..].iter().copied()).collect();
-    let blocks = Blocks::new(&mut d, table);
+    let blocks = Blocks::new(&mut d, band);
     let value = match (&blocks, coordinates.as_slice()) {
         (Some(blocks), &[line, k]) => blocks.element(&mut d, line, k, mask),
         _ => {
-            let read = d.read(table);
+            let read = d.read(band);
             d.b.load(read, &coordinates, Some(mask))
         }
     };
     let write = d.write(to);
-    d.b.store(write, &at, value, Some(inside));
+    d.b.store(write, &at, value, Some(written));
     cx.launch(d, Amount::product(&to.dims).ceil_div(LANES as usize))
 }
 

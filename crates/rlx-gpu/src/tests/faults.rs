@@ -234,6 +234,12 @@ fn x() -> [(&'static str, TensorArg<'static>); 1] {
     [("x", TensorArg::typed(&[2, 4], &X))]
 }
 
+/// The interpreter with bindings of at most so many words.
+pub(super) fn narrow(binding_words: usize) -> Arc<dyn Backend> {
+    let script = Script { binding_words: Some(binding_words), ..Script::default() };
+    Arc::new(DeviceBackend::open(Failing(Emulator, Arc::new(script))).unwrap())
+}
+
 fn session(script: &Arc<Script>) -> Session {
     let backend = DeviceBackend::open(Failing(Emulator, Arc::clone(script))).unwrap();
     Session::with_backend(Arc::new(backend))

@@ -107,7 +107,7 @@ fn a_product_by_matrix_units_is_that_of_rounded_operands() {
                 })
                 .collect();
             let arguments = launch.kernel.arguments(&own, &placed).unwrap();
-            let bound: Vec<&[u32]> = launch.weights.iter().map(|b| weights[b].as_slice()).collect();
+            let bound: Vec<&[u32]> = launch.weights.iter().map(|b| weights[&b.buffer].as_slice()).collect();
             let programs = launch.programs.eval(&run).unwrap();
             machine.run(&launch.kernel, &arguments, &bound, &mut [], programs).unwrap();
         }
