@@ -9,9 +9,9 @@
 mod graphs;
 
 use graphs::{Sizes, WIDTH};
-use rlx::backend::{Backend, BackendProvider, DeviceProbe};
+use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
 use rlx::config::Config;
-use rlx::{CompiledGraph, Session, State, TensorArg};
+use rlx::{CompiledGraph, Session, SessionError, State, TensorArg};
 use rlx_graph::Graph;
 use rlx_tensor::{DType, DimBinding, Tensor};
 use std::collections::BTreeMap;
@@ -161,6 +161,9 @@ impl Bench<'_> {
                     Ok(()) => agree += 1,
                     Err(difference) => wrong.push(difference.to_string()),
                 },
+                Err(error @ SessionError::Backend(BackendError::Unsupported { .. })) => {
+                    self.refused.push(format!("{}, {}: {error}", case.op, case.name));
+                }
                 Err(error) => wrong.push(format!("{}, {}: {error}", case.op, case.name)),
             }
         }
