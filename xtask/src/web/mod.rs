@@ -98,7 +98,7 @@ fn serve(config: &Config, minilm: Option<&Path>, port: u16) -> Result<(), String
 }
 
 /// The stage of CI: the page without a WebGPU adapter, and a module that is quick to build. Chromium's adapter that computes on the
-/// processor takes minutes for the device's kernels.
+/// processor does not end a story of the device's present kernels within five minutes.
 pub fn check(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
     build(config, CHECKED)?;
     test(config, minilm, false)
