@@ -20,7 +20,10 @@ from llama_cpp import Llama
 
 DATA = Path(__file__).resolve().parents[2] / "crates/rlx-conformance/data"
 OUT = DATA / "gguf"
-NAMES = ["gpt2", "llama", "llama-bias-llama3", "llama-linear", "llama-yarn", "mistral-full", "mixtral", "qwen2", "qwen3", "qwen3-moe"]
+NAMES = [
+    "gemma2", "gemma3", "gpt2", "llama", "llama-bias-llama3", "llama-linear", "llama-yarn", "mistral-full", "mixtral", "qwen2", "qwen3",
+    "qwen3-moe",
+]
 F32 = 0
 
 
