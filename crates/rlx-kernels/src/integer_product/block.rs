@@ -105,6 +105,7 @@ pub(super) const BLOCKS: &[&[BlockRow]] = blocks! {
     DotSet::Neon => 1 x [1 2 3 4];
     DotSet::NeonDot => 1 x [1 2 3 4];
     DotSet::Avx2 => 1 x [1 2 3];
+    DotSet::AvxVnni => 1 x [1 2 3];
     DotSet::Avx512 => 2 x [1 2 3 4 5 6];
     DotSet::Avx512Vnni => 2 x [1 2 3 4 5 6 7 8 9 10 11 12];
 };

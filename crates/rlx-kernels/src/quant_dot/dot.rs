@@ -51,6 +51,8 @@ pub(crate) enum DotSet {
     NeonDot,
     /// `vpmaddubsw`, `vpmaddwd`.
     Avx2,
+    /// `vpdpbusd` on 256 bits.
+    AvxVnni,
     /// `vpmaddubsw`, `vpmaddwd` on 512 bits.
     Avx512,
     /// `vpdpbusd` on 512 bits.
@@ -58,12 +60,13 @@ pub(crate) enum DotSet {
 }
 
 impl DotSet {
-    pub(crate) const ALL: [DotSet; 7] = [
+    pub(crate) const ALL: [DotSet; 8] = [
         DotSet::Scalar,
         DotSet::Simd128,
         DotSet::Neon,
         DotSet::NeonDot,
         DotSet::Avx2,
+        DotSet::AvxVnni,
         DotSet::Avx512,
         DotSet::Avx512Vnni,
     ];
@@ -73,7 +76,7 @@ impl DotSet {
             DotSet::Scalar => Isa::Scalar,
             DotSet::Simd128 => Isa::Simd128,
             DotSet::Neon | DotSet::NeonDot => Isa::Neon,
-            DotSet::Avx2 => Isa::Avx2,
+            DotSet::Avx2 | DotSet::AvxVnni => Isa::Avx2,
             DotSet::Avx512 | DotSet::Avx512Vnni => Isa::Avx512,
         }
     }
@@ -85,6 +88,7 @@ impl DotSet {
             DotSet::Neon => "neon",
             DotSet::NeonDot => "neon_dotprod",
             DotSet::Avx2 => "avx2",
+            DotSet::AvxVnni => "avx_vnni",
             DotSet::Avx512 => "avx512",
             DotSet::Avx512Vnni => "avx512_vnni",
         }
@@ -92,7 +96,7 @@ impl DotSet {
 
     /// Whether [`Dot::dot_wide`] multiplies by `w - 128` rather than by `w`.
     pub(crate) const fn is_signed(self) -> bool {
-        !matches!(self, DotSet::Scalar | DotSet::Avx512Vnni)
+        !matches!(self, DotSet::Scalar | DotSet::AvxVnni | DotSet::Avx512Vnni)
     }
 
     /// Whether [`Dot::dot_codes`] takes rows as signed bytes.
@@ -105,6 +109,7 @@ impl DotSet {
         let features = CpuFeatures::detect();
         let extra = match self {
             DotSet::NeonDot => features.neon_dotprod,
+            DotSet::AvxVnni => features.avx_vnni,
             DotSet::Avx512Vnni => features.avx512_vnni,
             _ => true,
         };
@@ -229,6 +234,33 @@ impl Dot for Avx2Dot {
             let acc = _mm256_add_epi32(acc, _mm256_madd_epi16(x_even, w_even));
             _mm256_add_epi32(acc, _mm256_madd_epi16(x_odd, w_odd))
         })
+    }
+    lookup_256!();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct AvxVnniDot(Avx2);
+
+#[cfg(target_arch = "x86_64")]
+impl Dot for AvxVnniDot {
+    type S = Avx2;
+
+    #[inline(always)]
+    fn simd(self) -> Avx2 {
+        self.0
+    }
+    #[inline(always)]
+    fn dot(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        halves!(|acc, w, x| _mm256_dpbusd_avx_epi32(acc, w, x))
+    }
+    #[inline(always)]
+    fn dot_wide(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_codes(self, acc: I<Self>, w: I<Self>, x: I<Self>) -> I<Self> {
+        self.dot(acc, x, w)
     }
     lookup_256!();
 }
@@ -466,6 +498,9 @@ instances! {
     #[target_feature(enable = "avx2,fma,f16c")]
     run_avx2 = Avx2Dot(Avx2::assume());
     #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    run_avx_vnni = AvxVnniDot(Avx2::assume());
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
     run_avx512 = Avx512Dot(Avx512::assume());
     #[cfg(target_arch = "x86_64")]
@@ -489,6 +524,8 @@ pub(crate) const fn dot_entry<B: Body>(set: DotSet) -> Option<DotEntry<B::Args>>
         DotSet::Scalar => Some(B::run_scalar),
         #[cfg(target_arch = "x86_64")]
         DotSet::Avx2 => Some(B::run_avx2),
+        #[cfg(target_arch = "x86_64")]
+        DotSet::AvxVnni => Some(B::run_avx_vnni),
         #[cfg(target_arch = "x86_64")]
         DotSet::Avx512 => Some(B::run_avx512),
         #[cfg(target_arch = "x86_64")]

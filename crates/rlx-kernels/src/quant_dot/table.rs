@@ -56,6 +56,7 @@ macro_rules! format_rows {
                 format_row!($format, DotSet::Neon, 1, [1, 2]),
                 format_row!($format, DotSet::NeonDot, 1, [1, 2, 3]),
                 format_row!($format, DotSet::Avx2, 1, [1, 2]),
+                format_row!($format, DotSet::AvxVnni, 1, [1, 2, 3]),
                 format_row!($format, DotSet::Avx512, 2, [1]),
                 format_row!($format, DotSet::Avx512Vnni, 2, [1, 2, 3, 4]),
             ],
@@ -87,6 +88,7 @@ macro_rules! dense_rows {
             dense_rows!(@ $halves, $min, $wide, DotSet::Neon, 1, [1, 2, 3]),
             dense_rows!(@ $halves, $min, $wide, DotSet::NeonDot, 1, [1, 2, 3]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, 1, [1, 2]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::AvxVnni, 1, [1, 2, 3]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx512, 2, [1, 2]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx512Vnni, 2, [1, 2, 3, 4, 5, 6]),
         ]
