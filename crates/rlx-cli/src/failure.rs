@@ -211,10 +211,13 @@ impl From<ModelError> for Failure {
 }
 
 /// A compiled file cannot be rebuilt from itself.
-fn aot_failure(error: &AotCacheError) -> Failure {
+pub fn aot_failure(error: &AotCacheError) -> Failure {
     let advice = match error {
         AotCacheError::Io { .. } => "check the folder, its rights and the space on the disk",
         AotCacheError::Unstorable { .. } => "use the model's folder as it is",
+        AotCacheError::Mismatch { what: "the kind", .. } => {
+            "give a compiled ONNX model to `rlx run`, `rlx plan`, `rlx explain` or `rlx bench`"
+        }
         _ => "compile the model again, here: `rlx compile MODEL -o FILE.rlx`",
     };
     Failure::new(error, "the compiled file", advice)

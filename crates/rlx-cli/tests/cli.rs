@@ -930,8 +930,40 @@ fn an_onnx_model_is_planned_explained_and_timed() {
     assert!(unknown.contains("no input has such a dim; the nearest name is \"n\""), "{unknown}");
     let batch = failure(&["plan", &model, "--dim", "n=6", "--batch", "2"]);
     assert!(batch.contains("--batch has no meaning for an ONNX file"), "{batch}");
-    let compiled = failure(&["compile", &model, "-o", "x.rlx"]);
-    assert!(compiled.contains("may be many graphs"), "{compiled}");
     let demo = failure(&["plan", "--dim", "n=6"]);
     assert!(demo.contains("this model is no ONNX file"), "{demo}");
+}
+
+#[test]
+fn a_compiled_onnx_model_is_a_model_of_its_verbs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("relu.onnx"), relu_model(true)).expect("written");
+    let (model, compiled) = (path("relu.onnx"), path("relu.rlx"));
+    let made = json(&["compile", &model, "-o", &compiled, "--json"]);
+    assert_eq!(made["file_bytes"], std::fs::metadata(&compiled).expect("it is there").len());
+    let plan = |model: &str| json(&["plan", model, "--dim", "n=6", "--json"]);
+    assert_eq!(plan(&compiled)["inputs"]["x"], serde_json::json!([6, 4]));
+    assert_eq!(plan(&compiled)["parts"], plan(&model)["parts"]);
+    let explained = json(&["explain", &compiled, "--dim", "n=6", "--json"]);
+    assert_eq!(explained["steps"][0]["op"], "activation");
+    assert!(
+        json(&["bench", &compiled, "--dim", "n=6", "--json"])["median_ms"].as_f64().expect("a time") > 0.0
+    );
+    std::fs::write(path("flat.onnx"), relu_model(false)).expect("written");
+    let unranked = failure(&["compile", &path("flat.onnx"), "-o", &path("flat.rlx")]);
+    assert!(unranked.contains("does not say its rank"), "{unranked}");
+    let foreign = failure(&["generate", &compiled, "--prompt", "Once"]);
+    assert!(foreign.contains("made for the kind onnx") && foreign.contains("rlx run"), "{foreign}");
+    let text = path("demo.rlx");
+    assert!(run(&["compile", "-o", &text]).starts_with("status 0\n"));
+    let other = failure(&["run", &text, "--out", &path("out")]);
+    assert!(other.contains("made for the kind model"), "{other}");
+    let mut bytes = std::fs::read(&compiled).expect("it can be read");
+    bytes[60] ^= 1;
+    std::fs::write(&compiled, &bytes).expect("it can be written");
+    for verb in [&["plan", &compiled][..], &["run", &compiled, "--out", &path("out")]] {
+        let damaged = failure(verb);
+        assert!(damaged.contains("damaged") && damaged.contains("rlx compile"), "{damaged}");
+    }
 }

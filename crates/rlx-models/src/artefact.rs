@@ -8,7 +8,7 @@ use crate::plan::PlanRequest;
 use crate::template::TEMPLATE_FILE;
 use crate::tokenizer::{StoredTokenizer, TextTokenizer};
 use rlx::aot::wire::{WireError, WireReader, WireWriter};
-use rlx::aot::{AotCacheError, Artefact, ArtefactParts};
+use rlx::aot::{AotCacheError, Artefact, ArtefactKind, ArtefactParts};
 use rlx::backend::Backend;
 use rlx::import::hf::{HfFolder, TOKENIZER_FILE};
 use rlx::weights::BytesWeightLoader;
@@ -46,7 +46,12 @@ impl Model {
         }
         let context = self.context_limit().min(crate::runtime::PREFILL_ROWS);
         let binding = self.plan_binding(PlanRequest { context: Some(context), batch: None })?;
-        let parts = ArtefactParts { compiled: self.compiled(), binding: &binding, files: &files };
+        let parts = ArtefactParts {
+            kind: ArtefactKind::Model,
+            compiled: self.compiled(),
+            binding: &binding,
+            files: &files,
+        };
         Ok(parts.write(path, threads).map_err(rlx::SessionError::from)?)
     }
 
@@ -92,7 +97,8 @@ impl Model {
             let reason = format!("the model's sizes, {error}");
             rlx::SessionError::from(AotCacheError::Refused { path: path.to_path_buf(), reason })
         };
-        let artefact = Arc::new(Artefact::open(path, &*backend).map_err(rlx::SessionError::from)?);
+        let artefact =
+            Arc::new(Artefact::open(path, ArtefactKind::Model, &*backend).map_err(rlx::SessionError::from)?);
         let threads = options.threads.unwrap_or_else(|| rlx_kernels::pool::default_threads(Path::new("/")));
         let compiled = artefact.compiled(&backend, threads).map_err(rlx::SessionError::from)?;
         let file = |name: &str| artefact.file(name).map_err(rlx::SessionError::from);

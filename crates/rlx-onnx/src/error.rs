@@ -1,6 +1,7 @@
 //! What can go wrong between an ONNX file and its results.
 
 use rlx::SessionError;
+use rlx::aot::AotCacheError;
 use rlx_graph::{EvalError, GraphError, InterpretError};
 use rlx_tensor::TensorError;
 use rlx_tensor::storage::mapped::MapError;
@@ -79,6 +80,15 @@ pub enum OnnxError {
         nodes: String,
         /// Why.
         source: Box<SessionError>,
+    },
+    /// A compiled file cannot be written or used.
+    #[error(transparent)]
+    Compiled(#[from] AotCacheError),
+    /// The model cannot be one compiled file.
+    #[error("this model cannot be one compiled file: {reason}")]
+    NotOneGraph {
+        /// What stands against it, with nodes by name.
+        reason: String,
     },
     /// The device cannot be used.
     #[error(transparent)]

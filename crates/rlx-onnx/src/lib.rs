@@ -10,6 +10,7 @@
 //! ```
 
 mod coding;
+mod compiled;
 mod decode;
 mod error;
 mod import;
@@ -47,7 +48,7 @@ pub struct OnnxModel {
 }
 
 impl OnnxModel {
-    /// Imports a model file for a device.
+    /// Imports a model file for a device, or opens what [`OnnxModel::write_compiled`] wrote (a file named `.rlx`).
     ///
     /// # Errors
     /// [`OnnxError`]: what is wrong with the file, by node where one is at fault; a device that cannot be used.
@@ -60,6 +61,9 @@ impl OnnxModel {
     /// # Errors
     /// As [`OnnxModel::open`].
     pub fn open_on(path: impl AsRef<Path>, session: &Session) -> Result<Self, OnnxError> {
+        if path.as_ref().extension().is_some_and(|extension| extension == "rlx") {
+            return Self::open_compiled(path.as_ref(), session);
+        }
         Ok(Self { program: import::open(path.as_ref())?, runtime: runtime::Runtime::on(session) })
     }
 

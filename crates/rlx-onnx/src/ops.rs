@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::OnceLock;
 
 mod attention;
-mod contrib;
+pub(crate) mod contrib;
 mod control;
 mod convolution;
 mod dropout;

@@ -110,7 +110,7 @@ impl CompiledRegion {
 
 /// A model for inputs of given extents, compiled as far as extents alone decide.
 pub struct Prepared {
-    variant: Arc<Variant>,
+    pub(crate) variant: Arc<Variant>,
     binding: DimBinding,
     lir: Option<Lir>,
     /// The sum of what each input and the region's plan take.
@@ -227,10 +227,12 @@ impl OnnxModel {
     /// As [`OnnxModel::extents`]; errors of nodes and regions.
     pub fn prepare(&self, sizes: &[(String, usize)]) -> Result<Prepared, OnnxError> {
         let extents = self.extents(sizes)?;
-        if let Some((variant, binding)) = self.over_symbols(&extents)?
-            && let Ok(prepared) = self.planned(variant, binding)
-        {
-            return Ok(prepared);
+        if let Some((variant, binding)) = self.over_symbols(&extents)? {
+            match self.planned(variant, binding) {
+                Err(error) if self.program.is_compiled() => return Err(error),
+                Err(_) => {}
+                prepared => return prepared,
+            }
         }
         let mut env = vec![None; self.program.slot_count()];
         for (slot, declared, required) in self.program.input_slots() {
@@ -245,7 +247,7 @@ impl OnnxModel {
     }
 
     /// The graph over the model's symbols, if it can be built, with the symbols' values.
-    fn over_symbols(
+    pub(crate) fn over_symbols(
         &self,
         extents: &[(String, Vec<usize>)],
     ) -> Result<Option<(Arc<Variant>, DimBinding)>, OnnxError> {
@@ -265,7 +267,7 @@ impl OnnxModel {
         Ok(Some((variant, binding)))
     }
 
-    fn planned(&self, variant: Arc<Variant>, binding: DimBinding) -> Result<Prepared, OnnxError> {
+    pub(crate) fn planned(&self, variant: Arc<Variant>, binding: DimBinding) -> Result<Prepared, OnnxError> {
         let labels = |nodes: &[usize]| nodes.iter().map(|&i| self.program.nodes()[i].label()).collect();
         let (host, later) = (labels(&variant.hosts), labels(&variant.next.remaining));
         let Some(region) = variant.region.clone() else {

@@ -40,6 +40,8 @@ pub struct Program {
     nodes: Vec<NodeDef>,
     roots: Mutex<BTreeMap<Vec<Slot>, Arc<Stage>>>,
     template: OnceLock<Result<Arc<Variant>, String>>,
+    /// Whether the template is all there is.
+    compiled: bool,
     bytes_read: u64,
 }
 
@@ -52,12 +54,12 @@ impl std::fmt::Debug for Program {
 /// Nodes still to run, with what is the same in every run that comes here.
 pub(crate) struct Stage {
     pub(crate) remaining: Vec<usize>,
-    constants: Vec<Option<Value>>,
+    pub(crate) constants: Vec<Option<Value>>,
     variants: Mutex<Vec<Arc<Variant>>>,
 }
 
 /// What a value must be for a variant to apply.
-struct Guard {
+pub(crate) struct Guard {
     slot: Slot,
     element: Option<ElementType>,
     dims: Option<Vec<usize>>,
@@ -68,7 +70,7 @@ struct Guard {
 pub(crate) struct Variant {
     guards: Vec<Guard>,
     pub(crate) region: Option<Arc<CompiledRegion>>,
-    copies: Vec<(Slot, Slot)>,
+    pub(crate) copies: Vec<(Slot, Slot)>,
     /// Constants that nodes on the host read.
     constants: Vec<(Slot, Value)>,
     pub(crate) hosts: Vec<usize>,
@@ -79,6 +81,13 @@ type Env = Vec<Option<Value>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Variant {
+    /// Whether it was made for values of a run, not for extents alone.
+    pub(crate) fn reads_values(&self) -> bool {
+        self.guards.iter().any(|guard| guard.value.is_some())
+    }
 }
 
 impl Guard {
@@ -116,8 +125,37 @@ impl Program {
             nodes,
             roots,
             template: OnceLock::new(),
+            compiled: false,
             bytes_read: 0,
         }
+    }
+
+    /// A program that is one region, compiled before, with copies of inputs and constants among its results.
+    pub(crate) fn of_region(
+        name: String,
+        inputs: Vec<(Slot, Declared)>,
+        outputs: Vec<(Slot, Declared)>,
+        region: CompiledRegion,
+        copies: Vec<(Slot, Slot)>,
+        constants: Vec<Option<Value>>,
+    ) -> Self {
+        let slots = vec![String::new(); constants.len()];
+        let next = Stage { remaining: Vec::new(), constants, variants: Mutex::default() };
+        let (guards, hosts, region) = (Vec::new(), Vec::new(), Some(Arc::new(region)));
+        let variant = Variant { guards, region, copies, constants: Vec::new(), hosts, next: Arc::new(next) };
+        let inputs = inputs.into_iter().map(|(slot, declared)| (slot, declared, None)).collect();
+        let program = Self::new(name, slots, inputs, Vec::new(), outputs, Vec::new(), Vec::new());
+        Self { compiled: true, template: OnceLock::from(Ok(Arc::new(variant))), ..program }
+    }
+
+    /// Whether it is one region that was compiled before, and nothing else can be made of it.
+    pub(crate) fn is_compiled(&self) -> bool {
+        self.compiled
+    }
+
+    /// Each output with its slot.
+    pub(crate) fn output_slots(&self) -> impl Iterator<Item = (Slot, &Declared)> {
+        self.outputs.iter().map(|(slot, declared)| (*slot, declared))
     }
 
     pub(crate) fn with_bytes_read(self, bytes_read: u64) -> Self {
@@ -162,14 +200,16 @@ impl Program {
 
     /// The graph over symbols, if the program is declared with any and can be built so.
     pub(crate) fn template(&self, runtime: &Runtime) -> Option<Arc<Variant>> {
-        if !self.captures.is_empty() || !self.is_symbolic() {
+        if !self.compiled && (!self.captures.is_empty() || !self.is_symbolic()) {
             return None;
         }
         let made = self.template.get_or_init(|| {
             let made = Trace::over_symbols(self, runtime).and_then(|trace| trace.build());
             made.map(Arc::new).map_err(|e| e.to_string())
         });
-        runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
+        if self.is_symbolic() {
+            runtime.note(|r| r.template = made.as_ref().err().cloned().or(Some(String::new())));
+        }
         made.as_ref().ok().map(Arc::clone)
     }
 
@@ -224,7 +264,7 @@ impl Program {
         for ((_, slot), value) in self.captures.iter().zip(captured) {
             env[*slot] = Some(value.clone());
         }
-        if let Some(last) = self.run_template(runtime, &given, &mut env) {
+        if let Some(last) = self.run_template(runtime, &given, &mut env)? {
             return self.results(&env, &last);
         }
         let mut stage = self.root(&given);
@@ -253,19 +293,27 @@ impl Program {
     }
 
     /// Runs the whole program as one graph over symbols, if it is declared with any and can be built so. What does not hold for these
-    /// extents (a dim that broadcasts, say) is left to stages.
-    fn run_template(&self, runtime: &Runtime, given: &[Slot], env: &mut Env) -> Option<Arc<Stage>> {
+    /// extents (a dim that broadcasts, say) is left to stages, if there are any.
+    fn run_template(
+        &self,
+        runtime: &Runtime,
+        given: &[Slot],
+        env: &mut Env,
+    ) -> Result<Option<Arc<Stage>>, OnnxError> {
         if self.required_slots() != given {
-            return None;
+            return Ok(None);
         }
-        let variant = self.template(runtime)?;
+        let Some(variant) = self.template(runtime) else { return Ok(None) };
         let before = env.clone();
-        if let Err(error) = self.execute(runtime, &variant, env) {
-            *env = before;
-            runtime.note(|r| r.template = Some(format!("the graph over symbols did not run: {error}")));
-            return None;
+        match self.execute(runtime, &variant, env) {
+            Ok(()) => Ok(Some(Arc::clone(&variant.next))),
+            Err(error) if self.compiled => Err(error),
+            Err(error) => {
+                *env = before;
+                runtime.note(|r| r.template = Some(format!("the graph over symbols did not run: {error}")));
+                Ok(None)
+            }
         }
-        Some(Arc::clone(&variant.next))
     }
 
     /// Whether every input is a tensor of known rank and some dim of one is no number.

@@ -59,7 +59,12 @@ pub struct Runtime {
 impl Runtime {
     /// Weights go to a registry of their own.
     pub fn on(session: &Session) -> Self {
-        let session = session.clone().with_weights(Arc::new(WeightRegistry::new()));
+        Self::with_registry(session, Arc::new(WeightRegistry::new()))
+    }
+
+    /// Over weights that are there.
+    pub(crate) fn with_registry(session: &Session, weights: Arc<WeightRegistry>) -> Self {
+        let session = session.clone().with_weights(weights);
         Self { session, rest: Vec::new(), options: CompileOptions::default(), report: Mutex::default() }
     }
 

@@ -13,17 +13,17 @@ use rlx::backend::reference::ReferenceBackend;
 use rlx_tensor::Tensor;
 use std::sync::Arc;
 
-fn info(name: &str) -> ValueInfoProto {
+pub(crate) fn info(name: &str) -> ValueInfoProto {
     let tensor = Some(TensorType { elem_type: 1, shape: None });
     ValueInfoProto { name: name.into(), value_type: Some(TypeProto { tensor, ..TypeProto::default() }) }
 }
 
-fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
+pub(crate) fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> NodeProto {
     let names = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
     NodeProto { op_type: op.into(), input: names(inputs), output: names(outputs), ..NodeProto::default() }
 }
 
-fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
+pub(crate) fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
     TensorProto {
         name: name.into(),
         dims: dims.to_vec(),
@@ -33,7 +33,7 @@ fn floats(name: &str, dims: &[i64], data: &[f32]) -> TensorProto {
     }
 }
 
-fn graph(nodes: Vec<NodeProto>, inputs: &[&str], outputs: &[&str]) -> GraphProto {
+pub(crate) fn graph(nodes: Vec<NodeProto>, inputs: &[&str], outputs: &[&str]) -> GraphProto {
     GraphProto {
         name: "g".into(),
         node: nodes,
@@ -43,7 +43,7 @@ fn graph(nodes: Vec<NodeProto>, inputs: &[&str], outputs: &[&str]) -> GraphProto
     }
 }
 
-fn model(graph: GraphProto) -> ModelProto {
+pub(crate) fn model(graph: GraphProto) -> ModelProto {
     let opset = OperatorSetId { domain: String::new(), version: 22 };
     ModelProto { ir_version: Some(10), graph: Some(graph), opset_import: vec![opset], functions: Vec::new() }
 }
@@ -253,7 +253,7 @@ fn flipped_and_cut_files_never_panic() {
 }
 
 /// `y = Reshape(Relu(x), [batch, 2, -1])` with a batch that is a symbol.
-fn symbolic() -> ModelProto {
+pub(crate) fn symbolic() -> ModelProto {
     let int_list = |name: &str, values: &[i64]| TensorProto {
         name: name.into(),
         dims: vec![values.len() as i64],

@@ -10,7 +10,7 @@ pub mod container;
 mod error;
 pub mod wire;
 
-pub use artefact::{Artefact, ArtefactParts};
+pub use artefact::{Artefact, ArtefactKind, ArtefactParts};
 pub use cache::{AotCache, CacheEntry, CacheRemoval};
 pub use error::AotCacheError;
 

@@ -1,10 +1,12 @@
-//! `rlx plan`, `rlx explain` and `rlx bench` of ONNX files: what becomes of the model for inputs of given extents.
+//! `rlx compile`, `rlx plan`, `rlx explain` and `rlx bench` of ONNX files: what becomes of the model for inputs of given extents.
 
 use super::bench::measure::{UNTIMED_RUNS, shares_of, timed};
+use super::compile::Made;
 use super::sizes::Sizes;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::output::{self, Stage, StepShare};
+use rlx::aot::AotCacheError;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::config::ByteSize;
 use rlx::devices::{Device, DeviceId};
@@ -58,6 +60,13 @@ fn session(device: DeviceId, context: &Context) -> Result<Session> {
 /// An error of a model as a user can act on it.
 pub fn failure(error: &OnnxError, place: &str) -> Failure {
     let advice = match error {
+        OnnxError::Compiled(error) => return compiled_failure(error, place),
+        OnnxError::Region { source, .. } if let SessionError::Aot(error) = &**source => {
+            return compiled_failure(error, place);
+        }
+        OnnxError::NotOneGraph { .. } => {
+            "give the ONNX file itself to `rlx run`, `rlx plan`, `rlx explain` or `rlx bench`"
+        }
         OnnxError::Io { .. } | OnnxError::Map(_) => "check that the file exists and may be read",
         OnnxError::Malformed { .. } | OnnxError::Graph { .. } => {
             "export the model again: the file is damaged"
@@ -71,6 +80,30 @@ pub fn failure(error: &OnnxError, place: &str) -> Failure {
         _ => "run again with -v; report it with the model's name if it still fails",
     };
     Failure::new(error, place, advice)
+}
+
+fn compiled_failure(error: &AotCacheError, place: &str) -> Failure {
+    let advice = match error {
+        AotCacheError::Io { .. } => "check the folder, its rights and the space on the disk",
+        AotCacheError::Unstorable { .. } => "use --device cpu, or the ONNX file itself",
+        AotCacheError::Mismatch { what: "the kind", .. } => {
+            "give it to the verbs of the model that it was compiled from"
+        }
+        _ => "compile the model again, here: `rlx compile MODEL.onnx -o FILE.rlx`",
+    };
+    Failure::new(error, place, advice)
+}
+
+/// `rlx compile`.
+pub fn compile(file: &Path, sizes: &Sizes, output: &Path, context: &Context) -> Result<Made> {
+    let fail = |error: OnnxError| failure(&error, &file.display().to_string());
+    let started = Instant::now();
+    let model = open(file, context)?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    let started = Instant::now();
+    model.write_compiled(&sizes.dims, output, context.threads()).map_err(fail)?;
+    let write_ms = started.elapsed().as_secs_f64() * 1e3;
+    Ok(Made { isa: context.isa()?.to_string(), load_ms, write_ms })
 }
 
 /// A model with what extents alone decide of it.

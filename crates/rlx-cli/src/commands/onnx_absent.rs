@@ -1,5 +1,6 @@
 //! ONNX files in a build without ONNX.
 
+use super::compile::Made;
 use super::sizes::Sizes;
 use crate::context::Context;
 use crate::failure::{Failure, Result};
@@ -13,6 +14,11 @@ fn absent(file: &Path) -> Failure {
         file.display(),
         "build rlx-cli with its feature `onnx`",
     )
+}
+
+/// `rlx compile`.
+pub fn compile(file: &Path, _sizes: &Sizes, _output: &Path, _context: &Context) -> Result<Made> {
+    Err(absent(file))
 }
 
 /// `rlx plan`.

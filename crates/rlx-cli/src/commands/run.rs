@@ -13,7 +13,7 @@ use std::time::Instant;
 /// Run an ONNX model on named arrays
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// ONNX file
+    /// ONNX file, as it is or compiled to a `.rlx` file
     model: PathBuf,
     /// An input and the .npy file that holds it; once for each input
     #[arg(long = "input", value_name = "NAME=F.npy")]

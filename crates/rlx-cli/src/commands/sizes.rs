@@ -1,6 +1,7 @@
 //! Which verbs take an ONNX file, and the sizes of its open dims.
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, aot_failure};
+use rlx::aot::{Artefact, ArtefactKind};
 use rlx::import::{ModelSource, sniff};
 use std::path::{Path, PathBuf};
 
@@ -19,12 +20,15 @@ fn named_size(text: &str) -> std::result::Result<(String, usize), String> {
 }
 
 impl Sizes {
-    /// The ONNX file that MODEL is, if it is one. `given` names arguments that only other models take.
+    /// The file of an ONNX model that MODEL is, as it is or compiled, if it is one. `given` names arguments that only other models take.
     pub fn onnx_file(&self, model: Option<&str>, given: &[(&str, bool)]) -> Result<Option<PathBuf>> {
         let file = model.map(Path::new).filter(|path| path.is_file());
         let onnx = match file {
             Some(path) if path.extension().is_some_and(|extension| extension == "onnx") => {
                 sniff(path)? == ModelSource::Onnx
+            }
+            Some(path) if path.extension().is_some_and(|extension| extension == "rlx") => {
+                Artefact::is_kind(path, ArtefactKind::Onnx).map_err(|error| aot_failure(&error))?
             }
             _ => false,
         };

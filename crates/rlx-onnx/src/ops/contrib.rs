@@ -466,4 +466,4 @@ fn rotary(l: &mut Lowering<'_>) -> Lowered {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

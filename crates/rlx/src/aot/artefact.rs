@@ -3,7 +3,7 @@
 use super::container::{Container, LargeSection, OpenContainer, Section, Stamp};
 use super::error::AotCacheError;
 use super::wire::{WireError, WireReader, WireWriter};
-use crate::backend::{Backend, PackedStorage};
+use crate::backend::{Backend, PackedStorage, PackedUse, WeightUses};
 use crate::plan::{Lir, parse_lir};
 use crate::session::{CompiledGraph, Session, SessionError};
 use crate::weights::{
@@ -18,8 +18,30 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+/// What kind of model an artefact holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ArtefactKind {
+    /// One that works on text.
+    Model,
+    /// An ONNX model.
+    Onnx,
+}
+
+impl ArtefactKind {
+    /// The word in a file's stamp.
+    pub fn name(self) -> &'static str {
+        match self {
+            ArtefactKind::Model => "model",
+            ArtefactKind::Onnx => "onnx",
+        }
+    }
+}
+
 /// What an artefact holds, besides weights.
 pub struct ArtefactParts<'a> {
+    /// What it is.
+    pub kind: ArtefactKind,
     /// The compiled graph. Its weights are packed if they are not yet.
     pub compiled: &'a CompiledGraph,
     /// Capacities under which the plan is written down; others are bound after opening.
@@ -81,6 +103,9 @@ fn read_key<'b>(from: &mut WireReader<'b>) -> Result<(&'b str, PackedKey), WireE
     Ok((param, PackedKey::new(text()?, text()?, text()?)))
 }
 
+/// A packed copy to write, and its layout.
+type StoredUse<'u> = (&'u PackedUse, Arc<Packed>, Vec<u8>);
+
 /// A weight to write: what to say of it, and who holds its bytes.
 enum Held {
     Raw(PinGuard),
@@ -104,10 +129,12 @@ impl ArtefactParts<'_> {
         let uses = program.weight_uses().ok_or_else(|| AotCacheError::Unstorable {
             reason: format!("the backend {:?} does not tell how it reads weights", backend.name()),
         })?;
-        params.u64(template.params().iter().filter(|param| !uses.raw.contains(&param.name)).count() as u64);
+        let (packed, raw) = self.forms(storage, uses).map_err(unstorable)?;
+        let only_packed = template.params().iter().filter(|param| !raw.contains(&param.name));
+        params.u64(only_packed.count() as u64);
         let (mut held, mut about) = (Vec::new(), Vec::new());
         for param in template.params() {
-            if !uses.raw.contains(&param.name) {
+            if !raw.contains(&param.name) {
                 write_shape(&mut params, &param.name, &param.shape)?;
                 continue;
             }
@@ -116,16 +143,7 @@ impl ArtefactParts<'_> {
             held.push(Held::Raw(self.pinned(&param.name).map_err(unstorable)?));
             about.push(out.finish());
         }
-        for used in &uses.packed {
-            let found = self
-                .handle(&used.param)
-                .and_then(|handle| Ok(self.compiled.weights().packed(handle, &used.key)?));
-            let packed = found.map_err(unstorable)?.ok_or_else(|| AotCacheError::Unstorable {
-                reason: format!("the packed copy of {} is gone", used.param),
-            })?;
-            let (layout, _) = storage.store(&packed).ok_or_else(|| AotCacheError::Unstorable {
-                reason: format!("the packed copy of {} has no stored form", used.param),
-            })?;
+        for (used, packed, layout) in packed {
             let mut out = WireWriter::new();
             write_key(&mut out, &used.param, &used.key);
             out.bytes(&layout);
@@ -152,8 +170,27 @@ impl ArtefactParts<'_> {
             about: &[],
             bytes,
         }));
-        let stamp = stamp(&**backend, storage, "model");
+        let stamp = stamp(&**backend, storage, self.kind.name());
         Container { stamp: &stamp, key: &[], small: &small, large: &large }.write(path, threads)
+    }
+
+    /// The packed copies that have a stored form, with it, and the params that are kept as they are: those read so, and those whose packed
+    /// copy has none and is made anew when the file is opened.
+    fn forms<'u>(
+        &self,
+        storage: &dyn PackedStorage,
+        uses: &'u WeightUses,
+    ) -> Result<(Vec<StoredUse<'u>>, BTreeSet<String>), SessionError> {
+        let (mut stored, mut raw) = (Vec::new(), uses.raw.clone());
+        for used in &uses.packed {
+            let packed = self.compiled.weights().packed(self.handle(&used.param)?, &used.key)?;
+            let layout = packed.as_ref().and_then(|packed| storage.store(packed)).map(|(layout, _)| layout);
+            match (packed, layout) {
+                (Some(packed), Some(layout)) => stored.push((used, packed, layout)),
+                _ => drop(raw.insert(used.param.clone())),
+            }
+        }
+        Ok((stored, raw))
     }
 
     fn handle(&self, name: &str) -> Result<WeightHandle, SessionError> {
@@ -201,13 +238,22 @@ impl Artefact {
         Ok(OpenContainer::open(path)?.stamp().precision.clone())
     }
 
-    /// Opens an artefact that was made for this backend.
+    /// Whether a file holds a model of this kind.
     ///
     /// # Errors
-    /// As [`OpenContainer::open`]; [`AotCacheError::Mismatch`] for one made for another device, instruction set, precision or version.
-    pub fn open(path: &Path, backend: &dyn Backend) -> Result<Artefact, AotCacheError> {
+    /// [`AotCacheError`] for a file that cannot be read or is no artefact.
+    pub fn is_kind(path: &Path, kind: ArtefactKind) -> Result<bool, AotCacheError> {
+        Ok(OpenContainer::open(path)?.stamp().kind == kind.name())
+    }
+
+    /// Opens an artefact of this kind that was made for this backend.
+    ///
+    /// # Errors
+    /// As [`OpenContainer::open`]; [`AotCacheError::Mismatch`] for one of another kind, or made for another device, instruction set, precision or
+    /// version.
+    pub fn open(path: &Path, kind: ArtefactKind, backend: &dyn Backend) -> Result<Artefact, AotCacheError> {
         let container = OpenContainer::open(path)?;
-        container.expect(&stamp(backend, storage(backend)?, "model"))?;
+        container.expect(&stamp(backend, storage(backend)?, kind.name()))?;
         Ok(Artefact { container })
     }
 

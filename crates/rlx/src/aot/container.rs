@@ -37,7 +37,7 @@ const MAX_HEADER_BYTES: u64 = 256 << 20;
 /// What a file was made for. Another stamp is another file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamp {
-    /// What it holds: `model`, `plan`, `packed` or `kernel`.
+    /// What it holds: `model`, `onnx`, `plan`, `packed` or `kernel`.
     pub kind: String,
     /// Version of the crate.
     pub version: String,

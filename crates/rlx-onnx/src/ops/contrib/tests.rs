@@ -1,6 +1,6 @@
 //! Cases with ONNX Runtime's results, written by `scripts/goldens/onnx_contrib.py` and `onnx_weights.py`.
 
-use crate::suite::{difference, interface, read_value};
+use crate::suite::{FileKind, difference, interface, read_value};
 use crate::{OnnxError, OnnxModel, OnnxReport, Value};
 use rlx::Session;
 use rlx::backend::reference::ReferenceBackend;
@@ -14,12 +14,12 @@ const REFUSED: &[(&str, &str)] = &[];
 /// Ops that `com.microsoft` adds.
 const CONTRIB: &str = "data/contrib";
 /// Ops whose weights are known before a run: nothing of them is left to the host.
-const WEIGHTS: &str = "data/weights";
+pub(crate) const WEIGHTS: &str = "data/weights";
 
 /// Steps without a kernel yet: signed codes of eight bits to floats and back.
 const SLOW: [&str; 1] = ["cast"];
 
-fn cases(folder: &str) -> Vec<PathBuf> {
+pub(crate) fn cases(folder: &str) -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut cases: Vec<PathBuf> =
         std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -27,14 +27,20 @@ fn cases(folder: &str) -> Vec<PathBuf> {
     cases
 }
 
+/// What a case's model is given.
+pub(crate) fn inputs(case: &Path) -> Result<Vec<(String, Value)>, OnnxError> {
+    let named = interface(&case.join("model.onnx"))?.inputs.into_iter().enumerate();
+    let value = |(i, (name, kind)): (usize, (String, FileKind))| {
+        Ok((name, read_value(&case.join(format!("test_data_set_0/input_{i}.pb")), kind)?))
+    };
+    named.map(value).collect()
+}
+
 fn results(case: &Path, session: &Session) -> Result<(Vec<(String, Value)>, OnnxReport), OnnxError> {
-    let file = case.join("model.onnx");
-    let (model, facts) = (OnnxModel::open_on(&file, session)?, interface(&file)?);
-    let data = case.join("test_data_set_0");
-    let mut inputs: Vec<(&str, Value)> = Vec::new();
-    for (i, (name, kind)) in facts.inputs.iter().enumerate() {
-        inputs.push((name, read_value(&data.join(format!("input_{i}.pb")), *kind)?));
-    }
+    let model = OnnxModel::open_on(case.join("model.onnx"), session)?;
+    let inputs = inputs(case)?;
+    let inputs: Vec<(&str, Value)> =
+        inputs.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
     let results = model.run(&inputs)?;
     Ok((results, model.report()))
 }
