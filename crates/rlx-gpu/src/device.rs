@@ -14,7 +14,7 @@ mod states;
 mod words;
 
 use crate::ir::Kernel;
-use crate::lower::{Band, Bound, find};
+use crate::lower::{Band, Bound, Home, find};
 use context::DeviceContext;
 use driver::{Driver, exhausted};
 #[cfg(test)]
@@ -34,6 +34,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What programs of one device share while any of them uses it.
 type Shared<K, V> = Mutex<HashMap<K, Weak<V>>>;
+
+/// A weight as it was set last.
+type Version = (WeightHandle, u64);
 
 /// What `known` has for the key, or what is made now.
 fn shared<K: std::hash::Hash + Eq, V>(
@@ -56,7 +59,7 @@ fn shared<K: std::hash::Hash + Eq, V>(
 struct OpenDevice<D: Driver> {
     driver: D,
     name: String,
-    weights: Shared<(WeightHandle, u64, Option<Band>), D::Buffer>,
+    weights: Shared<(Vec<Version>, Option<Band>), D::Buffer>,
     kernels: Shared<String, D::Kernel>,
     moved: Moved,
 }
@@ -193,8 +196,8 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     ) -> Result<Arc<dyn Program>, BackendError> {
         let plan = Plan::of(template, self.0.driver.limits().binding_words)?;
         let mut bound: HashMap<Bound, Arc<D::Buffer>> = HashMap::new();
-        for &weight in plan.launches.iter().flat_map(|launch| &launch.weights) {
-            if let Entry::Vacant(place) = bound.entry(weight) {
+        for weight in plan.launches.iter().flat_map(|launch| &launch.weights) {
+            if let Entry::Vacant(place) = bound.entry(weight.clone()) {
                 place.insert(self.weight(template, weight, weights)?);
             }
         }
@@ -205,36 +208,56 @@ impl<D: Driver> Backend for DeviceBackend<D> {
 }
 
 impl<D: Driver> DeviceBackend<D> {
-    /// A param or large constant on the device, or a band of it; uploaded if no program holds this version of it.
+    /// What a launch binds on the device; uploaded if no program holds these versions of it.
     fn weight(
         &self,
         template: &Template,
-        Bound { buffer, band }: Bound,
+        weight: &Bound,
         weights: &WeightRegistry,
     ) -> Result<Arc<D::Buffer>, BackendError> {
-        let own = |bytes: &'_ [u8]| match band {
-            None => 0..bytes.len(),
-            Some(Band { first, count, of, .. }) => {
+        let ids = match &weight.home {
+            Home::Buffer(id) => std::slice::from_ref(id),
+            Home::Stack(ids) => ids,
+            Home::Scratch => &[],
+        };
+        let own = |bytes: &'_ [u8]| match weight.band {
+            Some(Band { first, count, of, .. }) if ids.len() == 1 => {
                 let line = bytes.len() / of.max(1);
                 first * line..(first + count) * line
             }
+            _ => 0..bytes.len(),
         };
-        let at = match &template.buffers()[buffer.index()].kind {
-            BufferKind::Param(at) => *at,
-            BufferKind::Const(tensor) => {
-                let bytes = tensor.bytes();
-                let words = words::packed("a constant", tensor.dtype(), &bytes[own(bytes)])?;
-                return Ok(Arc::new(self.0.upload("a constant", &words)?));
+        let (mut guards, mut versions) = (Vec::new(), Vec::new());
+        let mut of = ("", rlx_tensor::DType::F32);
+        for id in ids {
+            match &template.buffers()[id.index()].kind {
+                BufferKind::Const(tensor) => {
+                    let bytes = tensor.bytes();
+                    let words = words::packed("a constant", tensor.dtype(), &bytes[own(bytes)])?;
+                    return Ok(Arc::new(self.0.upload("a constant", &words)?));
+                }
+                BufferKind::Param(at) => {
+                    let param = &template.params()[*at];
+                    of = (&param.name, param.shape.dtype());
+                    let handle = weights.lookup(&param.name);
+                    let handle = handle.ok_or_else(|| BackendError::Unset { name: param.name.clone() })?;
+                    let guard = weights.guard(handle)?;
+                    versions.push((handle, guard.entry().version()));
+                    guards.push(guard);
+                }
+                _ => return Err(BackendError::Unset { name: id.to_string() }),
             }
-            _ => return Err(BackendError::Unset { name: buffer.to_string() }),
-        };
-        let param = &template.params()[at];
-        let name = &param.name;
-        let handle = weights.lookup(name).ok_or_else(|| BackendError::Unset { name: name.clone() })?;
-        let guard = weights.guard(handle)?;
-        shared(&self.0.weights, (handle, guard.entry().version(), band), || {
-            let bytes = guard.bytes();
-            self.0.upload(name, &words::packed(name, param.shape.dtype(), &bytes[own(bytes)])?)
+        }
+        let (name, dtype) = of;
+        shared(&self.0.weights, (versions, weight.band), || {
+            let words = match guards.as_slice() {
+                [one] => words::packed(name, dtype, &one.bytes()[own(one.bytes())])?,
+                several => {
+                    let parts: Vec<&[u8]> = several.iter().map(|guard| guard.bytes()).collect();
+                    words::packed(name, dtype, &parts.concat())?
+                }
+            };
+            self.0.upload(name, &words)
         })
     }
 }

@@ -11,8 +11,11 @@ pub(crate) mod cache;
 mod elementwise;
 mod few;
 mod flash;
+mod grouped;
 mod linear;
+mod lora;
 mod mma;
+mod moe;
 mod moves;
 mod plain;
 mod product;
@@ -168,19 +171,29 @@ pub(crate) struct Band {
     pub words: usize,
 }
 
-/// A weight that a kernel binds, or a band of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What holds an operand's elements.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Home {
+    /// A buffer of the template.
+    Buffer(BufferId),
+    /// Params of one dtype and as many columns, bound as one weight of all their lines.
+    Stack(Arc<[BufferId]>),
+    /// Memory that holds something between two launches of one step only.
+    Scratch,
+}
+
+/// A weight that a kernel binds, a band of it, or several as one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Bound {
-    pub buffer: BufferId,
+    pub home: Home,
     pub band: Option<Band>,
 }
 
 /// Where a view of a kernel stands.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    /// `None` for memory that holds something between two launches of one step only.
-    pub buffer: Option<BufferId>,
-    /// The lines of a weight that it is of, if it is not of all.
+    pub home: Home,
+    /// The lines of a weight that it is of, if it is not of all; of a stack it is all.
     pub band: Option<Band>,
     pub base: Amount,
     pub strides: Vec<Amount>,
@@ -211,16 +224,22 @@ pub(crate) struct Guard {
 /// An operand: a place with its strides spelled out.
 #[derive(Debug, Clone)]
 pub(crate) struct Operand {
-    pub buffer: BufferId,
+    pub home: Home,
     pub dtype: DType,
     pub base: Amount,
     pub dims: Vec<Amount>,
     pub strides: Vec<Amount>,
-    /// The lines of a weight that it is, if it is not all of it.
+    /// The lines of a weight that it is, if it is not all of it; of a stack it is all.
     pub band: Option<Band>,
 }
 
 impl Operand {
+    /// Floats or integers in scratch memory, from a word on.
+    pub fn scratch(dtype: DType, base: Amount, dims: &[Amount]) -> Operand {
+        let (dims, strides) = (dims.to_vec(), contiguous(dims));
+        Operand { home: Home::Scratch, dtype, base, dims, strides, band: None }
+    }
+
     /// Rows of the last dim, all other axes taken together.
     pub fn rows(&self) -> Operand {
         let mut flat = self.clone();
@@ -261,6 +280,32 @@ impl Operand {
     /// What starts so many elements further on.
     pub fn shifted(&self, by: &Amount) -> Operand {
         Operand { base: Amount::sum(&self.base, by), ..self.clone() }
+    }
+}
+
+/// Scratch memory being shared out.
+pub(crate) struct Room {
+    end: Amount,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Room { end: Amount::Known(0) }
+    }
+}
+
+impl Room {
+    /// Room that begins at a multiple of four words.
+    pub fn take(&mut self, dtype: DType, dims: &[Amount]) -> Operand {
+        let operand = Operand::scratch(dtype, self.end.clone(), dims);
+        let words = Amount::product(&[Amount::product(dims).ceil_div(4), Amount::Known(4)]);
+        self.end = Amount::sum(&self.end, &words);
+        operand
+    }
+
+    /// Words that were taken.
+    pub fn words(self) -> Amount {
+        self.end
     }
 }
 
@@ -350,13 +395,14 @@ impl<'t> LowerCx<'t> {
             }
         }
         let base = Amount::Known(place.offset);
-        Operand { buffer: place.buffer, dtype: place.dtype, base, dims, strides, band: None }
+        let home = Home::Buffer(place.buffer);
+        Operand { home, dtype: place.dtype, base, dims, strides, band: None }
     }
 
     /// A weight of lines that stand one after another, in as few bands as bindings hold; anything else as it is.
     pub fn bands(&self, operand: &Operand) -> Vec<Operand> {
         let ([Amount::Known(of), Amount::Known(k)], true) =
-            (operand.dims.as_slice(), is_weight(self.template, operand.buffer))
+            (operand.dims.as_slice(), self.is_weight(operand))
         else {
             return vec![operand.clone()];
         };
@@ -376,6 +422,36 @@ impl<'t> LowerCx<'t> {
             0 => vec![operand.clone()],
             _ => (0..*of).step_by(most).map(band).collect(),
         }
+    }
+
+    /// Whether an operand is bound as a weight.
+    pub fn is_weight(&self, operand: &Operand) -> bool {
+        bound_apart(self.template, &operand.home)
+    }
+
+    /// Whole params of one dtype and as many columns as the lines of one weight, in as few stacks as bindings hold, each with how many
+    /// are in it; `None` for operands that are no such params.
+    pub fn stacks(&self, params: &[Operand]) -> Option<Vec<(Operand, usize)>> {
+        let first = params.first()?;
+        let [Amount::Known(lines), Amount::Known(k)] = first.dims.as_slice() else { return None };
+        let whole = |o: &Operand| match o.home {
+            Home::Buffer(id) => {
+                let param = matches!(self.template.buffers()[id.index()].kind, BufferKind::Param(_));
+                let all = o.base == Amount::Known(0) && o.strides == contiguous(&o.dims);
+                (param && all && o.dims == first.dims && o.dtype == first.dtype).then_some(id)
+            }
+            _ => None,
+        };
+        let ids: Vec<BufferId> = params.iter().map(whole).collect::<Option<_>>()?;
+        let words = |count: usize| blocks::weight_words(first.dtype, count * lines * k);
+        let most = (1..=ids.len()).take_while(|&count| words(count) <= self.binding_words).last()?;
+        let stack = |ids: &[BufferId]| {
+            let of = ids.len() * lines;
+            let band = Some(Band { first: 0, count: of, of, words: words(ids.len()) });
+            let dims = vec![Amount::Known(of), Amount::Known(*k)];
+            (Operand { home: Home::Stack(ids.into()), dims, band, ..first.clone() }, ids.len())
+        };
+        Some(ids.chunks(most).map(stack).collect())
     }
 
     pub fn inputs(&self, step: &StepSpec) -> Vec<Operand> {
@@ -469,6 +545,15 @@ pub(crate) fn resident(template: &Template) -> Arc<[bool]> {
     template.buffer_ids().map(stays).collect()
 }
 
+/// Whether what is at home there is bound as a weight.
+fn bound_apart(template: &Template, home: &Home) -> bool {
+    match home {
+        Home::Buffer(buffer) => is_weight(template, *buffer),
+        Home::Stack(_) => true,
+        Home::Scratch => false,
+    }
+}
+
 /// Whether a buffer is bound as a weight.
 pub(crate) fn is_weight(template: &Template, buffer: BufferId) -> bool {
     match &template.buffers()[buffer.index()].kind {
@@ -518,7 +603,7 @@ impl Draft<'_> {
             _ => Storage::Word(element),
         };
         let (base, strides) = (operand.base.clone(), operand.strides.clone());
-        self.views.push(Source { buffer: Some(operand.buffer), band: operand.band, base, strides });
+        self.views.push(Source { home: operand.home.clone(), band: operand.band, base, strides });
         self.b.view(binding, storage, access, &extents)
     }
 
@@ -536,7 +621,7 @@ impl Draft<'_> {
         let extents = self.sizes(&operand.dims);
         let binding = self.binding(operand);
         let (base, strides) = (operand.base.clone(), operand.strides.clone());
-        self.views.push(Source { buffer: Some(operand.buffer), band: operand.band, base, strides });
+        self.views.push(Source { home: operand.home.clone(), band: operand.band, base, strides });
         self.b.view(binding, storage, Access::Read, &extents)
     }
 
@@ -548,27 +633,26 @@ impl Draft<'_> {
             });
             at as u32
         }
-        let Operand { buffer, band, .. } = *operand;
-        if is_weight(self.template, buffer) {
-            return Binding::Weight(position(&mut self.weights, Bound { buffer, band }));
+        if self.is_weight(operand) {
+            let bound = Bound { home: operand.home.clone(), band: operand.band };
+            return Binding::Weight(position(&mut self.weights, bound));
         }
-        if self.resident[buffer.index()] {
-            return Binding::State(position(&mut self.states, buffer));
+        match operand.home {
+            Home::Buffer(buffer) if self.resident[buffer.index()] => {
+                Binding::State(position(&mut self.states, buffer))
+            }
+            _ => Binding::Arena,
         }
-        Binding::Arena
     }
 
     /// Floats that hold something until the step's next launch, whose words [`LowerCx::scratch`] counts.
     pub fn scratch(&mut self, dims: &[Amount], base: &Amount, access: Access) -> ViewId {
-        let extents = self.sizes(dims);
-        let (base, strides) = (base.clone(), contiguous(dims));
-        self.views.push(Source { buffer: None, band: None, base, strides });
-        self.b.view(Binding::Arena, Storage::Word(Element::F32), access, &extents)
+        self.view(&Operand::scratch(DType::F32, base.clone(), dims), access)
     }
 
     /// Whether a buffer stands as packed as it came.
     pub fn is_weight(&self, operand: &Operand) -> bool {
-        is_weight(self.template, operand.buffer)
+        bound_apart(self.template, &operand.home)
     }
 
     pub fn read(&mut self, operand: &Operand) -> ViewId {
@@ -727,6 +811,8 @@ pub(crate) const OPS: &[&dyn GpuOp] = &[
     &rows::GpuPool,
     &linear::GpuMatMul,
     &linear::GpuLinear,
+    &lora::GpuLoraLinear,
+    &moe::GpuMoe,
     &windows::GpuConv,
     &windows::GpuConvTranspose,
     &windows::GpuPoolWindow,

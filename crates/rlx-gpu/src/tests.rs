@@ -4,6 +4,7 @@ mod bands;
 mod conformance;
 mod faults;
 mod flash;
+mod grouped;
 mod images;
 mod kernels;
 mod products;
@@ -82,6 +83,9 @@ fn zoo() -> Vec<Arc<Kernel>> {
     }
     for layer in products::LAYERS {
         kernels.extend(kernels_of(&layer.graph()).unwrap().into_iter().map(|k| (k.hash(), k)));
+    }
+    for graph in grouped::graphs() {
+        kernels.extend(kernels_of(&graph).unwrap().into_iter().map(|k| (k.hash(), k)));
     }
     kernels.extend(images::kernels().into_iter().map(|k| (k.hash(), k)));
     for heads in flash::HEADS {

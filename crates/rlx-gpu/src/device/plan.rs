@@ -3,7 +3,7 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
-use crate::lower::{Amount, Extents, Guard, Launch, LowerCx, cache, resident};
+use crate::lower::{Amount, Extents, Guard, Home, Launch, LowerCx, cache, resident};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, Lir, Template};
 use rlx_tensor::quant::Q8Head;
@@ -122,13 +122,14 @@ impl Plan {
             }
             let arguments = arguments(launch, layout, &run).ok_or_else(too_large)?;
             for (view, source) in launch.kernel.views.iter().zip(&launch.views) {
-                let end = match (view.binding, source.buffer) {
-                    (_, None) => layout.scratch[1],
-                    (Binding::Arena, Some(buffer)) => layout.end(buffer),
-                    (Binding::Weight(_), Some(buffer)) => {
-                        source.band.map_or_else(|| layout.elements(buffer), |band| band.words)
+                let end = match (view.binding, &source.home) {
+                    (_, Home::Scratch) => layout.scratch[1],
+                    (_, Home::Stack(_)) => source.band.map_or(0, |band| band.words),
+                    (Binding::Arena, Home::Buffer(buffer)) => layout.end(*buffer),
+                    (Binding::Weight(_), Home::Buffer(buffer)) => {
+                        source.band.map_or_else(|| layout.elements(*buffer), |band| band.words)
                     }
-                    (Binding::State(_), Some(buffer)) => state_words(buffer),
+                    (Binding::State(_), Home::Buffer(buffer)) => state_words(*buffer),
                 };
                 if launch.kernel.reach(view, &arguments) > end as u64 {
                     return Err(refuse("a view reaches beyond its buffer"));
@@ -149,7 +150,11 @@ fn arguments(launch: &Launch, layout: &Layout, run: &Extents<'_>) -> Option<Vec<
     let sizes: Option<Vec<usize>> = launch.sizes.iter().map(|a| a.eval(run)).collect();
     let mut places = Vec::with_capacity(launch.views.len());
     for source in &launch.views {
-        let own = source.buffer.map_or(layout.scratch[0], |buffer| layout.offset(buffer));
+        let own = match source.home {
+            Home::Scratch => layout.scratch[0],
+            Home::Stack(_) => 0,
+            Home::Buffer(buffer) => layout.offset(buffer),
+        };
         let base = source.base.eval(run)?.checked_add(own)?;
         let strides: Option<Vec<usize>> = source.strides.iter().map(|s| s.eval(run)).collect();
         places.push(Placement { base, strides: strides? });

@@ -2,7 +2,7 @@
 //! each lane then sums one chunk of one column for all rows, and the chunks are added in their order.
 
 use super::Draft;
-use super::product::{CHUNK, Finish, Lines, Product, Stager, offset, scaled};
+use super::product::{CHUNK, Finish, Lines, Product, Spot, Stager, offset, scaled};
 use crate::ir::{BinaryFn, Element, Value};
 
 /// Columns of a program.
@@ -54,10 +54,10 @@ fn pairs(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32) -> Stager {
 
 impl Product<'_> {
     /// A product of few rows.
-    pub fn few(&self, d: &mut Draft<'_>, form: Form, finish: &Finish<'_>) {
-        let (lead, firsts, inside) = self.place(d, form.rows, COLUMNS);
+    pub fn few(&self, d: &mut Draft<'_>, form: Form, spot: &Spot<'_>, finish: &Finish<'_>) {
         let lines = Lines::of_rows(d, self);
-        let a = pairs(d, lines, form.rows, form.depth);
+        let mut a = pairs(d, lines, form.rows, form.depth);
+        let first_row = a.begin(d, spot);
         let columns = Lines::of_columns(d, self);
         let b: Vec<Stager> = columns.into_iter().map(|lines| pairs(d, lines, COLUMNS, form.depth)).collect();
         let parts: Vec<_> = b.iter().map(|_| d.b.tile(Element::F32, form.rows * LANES)).collect();
@@ -66,8 +66,8 @@ impl Product<'_> {
         let pitch = form.depth + 4;
         let (own, x) = (scaled(d, lane, pitch), scaled(d, chunk, pitch));
         let fetch = |d: &mut Draft<'_>, k: Value| -> Vec<Value> {
-            let mut values = a.fetch(d, &lead, [firsts[0], k], inside);
-            b.iter().for_each(|b| values.extend(b.fetch(d, &lead, [firsts[1], k], inside)));
+            let mut values = a.fetch(d, &spot.lead, [first_row, k], spot.inside);
+            b.iter().for_each(|b| values.extend(b.fetch(d, &spot.lead, [spot.line, k], spot.inside)));
             values
         };
         let rows = form.rows as usize;
@@ -95,8 +95,7 @@ impl Product<'_> {
         // The row whose chunks this lane adds up.
         let most = d.b.int(form.rows as i32 - 1);
         let row = d.b.binary(BinaryFn::And, chunk, most);
-        let k = d.size(self.k);
-        let (first, end, zero) = (d.b.int(0), d.b.arg(k), d.b.float(0.0));
+        let (first, end, zero) = (d.b.int(0), spot.end, d.b.float(0.0));
         let count = b.len();
         let firsts_of = [vec![zero; count], fetch(d, first)].concat();
         let totals = d.repeat([first, end], CHUNK * CHUNKS, &firsts_of, |d, base, carried| {
@@ -145,13 +144,13 @@ impl Product<'_> {
             }
             [totals.as_slice(), &inner[rows * count..]].concat()
         });
-        let (row, column) = (d.b.add(firsts[0], row), d.b.add(firsts[1], column));
+        let column = d.b.add(spot.firsts[1], column);
         let taken = d.b.int(form.rows as i32);
         let own = d.b.less(chunk, taken);
-        let mask = d.b.and(inside, own);
-        let known = self.known(d, row, 0, mask);
+        let mask = d.b.and(spot.inside, own);
+        let (row, known) = self.row(d, spot, row, mask);
         let mask = self.known(d, column, 1, known);
-        let at: Vec<Value> = lead.into_iter().chain([row, column]).collect();
+        let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
         finish(d, &at, mask, &totals[..count]);
     }
 }

@@ -4,7 +4,7 @@ use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation};
 use super::product::{Finish, Product, Rows};
 use super::{Amount, Draft, GpuOp, LowerCx, Operand};
-use crate::ir::ViewId;
+use crate::ir::{BinaryFn, ViewId};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
 use rlx_graph::OpDef;
@@ -74,40 +74,71 @@ impl GpuOp for GpuLinear {
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Linear>().ok_or_else(|| cx.mismatched())?.clone();
-        let from = cx.inputs(step);
-        let (x, to) = (from[0].rows(), cx.operand(&step.outputs[0]).rows());
-        let residual = op.residual.then(|| from[op.arity() - 1].rows());
-        let mut start = Amount::Known(0);
-        let each = if op.gated { 2 } else { 1 };
-        for part in (0..op.parts).step_by(each) {
-            let matrices: Vec<Operand> = (part..part + each)
-                .map(|p| if op.transposed { from[1 + p].axes(&[1, 0]) } else { from[1 + p].clone() })
-                .collect();
-            let biases: &[Operand] =
-                if op.bias { &from[op.bias_at() + part..op.bias_at() + part + each] } else { &[] };
-            let bands: Vec<Vec<Operand>> = matrices.iter().map(|m| cx.bands(m)).collect();
-            let mut behind = Amount::Known(0);
-            for at in 0..bands.iter().map(Vec::len).min().unwrap_or(0) {
-                let matrices: Vec<Operand> = bands.iter().map(|own| own[at].clone()).collect();
-                let width = matrices[0].dims[0].clone();
-                let window = |o: &Operand| Operand {
-                    dims: vec![o.dims[0].clone(), width.clone()],
-                    ..o.shifted(&start)
-                };
-                let spec = Part {
-                    x: &x,
-                    matrices: &matrices,
-                    biases: &biases.iter().map(|bias| bias.shifted(&behind)).collect::<Vec<_>>(),
-                    residual: residual.as_ref().map(window),
-                    to: window(&to),
-                    activation: op.activation,
-                };
-                spec.launch(cx)?;
-                (start, behind) = (Amount::sum(&start, &width), Amount::sum(&behind, &width));
-            }
-        }
-        Ok(())
+        let (from, to) = (cx.inputs(step), cx.operand(&step.outputs[0]));
+        layer(cx, &op, &from, &to, None)
     }
+}
+
+/// What is added to rows before the activation.
+pub(super) struct Update {
+    /// `[rows, columns of all parts]`
+    pub values: Operand,
+    /// `[rows]`: below 0 for a row that is left as it is.
+    pub slots: Operand,
+}
+
+/// Launches of a linear layer.
+pub(super) fn layer(
+    cx: &mut LowerCx<'_>,
+    op: &Linear,
+    from: &[Operand],
+    to: &Operand,
+    update: Option<&Update>,
+) -> Result<(), BackendError> {
+    let (x, to) = (from[0].rows(), to.rows());
+    let residual = op.residual.then(|| from[op.arity() - 1].rows());
+    let matrix = |p: usize| if op.transposed { from[1 + p].axes(&[1, 0]) } else { from[1 + p].clone() };
+    let mut start = Amount::Known(0);
+    // Columns of the parts before this one.
+    let mut before = Amount::Known(0);
+    let each = if op.gated { 2 } else { 1 };
+    for part in (0..op.parts).step_by(each) {
+        let matrices: Vec<Operand> = (part..part + each).map(matrix).collect();
+        let biases: &[Operand] =
+            if op.bias { &from[op.bias_at() + part..op.bias_at() + part + each] } else { &[] };
+        let bands: Vec<Vec<Operand>> = matrices.iter().map(|m| cx.bands(m)).collect();
+        let mut behind = Amount::Known(0);
+        for at in 0..bands.iter().map(Vec::len).min().unwrap_or(0) {
+            let bound: Vec<Operand> = bands.iter().map(|own| own[at].clone()).collect();
+            let width = bound[0].dims[0].clone();
+            let window = |o: &Operand, by: &Amount| Operand {
+                dims: vec![o.dims[0].clone(), width.clone()],
+                ..o.shifted(by)
+            };
+            let update = update.map(|Update { values, slots }| {
+                let mut by = Amount::sum(&before, &behind);
+                let mut windows = Vec::with_capacity(each);
+                for matrix in &matrices {
+                    windows.push(window(values, &by));
+                    by = Amount::sum(&by, &matrix.dims[0]);
+                }
+                (windows, slots.clone())
+            });
+            let spec = Part {
+                x: &x,
+                matrices: &bound,
+                biases: &biases.iter().map(|bias| bias.shifted(&behind)).collect::<Vec<_>>(),
+                residual: residual.as_ref().map(|o| window(o, &start)),
+                update,
+                to: window(&to, &start),
+                activation: op.activation,
+            };
+            spec.launch(cx)?;
+            (start, behind) = (Amount::sum(&start, &width), Amount::sum(&behind, &width));
+        }
+        before = matrices.iter().fold(before, |sum, matrix| Amount::sum(&sum, &matrix.dims[0]));
+    }
+    Ok(())
 }
 
 /// Some columns of a linear layer's result.
@@ -116,6 +147,8 @@ struct Part<'p> {
     matrices: &'p [Operand],
     biases: &'p [Operand],
     residual: Option<Operand>,
+    /// For each matrix what is added to its columns, and which rows it is added to.
+    update: Option<(Vec<Operand>, Operand)>,
     to: Operand,
     activation: ActivationKind,
 }
@@ -132,12 +165,25 @@ impl Part<'_> {
         let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
             let biases: Vec<ViewId> = self.biases.iter().map(|o| d.read(&vector(o))).collect();
             let residual = self.residual.as_ref().map(|o| d.read(o));
+            let update = self.update.as_ref().map(|(values, slots)| {
+                let values: Vec<ViewId> = values.iter().map(|o| d.read(o)).collect();
+                (values, d.read(slots))
+            });
             let write = d.write(&self.to);
             Box::new(move |d, at, mask, sums| {
                 let mut values = sums.to_vec();
                 for (value, &view) in values.iter_mut().zip(&biases) {
                     let bias = d.b.load(view, &at[1..], Some(mask));
                     *value = d.b.add(*value, bias);
+                }
+                if let Some((views, slots)) = &update {
+                    let (slot, none) = (d.b.load(*slots, &at[..1], Some(mask)), d.b.int(0));
+                    let own = d.b.binary(BinaryFn::LessEqual, none, slot);
+                    for (value, &view) in values.iter_mut().zip(views) {
+                        let more = d.b.load(view, at, Some(mask));
+                        let sum = d.b.add(*value, more);
+                        *value = d.b.select(own, sum, *value);
+                    }
                 }
                 let mut y = activation(d, kind, values[0]);
                 if let Some(&up) = values.get(1) {

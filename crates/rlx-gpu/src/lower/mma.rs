@@ -3,7 +3,7 @@
 //! asks for it asks for it in every run.
 
 use super::Draft;
-use super::product::{Finish, Lines, Product, offset, scaled};
+use super::product::{Finish, Lines, Product, Spot, offset, scaled};
 use crate::ir::{BinaryFn, Element, Pairs, TileId, UnaryFn, Value};
 use rlx_tensor::DType;
 
@@ -98,7 +98,7 @@ impl Product<'_> {
 
     /// A product of one matrix by matrix units.
     pub fn mma(&self, d: &mut Draft<'_>, pairs: Pairs, finish: &Finish<'_>) {
-        let (lead, firsts, inside) = self.place(d, SIDE, SIDE);
+        let Spot { lead, firsts, inside, end, .. } = self.place(d, SIDE, SIDE);
         let (rows, columns) = (Lines::of_rows(d, self), Lines::new(d, &self.b[0]));
         let (a, b) = (Stager::new(d, rows), Stager::new(d, columns));
         let lane = d.b.lane();
@@ -110,8 +110,7 @@ impl Product<'_> {
             let left = a.fetch(d, &lead, [firsts[0], k], inside);
             [left, b.fetch(d, &lead, [firsts[1], k], inside)].concat()
         };
-        let (k, zero) = (d.size(self.k), d.b.float(0.0));
-        let (first, end) = (d.b.int(0), d.b.arg(k));
+        let (first, zero) = (d.b.int(0), d.b.float(0.0));
         let begun = [vec![zero; count], fetch(d, first)].concat();
         let sums = d.repeat([first, end], DEPTH, &begun, |d, at, carried| {
             let (sums, staged) = carried.split_at(count);

@@ -79,6 +79,26 @@ pub(super) struct Product<'p> {
 /// What becomes of an element: its coordinates, whether it is one, and its sums.
 pub(super) type Finish<'f> = dyn Fn(&mut Draft<'_>, &[Value], Value, &[Value]) + 'f;
 
+/// The line of the first operand where a row's elements stand; -1 for no row.
+pub(super) type Stands<'s> = dyn Fn(&mut Draft<'_>, Value) -> Value + 's;
+
+/// What a program stands for.
+pub(super) struct Spot<'s> {
+    pub lead: Vec<Value>,
+    /// The first row and column.
+    pub firsts: [Value; 2],
+    /// The line of the matrices that is the first column.
+    pub line: Value,
+    /// Whether there is such a program.
+    pub inside: Value,
+    /// The first row that is another program's, where not only the result's extent says so.
+    pub last: Option<Value>,
+    /// Products of an element.
+    pub end: Value,
+    /// Where a row's elements stand, if not in the line of its number.
+    pub stands: Option<&'s Stands<'s>>,
+}
+
 /// A step along k: what was fetched for it, where it begins and where to fetch for the next, and the sums so far; new sums, and what
 /// was fetched.
 type Step<'f> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], &[Value]) -> Vec<Value> + 'f;
@@ -283,6 +303,16 @@ pub(super) struct Stager {
 }
 
 impl Stager {
+    /// The line that a program's first row is fetched from, after which it fetches each row's own where rows stand elsewhere.
+    pub fn begin(&mut self, d: &mut Draft<'_>, spot: &Spot<'_>) -> Value {
+        let Some(stands) = spot.stands else { return spot.firsts[0] };
+        for [line, ..] in &mut self.units {
+            let row = d.b.add(spot.firsts[0], *line);
+            *line = stands(d, row);
+        }
+        d.b.int(0)
+    }
+
     /// Values of a step.
     pub fn count(&self) -> usize {
         self.units.len() * self.lines.raw(self.group)
@@ -345,6 +375,37 @@ fn tall(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32, pitch: u32) ->
     Stager { lines: source, tile, group, units, apart: pitch }
 }
 
+/// Goes over k in steps of `depth`: `step` gets what was fetched for it, where to fetch for the next, and the sums of the chunk.
+fn chunks(
+    d: &mut Draft<'_>,
+    end: Value,
+    depth: u32,
+    zeros: &[Value],
+    fetch: &dyn Fn(&mut Draft<'_>, Value) -> Vec<Value>,
+    step: &Step<'_>,
+) -> Vec<Value> {
+    let first = d.b.int(0);
+    let fetched = fetch(d, first);
+    let count = zeros.len();
+    let firsts = [zeros, fetched.as_slice()].concat();
+    let mut sums = d.repeat([first, end], CHUNK, &firsts, |d, base, carried| {
+        let (first, most) = (d.b.int(0), d.b.int(CHUNK as i32));
+        let left = d.b.sub(end, base);
+        let to = d.b.binary(BinaryFn::Min, left, most);
+        let inner = [zeros, &carried[count..]].concat();
+        let inner = d.repeat([first, to], depth, &inner, |d, at, carried| {
+            let at = d.b.add(base, at);
+            let next = offset(d, at, depth);
+            step(d, &carried[count..], [at, next], &carried[..count])
+        });
+        let sums = carried[..count].iter().zip(&inner).map(|(&total, &sum)| d.b.add(total, sum));
+        let sums: Vec<Value> = sums.collect();
+        [sums.as_slice(), &inner[count..]].concat()
+    });
+    sums.truncate(count);
+    sums
+}
+
 impl Product<'_> {
     /// Extents of the programs that take so many rows and columns each: lead, then blocks of rows, then of columns.
     pub fn grid(&self, rows: u32, columns: u32) -> Vec<Amount> {
@@ -354,14 +415,27 @@ impl Product<'_> {
         self.dims[..lead].iter().cloned().chain(blocks).collect()
     }
 
-    /// Lead coordinates, the first row and column of the program, and whether there is such a program.
-    pub fn place(&self, d: &mut Draft<'_>, rows: u32, columns: u32) -> (Vec<Value>, [Value; 2], Value) {
-        let lead = self.dims.len() - 2;
+    /// What a program of so many rows and columns stands for.
+    pub fn place(&self, d: &mut Draft<'_>, rows: u32, columns: u32) -> Spot<'static> {
+        let at = self.dims.len() - 2;
         let program = d.b.program();
-        let (mut at, inside) = d.coordinates(program, &self.grid(rows, columns));
-        let firsts = [scaled(d, at[lead], rows), scaled(d, at[lead + 1], columns)];
-        at.truncate(lead);
-        (at, firsts, inside)
+        let (mut lead, inside) = d.coordinates(program, &self.grid(rows, columns));
+        let firsts = [scaled(d, lead[at], rows), scaled(d, lead[at + 1], columns)];
+        lead.truncate(at);
+        let k = d.size(self.k);
+        let end = d.b.arg(k);
+        Spot { lead, firsts, line: firsts[1], inside, last: None, end, stands: None }
+    }
+
+    /// A row, and whether it is one of the program's.
+    pub fn row(&self, d: &mut Draft<'_>, spot: &Spot<'_>, own: Value, inside: Value) -> (Value, Value) {
+        let row = d.b.add(spot.firsts[0], own);
+        let mut known = self.known(d, row, 0, inside);
+        if let Some(last) = spot.last {
+            let before = d.b.less(row, last);
+            known = d.b.and(known, before);
+        }
+        (row, known)
     }
 
     /// A row or column, and whether the result has it.
@@ -373,12 +447,12 @@ impl Product<'_> {
     }
 
     /// A product of any number of rows: a program stages a block of rows and of columns, a lane sums a block of both in registers.
-    pub fn many(&self, d: &mut Draft<'_>, schedule: Schedule, finish: &Finish<'_>) {
+    pub fn many(&self, d: &mut Draft<'_>, schedule: Schedule, spot: &Spot<'_>, finish: &Finish<'_>) {
         let [down, across] = schedule.each;
-        let (lead, firsts, inside) = self.place(d, schedule.rows, schedule.columns);
         let pitches = [schedule.rows + 4, schedule.columns + 4];
         let rows = Lines::of_rows(d, self);
-        let a = tall(d, rows, schedule.rows, schedule.depth, pitches[0]);
+        let mut a = tall(d, rows, schedule.rows, schedule.depth, pitches[0]);
+        let first_row = a.begin(d, spot);
         let columns = Lines::of_columns(d, self);
         let b = columns.into_iter().map(|lines| tall(d, lines, schedule.columns, schedule.depth, pitches[1]));
         let b: Vec<Stager> = b.collect();
@@ -386,8 +460,8 @@ impl Product<'_> {
         let (row, column) = d.b.halves(lane, schedule.across());
         let row = scaled(d, row, 4);
         let fetch = |d: &mut Draft<'_>, k: Value| -> Vec<Value> {
-            let mut values = a.fetch(d, &lead, [firsts[0], k], inside);
-            b.iter().for_each(|b| values.extend(b.fetch(d, &lead, [firsts[1], k], inside)));
+            let mut values = a.fetch(d, &spot.lead, [first_row, k], spot.inside);
+            b.iter().for_each(|b| values.extend(b.fetch(d, &spot.lead, [spot.line, k], spot.inside)));
             values
         };
         let each = (down * across) as usize;
@@ -434,53 +508,19 @@ impl Product<'_> {
             });
             [sums, fetched].concat()
         };
-        let sums = self.chunks(d, CHUNK, schedule.depth, &zeros, &fetch, &step);
+        let sums = chunks(d, spot.end, schedule.depth, &zeros, &fetch, &step);
         for i in 0..down {
             let own = offset(d, row, i / 4 * 4 * schedule.down() + i % 4);
-            let row = d.b.add(firsts[0], own);
-            let known = self.known(d, row, 0, inside);
+            let (row, known) = self.row(d, spot, own, spot.inside);
             for j in 0..across {
                 let own = offset(d, column, j * schedule.across());
-                let column = d.b.add(firsts[1], own);
+                let column = d.b.add(spot.firsts[1], own);
                 let mask = self.known(d, column, 1, known);
-                let at: Vec<Value> = lead.iter().copied().chain([row, column]).collect();
+                let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
                 let values: Vec<Value> = sums.chunks(each).map(|s| s[(i * across + j) as usize]).collect();
                 finish(d, &at, mask, &values);
             }
         }
-    }
-
-    /// Goes over k in steps of `depth`: `step` gets what was fetched for it, where to fetch for the next, and the sums of the chunk.
-    fn chunks(
-        &self,
-        d: &mut Draft<'_>,
-        chunk: u32,
-        depth: u32,
-        zeros: &[Value],
-        fetch: &dyn Fn(&mut Draft<'_>, Value) -> Vec<Value>,
-        step: &Step<'_>,
-    ) -> Vec<Value> {
-        let k = d.size(self.k);
-        let (first, end) = (d.b.int(0), d.b.arg(k));
-        let fetched = fetch(d, first);
-        let count = zeros.len();
-        let firsts = [zeros, fetched.as_slice()].concat();
-        let mut sums = d.repeat([first, end], chunk, &firsts, |d, base, carried| {
-            let (first, most) = (d.b.int(0), d.b.int(chunk as i32));
-            let left = d.b.sub(end, base);
-            let to = d.b.binary(BinaryFn::Min, left, most);
-            let inner = [zeros, &carried[count..]].concat();
-            let inner = d.repeat([first, to], depth, &inner, |d, at, carried| {
-                let at = d.b.add(base, at);
-                let next = offset(d, at, depth);
-                step(d, &carried[count..], [at, next], &carried[..count])
-            });
-            let sums = carried[..count].iter().zip(&inner).map(|(&total, &sum)| d.b.add(total, sum));
-            let sums: Vec<Value> = sums.collect();
-            [sums.as_slice(), &inner[count..]].concat()
-        });
-        sums.truncate(count);
-        sums
     }
 
     /// Whether it is staged at all. Only k and the columns decide, so that all rows of a product are summed in one order.
@@ -517,7 +557,8 @@ impl Product<'_> {
         if let Some(programs) = rows.when(if few { FEW + 1 } else { 0 }, usize::MAX, programs) {
             let mut d = cx.draft_of(format!("{name}_tiled"), schedule.lanes());
             let finish = prepare(&mut d);
-            self.many(&mut d, schedule, &*finish);
+            let spot = self.place(&mut d, schedule.rows, schedule.columns);
+            self.many(&mut d, schedule, &spot, &*finish);
             cx.launch(d, programs)?;
         }
         if !few {
@@ -528,7 +569,8 @@ impl Product<'_> {
             if let Some(programs) = rows.when(form.from, form.rows as usize, programs) {
                 let mut d = cx.draft_of(format!("{name}_few{}", form.rows), super::few::LANES);
                 let finish = prepare(&mut d);
-                self.few(&mut d, form, &*finish);
+                let spot = self.place(&mut d, form.rows, super::few::COLUMNS);
+                self.few(&mut d, form, &spot, &*finish);
                 cx.launch(d, programs)?;
             }
         }

@@ -12,7 +12,7 @@ use rlx_tensor::{DType, Shape};
 /// Elements from which a program seeks one after another, reading its line once for each, rather than a lane counting for each element.
 const LONG: usize = 256;
 /// Lanes of a program that seeks.
-const SEEKERS: u32 = 256;
+pub(super) const SEEKERS: u32 = 256;
 
 /// Elements of a line that a program looks at where several share it.
 const SLICE: usize = 4096;
@@ -61,7 +61,7 @@ fn key(d: &mut Draft<'_>, x: Value) -> Value {
 
 /// Finds elements one after another, the largest first: in each turn the lanes of a program look at all of `bounds` for the next after
 /// the one found before. `load` gives an element and whether there is one, `found` gets turn, index, element and whether there was one.
-fn seek(
+pub(super) fn seek(
     d: &mut Draft<'_>,
     bounds: [Value; 2],
     turns: Value,

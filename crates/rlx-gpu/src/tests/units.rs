@@ -4,7 +4,7 @@ use super::Runs;
 use super::products::{LAYERS, Layer, numbers, results};
 use crate::ir::interpret::Machine;
 use crate::ir::{Kernel, Placement};
-use crate::lower::{Extents, LowerCx, is_weight};
+use crate::lower::{Extents, Home, LowerCx, is_weight};
 use half::bf16;
 use rlx::backend::Backend;
 use rlx::backend::reference::ReferenceBackend;
@@ -13,6 +13,13 @@ use rlx_graph::passes::{PassOptions, compile_passes};
 use rlx_tensor::{DType, Symbol, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+fn buffer_of(home: &Home) -> Option<BufferId> {
+    match home {
+        Home::Buffer(buffer) => Some(*buffer),
+        _ => None,
+    }
+}
 
 fn template(layer: &Layer) -> Template {
     let (legal, _) = compile_passes(&layer.graph(), &Runs, &PassOptions::default()).unwrap();
@@ -102,12 +109,13 @@ fn a_product_by_matrix_units_is_that_of_rounded_operands() {
                 .iter()
                 .map(|v| Placement {
                     base: v.base.eval(&run).unwrap()
-                        + v.buffer.and_then(|b| places.get(&b)).copied().unwrap_or(0),
+                        + buffer_of(&v.home).and_then(|b| places.get(&b)).copied().unwrap_or(0),
                     strides: v.strides.iter().map(|s| s.eval(&run).unwrap()).collect(),
                 })
                 .collect();
             let arguments = launch.kernel.arguments(&own, &placed).unwrap();
-            let bound: Vec<&[u32]> = launch.weights.iter().map(|b| weights[&b.buffer].as_slice()).collect();
+            let bound: Vec<&[u32]> =
+                launch.weights.iter().map(|b| weights[&buffer_of(&b.home).unwrap()].as_slice()).collect();
             let programs = launch.programs.eval(&run).unwrap();
             machine.run(&launch.kernel, &arguments, &bound, &mut [], programs).unwrap();
         }

@@ -81,23 +81,61 @@ fn every_adapter_gives_the_answers_of_peft() {
         for isa in Isa::available() {
             let model = open_on(&base, isa, 2);
             model.add_adapter("golden", &folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-            let mut runner = runner(&model, &["golden"], 1);
-            let (mut worst, mut worst_plain) = (0.0f32, 0.0f32);
-            for (i, prompt) in golden.ids("prompts").iter().enumerate() {
-                for (slot, name, worst) in
-                    [(Some(0), "logits", &mut worst), (None, "plain", &mut worst_plain)]
-                {
-                    let (dims, expected) = golden.tensor(&format!("{name}_{i}"));
-                    for end in [1, prompt.len()] {
-                        let found = last_logits(&model, &mut runner, &[(&prompt[..end], slot)]).remove(0);
-                        let expected = &expected[(end - 1) * dims[1]..end * dims[1]];
-                        *worst = worst.max(largest_difference(&found, expected) / range(expected));
-                    }
-                }
-            }
-            println!("{} on {isa}: {worst:.1e}, plain {worst_plain:.1e}", folder.display());
-            assert!(worst <= 1e-4 && worst_plain <= 1e-4, "{}: {worst} {worst_plain}", folder.display());
+            check_golden(&format!("{} on {isa}", folder.display()), &model, &golden);
         }
+    }
+}
+
+/// Logits of a model with its one adapter, and without, against those of peft.
+fn check_golden(label: &str, model: &Model, golden: &Golden) {
+    let mut runner = runner(model, &["golden"], 1);
+    let (mut worst, mut worst_plain) = (0.0f32, 0.0f32);
+    for (i, prompt) in golden.ids("prompts").iter().enumerate() {
+        for (slot, name, worst) in [(Some(0), "logits", &mut worst), (None, "plain", &mut worst_plain)] {
+            let (dims, expected) = golden.tensor(&format!("{name}_{i}"));
+            for end in [1, prompt.len()] {
+                let found = last_logits(model, &mut runner, &[(&prompt[..end], slot)]).remove(0);
+                let expected = &expected[(end - 1) * dims[1]..end * dims[1]];
+                *worst = worst.max(largest_difference(&found, expected) / range(expected));
+            }
+        }
+    }
+    println!("{label}: {worst:.1e}, plain {worst_plain:.1e}");
+    assert!(worst <= 1e-4 && worst_plain <= 1e-4, "{label}: {worst} {worst_plain}");
+}
+
+/// On a device rows with adapters go through the kernels of all adapters at once, and have the bits that they have alone.
+#[test]
+fn adapters_on_the_first_adapter_of_the_machine() {
+    let Some(provider) = rlx_gpu::provider() else {
+        println!("skipped: this build has no devices (`--features rlx-gpu/wgpu`)");
+        return;
+    };
+    let backend = provider.open(0, &rlx::config::Config::default()).unwrap();
+    let open = |name: &str| {
+        Model::on_backend(open_folder(&data("models", name)), &OpenOptions::default(), Arc::clone(&backend))
+            .unwrap()
+    };
+    for (base, adapter) in [("llama", "llama-b"), ("mixtral", "mixtral")] {
+        let (model, folder) = (open(base), data("adapters", adapter));
+        model.add_adapter("golden", &folder).unwrap();
+        check_golden(&format!("{adapter} on {}", backend.name()), &model, &Golden::open(&folder));
+        let steps = model.compiled().report().unwrap().steps;
+        assert!(steps.iter().all(|step| step.native), "{steps:?}");
+        let mixtures = steps.iter().filter(|step| step.op == "moe");
+        let whole = mixtures.clone().all(|step| step.kernel.contains("moe_gated_grouped"));
+        assert!(whole && (mixtures.count() > 0) == (base == "mixtral"), "{steps:?}");
+    }
+    let (model, golden) = (open("llama"), Golden::open(&data("adapters", "llama-a")));
+    model.add_adapter("a", data("adapters", "llama-a")).unwrap();
+    model.add_adapter("b", data("adapters", "llama-b")).unwrap();
+    let prompts = golden.ids("prompts");
+    let rows: Vec<(&[u32], Option<usize>)> =
+        vec![(&prompts[0], Some(0)), (&prompts[1], None), (&prompts[1], Some(1))];
+    let together = last_logits(&model, &mut runner(&model, &["a", "b"], rows.len()), &rows);
+    for (row, expected) in rows.iter().zip(&together) {
+        let alone = last_logits(&model, &mut runner(&model, &["a", "b"], 1), &[*row]).remove(0);
+        assert_eq!(bits(&alone), bits(expected), "slot {:?}", row.1);
     }
 }
 
