@@ -7,8 +7,8 @@ Needs nnsmith 0.1.0, torch (whose exporter is told to take the TorchScript path)
 `model.onnx` and `test_data_set_0` with numbered inputs and outputs. A seed gives the same model and inputs again. Seeds that
 NNSmith or torch's exporter does not take are listed in OUT/nnsmith/refused.txt with the reason.
 
-`--apart` writes every node of a case as a case of its own (OUT/nnsmith-apart/seedN_K), with the operands it has in ONNX Runtime: where all of
-them agree, a difference of the whole model is rounding that grew.
+`--apart` writes every node of a case as a case of its own (OUT/nnsmith-apart/seedN_K), with the operands it has in ONNX Runtime (in onnx's own
+evaluator where that has no kernel): where all of them agree, a difference of the whole model is rounding that grew.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from onnx import helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
 
 warnings.filterwarnings("ignore")
 
@@ -96,7 +97,10 @@ def results_of(model, network, inputs):
     except Exception:
         with torch.no_grad():
             results = network(*[torch.from_numpy(np.array(array)) for _, array in inputs])
-        return [value.numpy() for value in (results if isinstance(results, (list, tuple)) else [results])]
+        results = results if isinstance(results, (list, tuple)) else [results]
+        # The exporter declares some F64 results of torch as F32.
+        declared = [helper.tensor_dtype_to_np_dtype(output.type.tensor_type.elem_type) for output in model.graph.output]
+        return [value.detach().numpy().astype(dtype) for value, dtype in zip(results, declared)]
 
 
 def make(out, seed, nodes):
@@ -123,7 +127,10 @@ def apart(out, name):
         outputs = [onnx.ValueInfoProto(name=value) for value in node.output if value]
         graph = helper.make_graph([node], "apart", declared, outputs)
         single = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
-        results = session(single).run(None, dict(inputs))
+        try:
+            results = session(single).run(None, dict(inputs))
+        except Exception:
+            results = ReferenceEvaluator(single).run(None, dict(inputs))
         named = list(zip([value.name for value in outputs], results))
         values.update(named)
         write_case(out / "nnsmith-apart" / f"{name}_{at}_{node.op_type}", single, inputs, named)
