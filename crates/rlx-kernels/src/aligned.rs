@@ -1,6 +1,6 @@
 //! Memory aligned for vector loads and, where large, for huge pages.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
 /// Alignment of every [`AlignedBuf`], one cache line.
@@ -8,7 +8,7 @@ pub const LINE_BYTES: usize = 64;
 
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A zero-initialised byte buffer aligned to 64 bytes; from 4 MiB on, to 2 MiB, with huge pages asked for.
+/// A zero-initialised byte buffer aligned to 64 bytes; from 2 MiB on, to 2 MiB, with huge pages asked for.
 pub struct AlignedBuf {
     start: NonNull<u8>,
     layout: Option<Layout>,
@@ -25,17 +25,20 @@ impl AlignedBuf {
     ///
     /// Aborts, as every allocation does, if the machine has no memory left.
     pub fn zeroed(len: usize) -> Option<AlignedBuf> {
-        let align = if len >= 2 * HUGE_BYTES { HUGE_BYTES } else { LINE_BYTES };
+        let align = if len >= HUGE_BYTES { HUGE_BYTES } else { LINE_BYTES };
         let layout = Layout::from_size_align(len, align).ok()?;
         if len == 0 {
             return Some(AlignedBuf { start: NonNull::<Line>::dangling().cast(), layout: None, len });
         }
         // SAFETY: `layout` has a size other than zero.
-        let start = unsafe { alloc_zeroed(layout) };
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         if align == HUGE_BYTES {
+            // The first write decides about a page, and `alloc_zeroed` writes where the alignment is not that of `malloc`.
             advise_huge(start.as_ptr(), len);
         }
+        // SAFETY: the allocation is valid for `len` bytes.
+        unsafe { start.write_bytes(0, len) };
         Some(AlignedBuf { start, layout: Some(layout), len })
     }
 
