@@ -7,6 +7,7 @@
 //! most 19 significant bits; where products are not fused, from a subtraction, which is exact, and a product. Every instance, of every instruction set and number of rows, gives the same bits.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 use super::dot::{Body, Dot, I, V};
 use super::format::{
@@ -46,12 +47,30 @@ macro_rules! for_each_row {
     )*};
 }
 
+/// Repeats the body for each of at most eight cells or groups, as straight code if told: shifts by a variable, and branches on
+/// it, cost more than what they serve. A loop elsewhere, which compiles faster.
+macro_rules! for_each_part {
+    ($part:ident in $parts:ident, straight if $straight:expr, $body:block) => {
+        if const { $straight } {
+            for_each_row!($part in $parts $body);
+        } else {
+            for $part in 0..$parts $body
+        }
+    };
+}
+
+/// Whether a body of so many rows is straight code: not those of several rows over large blocks, which are longest and rarest.
+const fn is_straight<D: Dot, F: Cells>(rows: usize) -> bool {
+    D::STRAIGHT && (F::CELLS == 1 || rows == 1)
+}
+
 impl<F: Cells, const ROWS: usize, const STRIPS: usize> Body for Block<F, ROWS, STRIPS> {
     type Args = BlockArgs;
 
     #[inline(always)]
     unsafe fn run<D: Dot>(d: D, args: &BlockArgs) {
         let s = d.simd();
+        let cells = F::CELLS;
         let mut sum = [[s.zero(); STRIPS]; ROWS];
         // SAFETY: the caller guarantees what the fields of `BlockArgs` say: rows of `superblocks * CELLS` cells, strips of as many
         // superblocks, and the sums.
@@ -65,13 +84,17 @@ impl<F: Cells, const ROWS: usize, const STRIPS: usize> Body for Block<F, ROWS, S
             }
             let (mut x, mut w) = (args.x, args.w);
             for _ in 0..args.superblocks {
-                for cell in 0..F::CELLS {
+                for_each_part!(cell in cells, straight if is_straight::<D, F>(ROWS), {
                     half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, cell, 0);
                     if F::HALVES {
                         half_cell::<D, F, ROWS, STRIPS>(d, args, &mut sum, x, w, cell, 1);
                     }
                     x = x.wrapping_add(CELL_BYTES);
-                }
+                    if F::CELLS > 1 && is_straight::<D, F>(ROWS) {
+                        // Words that cells share are read again: the compiler would keep them on the stack.
+                        compiler_fence(Ordering::SeqCst);
+                    }
+                });
                 w = w.wrapping_add(superblock_bytes::<F>(STRIPS));
             }
             for_each_row!(row in ROWS {
@@ -133,7 +156,7 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
             });
         }
         let groups = if F::HALVES { GROUPS / 2 } else { GROUPS };
-        for step in 0..groups {
+        for_each_part!(step in groups, straight if is_straight::<D, F>(ROWS), {
             let group = half * groups + step;
             let mut codes = [s.isplat(0); STRIPS];
             for strip in 0..STRIPS {
@@ -147,7 +170,7 @@ unsafe fn half_cell<D: Dot, F: Cells, const ROWS: usize, const STRIPS: usize>(
                     acc[row][strip] = dot::<D, F>(d, acc[row][strip], codes[strip], inputs);
                 }
             });
-        }
+        });
         for strip in 0..STRIPS {
             let (w, h) = strip_at::<F>(w, strip, STRIPS);
             let scale = F::scale(d, w, h, cell, half);
@@ -195,20 +218,20 @@ impl<F: Cells, const STRIPS: usize> Body for Unpack<F, STRIPS> {
 
     #[inline(always)]
     unsafe fn run<D: Dot>(d: D, args: &UnpackArgs) {
-        let s = d.simd();
+        let (s, cells) = (d.simd(), F::CELLS);
         let (mut panel, mut out) = (args.w, args.out);
         // SAFETY: the caller guarantees the superblocks and as many dense cells.
         unsafe {
             for _ in 0..args.superblocks {
-                for cell in 0..F::CELLS {
+                for_each_part!(cell in cells, straight if is_straight::<D, F>(1), {
                     for strip in 0..STRIPS {
                         let (w, h) = strip_at::<F>(panel, strip, STRIPS);
-                        for group in 0..GROUPS {
+                        for_each_part!(group in GROUPS, straight if is_straight::<D, F>(1), {
                             s.istore(out.add(group * WORDS_BYTES).cast(), F::codes(d, w, cell, group));
                             if strip == 0 {
                                 fetch::<D::S, F>(s, panel, STRIPS, cell * GROUPS + group);
                             }
-                        }
+                        });
                         for half in 0..if F::HALVES { 2 } else { 1 } {
                             let scale = F::scale(d, w, h, cell, half);
                             let anchor = F::anchor(d, w, cell, half, scale);
@@ -221,7 +244,7 @@ impl<F: Cells, const STRIPS: usize> Body for Unpack<F, STRIPS> {
                         }
                         out = out.add(dense_vectors(F::HALVES, F::MIN) * WORDS_BYTES);
                     }
-                }
+                });
                 panel = panel.wrapping_add(superblock_bytes::<F>(STRIPS));
             }
         }

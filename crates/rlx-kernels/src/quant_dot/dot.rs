@@ -21,6 +21,8 @@ use crate::isa::{CpuFeatures, Isa, LANES, Scalar, Simd};
 pub(crate) trait Dot: Copy + 'static {
     /// The vectors.
     type S: Simd;
+    /// Whether bodies are compiled as straight code for it, see `for_each_part`: the sets that weights are read fastest with.
+    const STRAIGHT: bool = false;
 
     /// The token of the vectors.
     fn simd(self) -> Self::S;
@@ -245,6 +247,7 @@ pub(super) struct AvxVnniDot(Avx2);
 #[cfg(target_arch = "x86_64")]
 impl Dot for AvxVnniDot {
     type S = Avx2;
+    const STRAIGHT: bool = true;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
@@ -331,6 +334,7 @@ pub(super) struct Avx512VnniDot(Avx512);
 #[cfg(target_arch = "x86_64")]
 impl Dot for Avx512VnniDot {
     type S = Avx512;
+    const STRAIGHT: bool = true;
 
     #[inline(always)]
     fn simd(self) -> Avx512 {

@@ -108,7 +108,7 @@ macro_rules! geometry {
         const CELLS: usize = $cells;
         const W_BYTES: usize = words_of(Self::WORDS) * WORDS_BYTES;
         const H_BYTES: usize = Self::SHORTS.len() * SHORTS_BYTES;
-        const AHEAD: usize = 2048;
+        const AHEAD: usize = 4096;
     };
 }
 

@@ -78,10 +78,10 @@ pub(super) struct DenseRows {
 }
 
 macro_rules! dense_rows {
-    ($(($halves:literal, $min:literal, $wide:literal)),*) => {
-        &[$(dense_rows!(@ $halves, $min, $wide)),*]
+    ($(($halves:literal, $min:literal, $wide:literal) by $most:tt),*) => {
+        &[$(dense_rows!(@ $halves, $min, $wide, $most)),*]
     };
-    (@ $halves:literal, $min:literal, $wide:literal) => {
+    (@ $halves:literal, $min:literal, $wide:literal, $most:tt) => {
         [
             dense_rows!(@ $halves, $min, $wide, DotSet::Scalar, 1, [1, 2]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Simd128, 1, [1, 2]),
@@ -90,7 +90,7 @@ macro_rules! dense_rows {
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx2, 1, [1, 2]),
             dense_rows!(@ $halves, $min, $wide, DotSet::AvxVnni, 1, [1, 2, 3]),
             dense_rows!(@ $halves, $min, $wide, DotSet::Avx512, 2, [1, 2]),
-            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512Vnni, 2, [1, 2, 3, 4, 5, 6]),
+            dense_rows!(@ $halves, $min, $wide, DotSet::Avx512Vnni, 2, $most),
         ]
     };
     (@ $halves:literal, $min:literal, $wide:literal, $set:expr, $strips:literal, $rows:tt) => {
@@ -104,13 +104,13 @@ macro_rules! dense_rows {
     };
 }
 
-/// All forms of unpacked strips.
+/// All forms of unpacked strips. Six rows of halves by two strips need more registers than there are.
 pub(super) const DENSE: &[[DenseRows; DotSet::ALL.len()]] = dense_rows!(
-    (false, false, false),
-    (false, false, true),
-    (false, true, false),
-    (true, false, false),
-    (true, true, false)
+    (false, false, false) by [1, 2, 3, 4, 5, 6],
+    (false, false, true) by [1, 2, 3, 4, 5, 6],
+    (false, true, false) by [1, 2, 3, 4, 5, 6],
+    (true, false, false) by [1, 2, 3, 4, 5],
+    (true, true, false) by [1, 2, 3, 4, 5]
 );
 
 /// The format of a dtype.
