@@ -259,6 +259,11 @@ impl Program {
 
     /// The result for one element of each operand; truth is 0 or 1. Each statement's result goes through `rounded`.
     pub fn eval(&self, operands: &[f64], rounded: impl Fn(f64) -> f64) -> f64 {
+        self.results(operands, rounded).last().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The results of all statements.
+    pub(crate) fn results(&self, operands: &[f64], rounded: impl Fn(f64) -> f64) -> Vec<f64> {
         let mut results: Vec<f64> = Vec::with_capacity(self.steps.len());
         for step in &self.steps {
             let args: Vec<f64> = step
@@ -272,7 +277,7 @@ impl Program {
                 .collect();
             results.push(rounded(step.function.eval(&args)));
         }
-        results.last().copied().unwrap_or(f64::NAN)
+        results
     }
 
     fn kind(&self, operands: &[Kind]) -> Result<Kind, ProgramError> {

@@ -1,7 +1,8 @@
 //! Products of numbers that come from codes of eight bits become products of the codes.
 //!
 //! Needs: scales and zero points of values are constants. Does: `(x - zero) * scale` multiplied with a weight of the same form becomes a sum of whole
-//! numbers with one scale, which takes the bias behind it and, if its result becomes codes again, that step. Leaves: groups of channels, values whose
+//! numbers with one scale, which takes the bias behind it and, if its result becomes codes again, that step. Codes that become numbers, are
+//! moved and become the same codes are moved as codes. Leaves: groups of channels, values whose
 //! codes have a scale each, and products that the target does not run on codes.
 //!
 //! Sums of codes are exact; scales are multiplied with each other before they meet the sum. So a result differs from that of the graph
@@ -19,7 +20,9 @@ use crate::ops::conv::Conv;
 use crate::ops::integer_conv::IntegerConv;
 use crate::ops::integer_linear::IntegerLinear;
 use crate::ops::matmul::MatMul;
+use crate::ops::pool_window::{PoolWindow, WindowPool};
 use crate::ops::reshape::Reshape;
+use crate::ops::transpose::Transpose;
 use crate::ops::unary::{Unary, UnaryOp};
 use crate::passes::{PassCx, PassError, Target};
 use crate::rewrite::driver::apply;
@@ -93,6 +96,13 @@ impl Product {
     }
 }
 
+/// The shape of images whose channels are moved to the end.
+fn channels_last(shape: &Shape) -> Shape {
+    let perm = Layout { channels_last: true }.permutation(shape.rank(), false);
+    let dims = perm.iter().map(|&axis| shape.dims()[axis].clone()).collect();
+    Shape::from_dims(dims, shape.dtype())
+}
+
 /// One node that may end a pattern.
 struct Search<'d> {
     draft: &'d Draft,
@@ -119,7 +129,8 @@ impl<'d> Search<'d> {
             };
         }
         let cast = op.downcast::<Cast>().filter(|cast| is_code(cast.to))?;
-        self.quantised(cast.to).map(|patch| ("integer_codes", patch))
+        let moved = self.moved(cast.to).map(|patch| ("integer_moved", patch));
+        moved.or_else(|| self.quantised(cast.to).map(|patch| ("integer_codes", patch)))
     }
 
     fn inputs(&self) -> &'d [ValueId] {
@@ -269,12 +280,7 @@ impl<'d> Search<'d> {
             && !op.channels_last
         {
             op.channels_last = true;
-            let moved = |shape: &Shape| {
-                let perm = Layout { channels_last: true }.permutation(shape.rank(), false);
-                let dims = perm.iter().map(|&axis| shape.dims()[axis].clone()).collect();
-                Shape::from_dims(dims, shape.dtype())
-            };
-            (shapes[0], result) = (moved(&shapes[0]), moved(&result));
+            (shapes[0], result) = (channels_last(&shapes[0]), channels_last(&result));
         }
         self.target.runs(product.def(), &shapes.iter().collect::<Vec<_>>(), &[&result])
     }
@@ -391,8 +397,8 @@ impl<'d> Search<'d> {
         None
     }
 
-    /// Numbers that become codes: `round(x / scale) + zero` between the ends of the dtype.
-    fn quantised(&self, dtype: DType) -> Option<Patch> {
+    /// What becomes codes as `round(x / scale) + zero` between the ends of the dtype, with scale and zero point.
+    fn stepped(&self, dtype: DType) -> Option<(ValueId, f32, i64)> {
         let (low, high) = code_range(dtype)?;
         let (inside, top) = self.with_number(self.inputs()[0], BinaryOp::Min)?;
         let (mut code, bottom) = self.with_number(inside, BinaryOp::Max)?;
@@ -403,7 +409,7 @@ impl<'d> Search<'d> {
         }
         let (_, node) = self.draft.made_by::<Unary>(code).filter(|(op, _)| op.kind == UnaryOp::Round)?;
         let divided = node.inputs()[0];
-        let (mut value, scale) = match self.with_number(divided, BinaryOp::Div) {
+        let (value, scale) = match self.with_number(divided, BinaryOp::Div) {
             Some((value, scale)) => (value, scale as f32),
             // A division by a power of two is written as a product.
             None => self
@@ -411,7 +417,57 @@ impl<'d> Search<'d> {
                 .map(|(value, factor)| (value, 1.0 / factor as f32))?,
         };
         let whole = zero.fract() == 0.0 && (low as f64..=high as f64).contains(&zero) && scale > 0.0;
-        let zero = whole.then_some(zero as i64)?;
+        whole.then_some((value, scale, zero as i64))
+    }
+
+    /// Numbers of codes that become codes of the same scale and zero point, which are the same: each is within half a step of itself.
+    fn moved(&self, dtype: DType) -> Option<Patch> {
+        let (mut value, scale, zero) = self.stepped(dtype)?;
+        let mut moves: Vec<&Op> = Vec::new();
+        while let Some(id) = self.draft.producer(value) {
+            let node = self.draft.node(id);
+            let moves_elements =
+                node.op().downcast::<Reshape>().is_some() || node.op().downcast::<Transpose>().is_some();
+            if !moves_elements && !self.picks(node.op(), node.inputs()[0], dtype) {
+                break;
+            }
+            moves.push(node.op());
+            value = node.inputs()[0];
+        }
+        let (codes, own_scale, own_zero) = self.coded_value(value)?;
+        let same = self.dtype(codes) == dtype && own_scale == scale;
+        // Numbers of such scales have all their bits.
+        let plain = (1e-30..1e30).contains(&scale);
+        (same && plain && crate::eval::to_f64(&own_zero).ok()? == [zero as f64]).then_some(())?;
+        let mut patch = Patch::new();
+        let mut moved: Operand = codes.into();
+        for op in moves.into_iter().rev() {
+            moved = patch.add(op.clone(), &[moved]);
+        }
+        patch.replace(self.result(), moved);
+        Some(patch)
+    }
+
+    /// Whether an op takes the largest of some elements, none of them only added ones, and does so of codes. Scales keep the order.
+    fn picks(&self, op: &Op, x: ValueId, dtype: DType) -> bool {
+        let Some(pool) = op.downcast::<PoolWindow>() else { return false };
+        let below = |(ends, &size): (&Dim, &usize)| ends.known().is_some_and(|ends| ends < size);
+        let inside =
+            pool.before.iter().zip(&pool.window).all(below) && pool.after.iter().zip(&pool.window).all(below);
+        let plain = pool.kind == WindowPool::Max && !pool.indices && !pool.ceil;
+        let last = PoolWindow { channels_last: true, ..pool.clone() };
+        let codes = self.draft.shape(x).with_dtype(dtype);
+        let moved = if pool.channels_last { codes } else { channels_last(&codes) };
+        plain
+            && inside
+            && pool.dilations.iter().all(|&d| d == 1)
+            && self.target.runs(&last, &[&moved], &[&moved])
+    }
+
+    /// Sums that become codes.
+    fn quantised(&self, dtype: DType) -> Option<Patch> {
+        let (low, high) = code_range(dtype)?;
+        let (mut value, scale, zero) = self.stepped(dtype)?;
         let (mut least, mut most) = (low, high);
         // What limits numbers limits their codes.
         for _ in 0..3 {
@@ -500,6 +556,43 @@ mod tests {
           return "y": %6
         }
         "#);
+    }
+
+    #[test]
+    fn codes_are_moved_as_codes() {
+        let turned = |zero: &str| {
+            format!(
+                r#"graph "g" {{
+  input @x : u8[batch, 4]
+  const %1 : f32[] = [130.0]
+  const %2 : f32[] = [0.3]
+  const %3 : f32[] = [0.0]
+  const %4 : f32[] = [255.0]
+  const %5 : f32[] = [{zero}]
+  %6 : f32[batch, 4] = cast(@x) {{to=f32}}
+  %7 : f32[batch, 4] = binary(%6, %1) {{kind=sub}}
+  %8 : f32[batch, 4] = binary(%7, %2) {{kind=mul}}
+  %9 : f32[batch, 2, 2] = reshape(%8) {{dims=dims[batch, 2, 2]}}
+  %10 : f32[2, batch, 2] = transpose(%9) {{perm=[1, 0, 2]}}
+  %11 : f32[2, batch, 2] = binary(%10, %2) {{kind=div}}
+  %12 : f32[2, batch, 2] = unary(%11) {{kind=round}}
+  %13 : f32[2, batch, 2] = binary(%12, %5) {{kind=add}}
+  %14 : f32[2, batch, 2] = binary(%13, %3) {{kind=max}}
+  %15 : f32[2, batch, 2] = binary(%14, %4) {{kind=min}}
+  %16 : u8[2, batch, 2] = cast(%15) {{to=u8}}
+  return "y": %16
+}}"#
+            )
+        };
+        insta::assert_snapshot!(after(&["fuse_integer"], &turned("130.0")), @r#"
+        graph "g" {
+          input @x : u8[batch, 4]
+          %1 : u8[batch, 2, 2] = reshape(@x) {dims=dims[batch, 2, 2]}
+          %2 : u8[2, batch, 2] = transpose(%1) {perm=[1, 0, 2]}
+          return "y": %2
+        }
+        "#);
+        assert!(fired("fuse_integer", &turned("129.0")).is_empty());
     }
 
     #[test]

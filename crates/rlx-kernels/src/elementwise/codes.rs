@@ -2,9 +2,6 @@
 
 use crate::isa::{LANES, Simd};
 
-/// Takes the sign bit of each byte away, or gives it back.
-const SIGN: u8 = 0x80;
-
 /// Reads `n <= 16` codes; the other lanes are a number.
 ///
 /// # Safety
@@ -32,19 +29,25 @@ pub(crate) unsafe fn read<S: Simd>(s: S, from: *const u8, unsigned: bool, n: usi
 /// `to` is valid for writes of `n` bytes.
 #[inline(always)]
 pub(crate) unsafe fn write<S: Simd>(s: S, to: *mut u8, unsigned: bool, n: usize, codes: S::V) {
+    // SAFETY: the caller guarantees the bytes.
+    unsafe { write_whole(s, to, unsigned, n, s.to_int(codes)) }
+}
+
+/// The same of integers.
+///
+/// # Safety
+/// `to` is valid for writes of `n` bytes.
+#[inline(always)]
+pub(crate) unsafe fn write_whole<S: Simd>(s: S, to: *mut u8, unsigned: bool, n: usize, codes: S::I) {
+    // The same byte as a number with a sign.
+    let codes = if unsigned { s.isar(s.ishl(codes, 24), 24) } else { codes };
     // SAFETY: the caller guarantees `n` bytes; the buffer has 16.
     unsafe {
-        let wide = if unsigned { s.to_int(s.sub(codes, s.splat(f32::from(SIGN)))) } else { s.to_int(codes) };
-        let mut buffer = [0u8; LANES];
-        s.istore_i8(buffer.as_mut_ptr().cast(), wide);
-        if unsigned {
-            for byte in &mut buffer {
-                *byte ^= SIGN;
-            }
-        }
         if n == LANES {
-            to.cast::<[u8; LANES]>().write_unaligned(buffer);
+            s.istore_i8(to.cast(), codes);
         } else {
+            let mut buffer = [0u8; LANES];
+            s.istore_i8(buffer.as_mut_ptr().cast(), codes);
             std::ptr::copy_nonoverlapping(buffer.as_ptr(), to, n);
         }
     }

@@ -134,7 +134,7 @@ pub(crate) fn offset_of(outer: &[usize; MAX_OUTER], strides: &[isize; MAX_OUTER]
 }
 
 /// Elements that one tile aims at.
-const TILE_ELEMENTS: usize = 16_384;
+const TILE_ELEMENTS: usize = 8192;
 
 /// Number of tiles of `runs` runs of `cols` elements.
 pub(crate) const fn tiles_of(runs: usize, cols: usize) -> usize {

@@ -3,6 +3,7 @@
 //! A program's registers are strips that stay in the first-level cache; each instruction runs over a whole strip, reading
 //! inputs and writing outputs in place where they are f32. Results do not depend on tiles or strips.
 
+mod chain;
 pub(crate) mod codes;
 mod integer;
 mod layout;
@@ -14,6 +15,7 @@ mod tests;
 use std::mem::MaybeUninit;
 
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
+pub use chain::{CHAIN, Chain, ChainArgs, Table, chain_entry};
 pub use integer::{
     INTEGER, IntegerArgs, IntegerOp, IntegerType, SELECT, SelectArgs, integer_entry, select_entry,
 };

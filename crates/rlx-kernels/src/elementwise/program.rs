@@ -244,11 +244,10 @@ impl Program {
     /// Whether `output` may be stored over `input` when both lie in the same place with the same strides: nothing reads
     /// the input after the output is written.
     pub fn allows_in_place(&self, input: usize, output: usize) -> bool {
-        if self.inputs[input] != self.outputs[output] {
-            return false;
-        }
-        if self.inputs[input] != Kind::F32 {
-            return true;
+        let (from, to) = (self.inputs[input], self.outputs[output]);
+        if from != Kind::F32 || to != Kind::F32 {
+            // Both have registers: a strip is read before any of it is written.
+            return from != Kind::F32 && to != Kind::F32 && from.bytes() == to.bytes();
         }
         let Some(writer) = self.instrs.iter().position(|i| i.to == Target::Output(output as u8)) else {
             return false;

@@ -171,6 +171,8 @@ fn a_long_program_with_narrow_operands_matches_its_steps() {
         }
     }
     assert!(!program.allows_in_place(0, 0));
+    assert!(program.allows_in_place(2, 1), "bytes over bytes");
+    assert!(program.allows_in_place(1, 0), "two bytes over two");
     assert!(Program::unary(Unary::Exp).allows_in_place(0, 0));
 }
 
@@ -237,4 +239,93 @@ fn integers_stay_integers() {
         unsafe { select_entry(isa).expect("a scalar row exists")(&args, 0) };
         assert_eq!(out, [i64::MAX, 2, 0, 5]);
     }
+}
+
+/// Programs that are chains: `round((a - 3) * 0.02 [+ (b + 5) * 0.03] / 0.07) + zero` within bounds, or without the way to codes.
+fn chain_program(inputs: &[Kind], output: Kind) -> Program {
+    let (r, c) = (Operand::Register, Operand::Constant);
+    let to = Target::Register;
+    let mut instrs = vec![
+        Instr { work: Work::Binary(Binary::Sub, Operand::Input(0), c(3.0)), to: to(0) },
+        Instr { work: Work::Binary(Binary::Mul, r(0), c(0.02)), to: to(0) },
+    ];
+    if inputs.len() == 2 {
+        instrs.push(Instr { work: Work::Binary(Binary::Add, Operand::Input(1), c(5.0)), to: to(1) });
+        instrs.push(Instr { work: Work::Binary(Binary::Mul, c(0.03), r(1)), to: to(1) });
+        instrs.push(Instr { work: Work::Binary(Binary::Add, r(1), r(0)), to: to(0) });
+    }
+    if output != Kind::F32 {
+        instrs.push(Instr { work: Work::Binary(Binary::Div, r(0), c(0.07)), to: to(0) });
+        instrs.push(Instr { work: Work::Unary(Unary::Round, r(0)), to: to(0) });
+        instrs.push(Instr { work: Work::Binary(Binary::Add, r(0), c(7.0)), to: to(0) });
+        instrs.push(match output {
+            Kind::U8 => Instr { work: Work::Unary(Unary::Relu, r(0)), to: to(0) },
+            _ => Instr { work: Work::Binary(Binary::Max, r(0), c(-100.0)), to: to(0) },
+        });
+        let top = if inputs[0] == Kind::F32 { 300.0 } else { 120.0 };
+        instrs.push(Instr { work: Work::Binary(Binary::Min, r(0), c(top)), to: to(0) });
+    }
+    instrs.push(Instr { work: Work::Unary(Unary::Copy, r(0)), to: Target::Output(0) });
+    Program::build(inputs, &[output], &instrs).expect("valid")
+}
+
+#[test]
+fn chains_and_tables_give_what_the_interpreter_gives() {
+    use Kind::{F32, I8, U8};
+    let n = 331;
+    let floats: Vec<f32> = noise(n, 3).iter().map(|x| x * 40.0).collect();
+    let bytes: Vec<u8> = (0..n).map(|i| (i * 37 % 256) as u8).collect();
+    let cases: [(&[Kind], Kind); 7] = [
+        (&[U8, I8], U8),
+        (&[F32], U8),
+        (&[F32], I8),
+        (&[I8], F32),
+        (&[U8, F32], I8),
+        (&[U8], U8),
+        (&[I8], U8),
+    ];
+    for (inputs, output) in cases {
+        let program = chain_program(inputs, output);
+        let chain = Chain::of(&program).expect("a chain");
+        for (cols, other) in [(n, n), (n, 1), (64, 64), (7, 7)] {
+            let shape: &[usize] = &[cols];
+            let layout = Layout::broadcast(shape, &[shape, &[other], shape]).expect("broadcasts");
+            let at = |kind: Kind| if kind == F32 { floats.as_ptr().cast() } else { bytes.as_ptr() };
+            let places: Vec<Placed> =
+                inputs.iter().enumerate().map(|(i, kind)| placed(at(*kind), &layout, i)).collect();
+            let run = |isa: Isa, way: usize| {
+                let mut out = vec![9u8; cols * 4];
+                let target = [placed(out.as_mut_ptr(), &layout, 2)];
+                let (outer, cols) = (layout.outer, layout.cols);
+                let map = MapArgs {
+                    program: &program,
+                    inputs: places.as_ptr(),
+                    outputs: target.as_ptr(),
+                    outer,
+                    cols,
+                };
+                // SAFETY: the vectors have the shapes of the layout; there is one tile.
+                unsafe {
+                    match way {
+                        0 => map_entry(isa).expect("a scalar row exists")(&map, 0),
+                        1 => chain_entry(isa).expect("a scalar row exists")(
+                            &ChainArgs { map, chain: &chain },
+                            0,
+                        ),
+                        _ => Table::of(isa, &program).expect("one byte to one").run_tile(&map, 0),
+                    }
+                }
+                out
+            };
+            let want = run(Isa::Scalar, 0);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, 1), want, "{inputs:?} {output:?} {isa} {cols}");
+                if inputs.len() == 1 && inputs[0] != F32 && output != F32 {
+                    assert_eq!(run(isa, 2), want, "table of {inputs:?} {isa} {cols}");
+                }
+            }
+        }
+    }
+    assert!(Chain::of(&Program::binary(Binary::Add)).is_none(), "floats alone have the interpreter");
+    assert!(Table::of(Isa::Scalar, &chain_program(&[F32], U8)).is_none());
 }

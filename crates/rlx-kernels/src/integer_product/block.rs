@@ -12,10 +12,12 @@ pub(super) struct BlockArgs {
     /// First word of the first row; rows are `x_stride` bytes apart.
     pub x: *const u8,
     pub x_stride: usize,
+    /// Parts of a row, bytes from one to the next, and words of each.
+    pub parts: usize,
+    pub part_stride: usize,
+    pub words: usize,
     /// First word of the panel.
     pub w: *const u8,
-    /// Words of a row.
-    pub words: usize,
     /// What the sums start at: rows of a panel's columns, `start_stride` values apart.
     pub start: *const i32,
     pub start_stride: usize,
@@ -55,20 +57,23 @@ impl<const ROWS: usize, const STRIPS: usize> Body for Block<ROWS, STRIPS> {
                     sums[row][strip] = s.iload(start);
                 }
             });
-            let (mut x, mut w) = (args.x, args.w);
-            for _ in 0..args.words {
-                let mut codes = [s.isplat(0); STRIPS];
-                for strip in 0..STRIPS {
-                    codes[strip] = s.iload(w.wrapping_add(strip * STRIP_WORD_BYTES).cast());
-                }
-                each_row!(row in ROWS {
-                    let word = s.isplat(x.wrapping_add(row * stride).cast::<i32>().read_unaligned());
+            let mut w = args.w;
+            for part in 0..args.parts {
+                let mut x = args.x.wrapping_add(part * args.part_stride);
+                for _ in 0..args.words {
+                    let mut codes = [s.isplat(0); STRIPS];
                     for strip in 0..STRIPS {
-                        sums[row][strip] = d.dot_codes(sums[row][strip], codes[strip], word);
+                        codes[strip] = s.iload(w.wrapping_add(strip * STRIP_WORD_BYTES).cast());
                     }
-                });
-                x = x.wrapping_add(4);
-                w = w.wrapping_add(STRIPS * STRIP_WORD_BYTES);
+                    each_row!(row in ROWS {
+                        let word = s.isplat(x.wrapping_add(row * stride).cast::<i32>().read_unaligned());
+                        for strip in 0..STRIPS {
+                            sums[row][strip] = d.dot_codes(sums[row][strip], codes[strip], word);
+                        }
+                    });
+                    x = x.wrapping_add(4);
+                    w = w.wrapping_add(STRIPS * STRIP_WORD_BYTES);
+                }
             }
             each_row!(row in ROWS {
                 for strip in 0..STRIPS {

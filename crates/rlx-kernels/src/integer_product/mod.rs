@@ -14,7 +14,7 @@ mod rows;
 mod tests;
 
 use crate::conv::{ConvLayer, Images};
-use crate::isa::{Entry, Isa, LANES, select};
+use crate::isa::{Entry, Isa, LANES, fetch_lines, select};
 use crate::pool::Pool;
 use crate::quant_dot::dot::{DotEntry, DotSet};
 use block::{BLOCKS, BlockArgs, MAX_ROWS};
@@ -23,6 +23,7 @@ pub use rows::Outcome;
 use rows::{FINISH, FinishArgs, GATHER, GatherArgs};
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Strips of a panel at most.
 const MAX_STRIPS: usize = 2;
@@ -32,6 +33,12 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// Rows of a chunk at most.
 const CHUNK_ROWS: usize = 8 * MAX_ROWS;
+
+/// Bytes of weights from which on chunks are of more rows: each chunk reads all of them, and the inner caches do not keep so many.
+const HEAVY_WEIGHTS: usize = 128 << 10;
+
+/// The same limits for such weights.
+const HEAVY_CHUNK: (usize, usize) = (512 << 10, 64 * MAX_ROWS);
 
 /// Tiles per worker aimed at, so that an uneven machine still finishes together.
 const TILES_PER_WORKER: usize = 4;
@@ -97,6 +104,8 @@ pub struct IntegerGrid {
     pixels: usize,
     chunks: usize,
     panel_blocks: usize,
+    /// Chunks are whole lines of one image, whose windows are parts of copied lines.
+    by_lines: bool,
 }
 
 impl IntegerGrid {
@@ -186,10 +195,15 @@ impl IntegerKernel {
         self.layer.k().next_multiple_of(pack::WORD)
     }
 
+    fn is_heavy(&self) -> bool {
+        self.row_bytes() * self.layer.outputs > HEAVY_WEIGHTS
+    }
+
     /// Rows of a chunk at most.
     fn chunk_rows(&self) -> usize {
-        let most = CHUNK_BYTES / self.row_bytes() / self.max_rows * self.max_rows;
-        most.clamp(self.max_rows, CHUNK_ROWS)
+        let (bytes, rows) = if self.is_heavy() { HEAVY_CHUNK } else { (CHUNK_BYTES, CHUNK_ROWS) };
+        let most = bytes / self.row_bytes() / self.max_rows * self.max_rows;
+        most.clamp(self.max_rows, rows)
     }
 
     /// Bytes of scratch that each worker needs: a chunk of gathered rows and their sums.
@@ -199,13 +213,70 @@ impl IntegerKernel {
     }
 
     /// The cut for `workers` workers. Constant time.
-    pub fn grid(&self, images: &Images, workers: usize) -> IntegerGrid {
-        let pixels = images.batch * images.positions[0] * images.positions[1];
-        let chunks = pixels.div_ceil(self.chunk_rows());
+    pub fn grid(&self, args: &IntegerArgs<'_>, workers: usize) -> IntegerGrid {
+        let [lines, columns] = args.images.positions;
+        let pixels = args.images.batch * lines * columns;
         let panels = self.layer.outputs.div_ceil(self.strips * LANES);
         let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
-        let panel_blocks = panels.min(wanted.div_ceil(chunks.max(1)));
-        IntegerGrid { pixels, chunks, panel_blocks }
+        let (mut chunks, mut by_lines) = (pixels.div_ceil(self.chunk_rows()), false);
+        if let Some(most) = self.lines_of_chunk(args).filter(|_| pixels > 0) {
+            let parts = if self.is_heavy() { 1 } else { (wanted / args.images.batch).clamp(1, lines) };
+            (chunks, by_lines) = (args.images.batch * lines.div_ceil(most).max(parts), true);
+        } else if chunks > workers && chunks < workers * 4 * TILES_PER_WORKER && pixels > chunks + workers {
+            // No worker is left with one chunk more.
+            chunks = chunks.next_multiple_of(workers.max(1));
+        }
+        IntegerGrid { pixels, chunks, panel_blocks: panels.min(wanted.div_ceil(chunks.max(1))), by_lines }
+    }
+
+    /// Output lines whose windows' lines, with the elements at their ends, a worker's scratch has room for, if rows are parts of such lines: those
+    /// of a window then follow each other at one distance, and those of adjacent windows.
+    fn lines_of_chunk(&self, args: &IntegerArgs<'_>) -> Option<usize> {
+        let layer = &self.layer;
+        let alike = args.x_signed == self.set.takes_signed_rows() && !args.weights.has_zeros();
+        let adjacent = layer.dilations[1] == 1 && args.x_stride == layer.channels;
+        let words = (layer.window[1] * layer.channels).is_multiple_of(pack::WORD);
+        if layer.window == [1; 2] || !alike || !adjacent || !words {
+            return None;
+        }
+        let line = self.line_columns(args) * layer.channels;
+        let lines = (self.chunk_rows() * self.row_bytes()).checked_div(line)?;
+        let beyond = lines.checked_sub((layer.window[0] - 1) * layer.dilations[0] + 1)?;
+        Some(beyond / layer.strides[0] + 1)
+    }
+
+    /// Columns that the windows of an output line cover.
+    fn line_columns(&self, args: &IntegerArgs<'_>) -> usize {
+        args.images.positions[1].saturating_sub(1) * self.layer.strides[1] + self.layer.window[1]
+    }
+
+    /// Copies the lines of an image that the windows of some output lines cover, with zero points for elements outside.
+    ///
+    /// # Safety
+    /// As [`IntegerKernel::run_tile`]; the scratch has room for them.
+    unsafe fn copy_lines(&self, args: &IntegerArgs<'_>, image: usize, lines: Range<usize>, scratch: *mut u8) {
+        let (layer, [height, width]) = (&self.layer, args.images.extents);
+        let columns = self.line_columns(args);
+        let front = layer.before[1].min(columns);
+        let inside = width.min(columns - front);
+        let first = lines.start * layer.strides[0];
+        let count = (lines.len() - 1) * layer.strides[0] + (layer.window[0] - 1) * layer.dilations[0] + 1;
+        for line in 0..count {
+            let to = scratch.wrapping_add(line * columns * layer.channels);
+            let from = (first + line).checked_sub(layer.before[0]).filter(|&from| from < height);
+            // SAFETY: the caller guarantees the image, of which `inside` columns are read, and the scratch.
+            unsafe {
+                let Some(from) = from else {
+                    to.write_bytes(args.x_zero, columns * layer.channels);
+                    continue;
+                };
+                let from = args.x.wrapping_add((image * height + from) * width * layer.channels);
+                to.write_bytes(args.x_zero, front * layer.channels);
+                let rest = to.add((front + inside) * layer.channels);
+                std::ptr::copy_nonoverlapping(from, to.add(front * layer.channels), inside * layer.channels);
+                rest.write_bytes(args.x_zero, (columns - front - inside) * layer.channels);
+            }
+        }
     }
 
     /// Whether rows can be read where they are.
@@ -233,44 +304,101 @@ impl IntegerKernel {
         held: &mut usize,
     ) {
         let (chunk, block) = (tile / grid.panel_blocks, tile % grid.panel_blocks);
-        let of = |chunk: usize| chunk * grid.pixels / grid.chunks;
-        let (first, count) = (of(chunk), of(chunk + 1) - of(chunk));
         let panels = args.weights.panels();
         let which = block * panels / grid.panel_blocks..(block + 1) * panels / grid.panel_blocks;
-        let row_sums: *mut i32 =
-            scratch.wrapping_add((self.chunk_rows() * self.row_bytes()).next_multiple_of(64)).cast();
         let signed = self.set.takes_signed_rows();
         let flip = if args.x_signed == signed { 0 } else { 0x80 };
-        let (x, x_stride) = if self.reads_in_place(args) {
-            (args.x.wrapping_add(first * args.x_stride), args.x_stride)
-        } else {
-            if std::mem::replace(held, chunk) != chunk {
-                let gather = GatherArgs {
-                    layer: self.layer,
-                    images: args.images,
-                    x: args.x,
-                    x_stride: args.x_stride,
-                    first,
-                    count,
-                    outside: args.x_zero,
-                    flip,
-                    out: scratch,
-                    out_stride: self.row_bytes(),
-                    sums: if args.weights.has_zeros() { row_sums } else { std::ptr::null_mut() },
-                    signed,
-                };
-                // SAFETY: the caller guarantees the images and the scratch, which has room for a chunk.
-                unsafe { (self.gather)(&gather, 0) };
+        let fresh = std::mem::replace(held, chunk) != chunk;
+        // SAFETY: the caller guarantees the operands and the scratch.
+        let mut rows = unsafe {
+            match grid.by_lines {
+                true => self.lines(args, grid, chunk, (scratch, fresh)),
+                false => self.rows(args, grid, chunk, (scratch, fresh), flip),
             }
-            (scratch.cast_const(), self.row_bytes())
         };
         let zero = args.x_zero ^ flip;
-        let zero = if signed { i32::from(zero as i8) } else { i32::from(zero) };
+        rows.zero = if signed { i32::from(zero as i8) } else { i32::from(zero) };
         for panel in which {
-            let rows = Rows { x, x_stride, first, count, zero, sums: row_sums };
             // SAFETY: the caller guarantees the operands; the rows have just been found.
             unsafe { self.run_panel(args, panel, &rows) };
         }
+    }
+
+    /// The rows of a chunk of lines, copied unless they are in the scratch.
+    ///
+    /// # Safety
+    /// As [`IntegerKernel::run_tile`].
+    unsafe fn lines(
+        &self,
+        args: &IntegerArgs<'_>,
+        grid: &IntegerGrid,
+        chunk: usize,
+        (scratch, fresh): (*mut u8, bool),
+    ) -> Rows {
+        let (layer, [lines, columns]) = (&self.layer, args.images.positions);
+        let chunks = grid.chunks / args.images.batch;
+        let (image, part) = (chunk / chunks, chunk % chunks);
+        let range = part * lines / chunks..(part + 1) * lines / chunks;
+        let (first, count) = (image * lines + range.start, range.len());
+        if fresh && count > 0 {
+            // SAFETY: the caller guarantees the operands; a chunk's lines fit the scratch.
+            unsafe { self.copy_lines(args, image, range, scratch) };
+        }
+        let line = self.line_columns(args) * layer.channels;
+        Rows {
+            x: scratch,
+            x_stride: layer.strides[1] * layer.channels,
+            parts: layer.window[0],
+            part_stride: layer.dilations[0] * line,
+            lines: count,
+            line_stride: layer.strides[0] * line,
+            first: first * columns,
+            count: columns,
+            zero: 0,
+            sums: std::ptr::null(),
+        }
+    }
+
+    /// The rows of a chunk of pixels: where they are, or gathered unless they are in the scratch.
+    ///
+    /// # Safety
+    /// As [`IntegerKernel::run_tile`].
+    unsafe fn rows(
+        &self,
+        args: &IntegerArgs<'_>,
+        grid: &IntegerGrid,
+        chunk: usize,
+        (scratch, fresh): (*mut u8, bool),
+        flip: u8,
+    ) -> Rows {
+        let of = |chunk: usize| chunk * grid.pixels / grid.chunks;
+        let (first, count) = (of(chunk), of(chunk + 1) - of(chunk));
+        let sums: *mut i32 =
+            scratch.wrapping_add((self.chunk_rows() * self.row_bytes()).next_multiple_of(64)).cast();
+        let in_place = self.reads_in_place(args);
+        if fresh && !in_place {
+            let gather = GatherArgs {
+                layer: self.layer,
+                images: args.images,
+                x: args.x,
+                x_stride: args.x_stride,
+                first,
+                count,
+                outside: args.x_zero,
+                flip,
+                out: scratch,
+                out_stride: self.row_bytes(),
+                sums: if args.weights.has_zeros() { sums } else { std::ptr::null_mut() },
+                signed: self.set.takes_signed_rows(),
+            };
+            // SAFETY: the caller guarantees the images and the scratch, which has room for a chunk.
+            unsafe { (self.gather)(&gather, 0) };
+        }
+        let (x, x_stride) = match in_place {
+            true => (args.x.wrapping_add(first * args.x_stride), args.x_stride),
+            false => (scratch.cast_const(), self.row_bytes()),
+        };
+        Rows { x, x_stride, parts: 1, part_stride: 0, lines: 1, line_stride: 0, first, count, zero: 0, sums }
     }
 
     /// All rows of a chunk by one panel.
@@ -283,22 +411,28 @@ impl IntegerKernel {
         let mut scale = Columns([0f32; MAX_STRIPS * LANES]);
         let mut bias = Columns([0f32; MAX_STRIPS * LANES]);
         let k = self.layer.k() as i32;
-        for i in 0..columns {
-            let of = |list: &[f32]| list.get(column + i).or(list.first()).copied().unwrap_or(0.0);
-            let whole = args.whole_bias.get(column + i).or(args.whole_bias.first()).copied().unwrap_or(0);
-            let centred = totals[i].wrapping_sub(zeros[i].wrapping_mul(k));
-            start.0[i] = whole.wrapping_sub(rows.zero.wrapping_mul(centred));
-            scale.0[i] = of(args.scale) / args.step;
-            bias.0[i] = of(args.bias) / args.step;
+        columns_of(args.whole_bias, column, &mut start.0[..columns]);
+        for (start, (&total, &zero)) in start.0.iter_mut().zip(totals.iter().zip(zeros)) {
+            *start = start.wrapping_sub(rows.zero.wrapping_mul(total.wrapping_sub(zero.wrapping_mul(k))));
         }
+        columns_of(args.scale, column, &mut scale.0[..columns]);
+        columns_of(args.bias, column, &mut bias.0[..columns]);
+        if args.step != 1.0 {
+            scale.0.iter_mut().chain(&mut bias.0).for_each(|number| *number /= args.step);
+        }
+        let ahead = args.weights.codes_behind(panel);
         let bytes = if matches!(args.outcome, Outcome::I32 | Outcome::F32) { 4 } else { 1 };
         let groups = rows.count.div_ceil(self.max_rows);
         let mut own = Sums([MaybeUninit::uninit(); SUMS]);
         let mut sums = Sums([MaybeUninit::uninit(); SUMS]);
         let (own, sums) = (own.0.as_mut_ptr().cast::<i32>(), sums.0.as_mut_ptr().cast::<i32>());
-        for group in 0..groups {
+        let words = args.weights.words() / rows.parts;
+        for index in 0..rows.lines * groups {
+            let (line, group) = (index / groups, index % groups);
             let (from, to) = (group * rows.count / groups, (group + 1) * rows.count / groups);
             let Some(entry) = self.blocks[to - from - 1] else { return };
+            let part = |index: usize| index * ahead.len() / (rows.lines * groups);
+            fetch_lines(&ahead[part(index)..part(index + 1)]);
             let (mut at, mut stride) = (start.0.as_ptr(), 0);
             if args.weights.has_zeros() {
                 for row in from..to {
@@ -314,15 +448,17 @@ impl IntegerKernel {
                 (at, stride) = (own.cast_const(), width);
             }
             let block = BlockArgs {
-                x: rows.x.wrapping_add(from * rows.x_stride),
+                x: rows.x.wrapping_add(line * rows.line_stride + from * rows.x_stride),
                 x_stride: rows.x_stride,
+                parts: rows.parts,
+                part_stride: rows.part_stride,
+                words,
                 w: args.weights.panel(panel),
-                words: args.weights.words(),
                 start: at,
                 start_stride: stride,
                 sums,
             };
-            let pixel = rows.first + from;
+            let pixel = rows.first + line * rows.count + from;
             let finish = FinishArgs {
                 outcome: args.outcome,
                 sums,
@@ -346,11 +482,26 @@ impl IntegerKernel {
     }
 }
 
+/// A panel's numbers of those of all outputs, or of the only one.
+fn columns_of<T: Copy>(list: &[T], first: usize, panel: &mut [T]) {
+    match list {
+        [] => {}
+        [only] => panel.fill(*only),
+        _ => panel.copy_from_slice(&list[first..first + panel.len()]),
+    }
+}
+
 /// Rows of a chunk, where they are read.
 struct Rows {
     x: *const u8,
     x_stride: usize,
-    /// The first pixel, and how many.
+    /// Parts of a row and bytes from one to the next.
+    parts: usize,
+    part_stride: usize,
+    /// Lines of rows, and bytes from one to the next.
+    lines: usize,
+    line_stride: usize,
+    /// The first pixel, and how many a line.
     first: usize,
     count: usize,
     /// The zero point as the kernel has it.

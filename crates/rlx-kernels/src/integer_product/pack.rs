@@ -182,6 +182,13 @@ impl IntegerMatrix {
         self.buffer.as_ref().as_ref()[panel * bytes..].as_ptr()
     }
 
+    /// The codes of the panel behind one; none behind the last.
+    pub(super) fn codes_behind(&self, panel: usize) -> &[u8] {
+        let bytes = self.words() * self.strips * STRIP_WORD_BYTES;
+        let end = if panel + 1 < self.panels() { (panel + 2) * bytes } else { (panel + 1) * bytes };
+        &self.buffer.as_ref().as_ref()[(panel + 1) * bytes..end]
+    }
+
     /// Sums and zero points of a panel's columns.
     pub(super) fn numbers(&self, panel: usize) -> (&[i32], &[i32]) {
         let columns = self.panel_columns();

@@ -36,7 +36,7 @@ struct Gather;
 unsafe fn copy<S: Simd>(s: S, from: *const u8, to: *mut u8, n: usize, flip: u8) {
     // SAFETY: the caller guarantees `n` bytes of both.
     unsafe {
-        if flip == 0 {
+        if flip == 0 && n >= 8 * LANES {
             std::ptr::copy_nonoverlapping(from, to, n);
             return;
         }
@@ -71,9 +71,10 @@ impl Kernel for Gather {
         let (line_bytes, k) = (layer.window[1] * channels, layer.k());
         // Elements of a window's line follow each other in memory.
         let adjacent = layer.dilations[1] == 1 && args.x_stride == channels;
+        let first = args.first;
+        let (mut image, mut line, mut column) =
+            (first / (lines * columns), first / columns % lines, first % columns);
         for index in 0..args.count {
-            let pixel = args.first + index;
-            let (image, line, column) = (pixel / (lines * columns), pixel / columns % lines, pixel % columns);
             let row = args.out.wrapping_add(index * args.out_stride);
             // Where the window starts, counted from the elements in front of the image.
             let (top, left) = (line * layer.strides[0], column * layer.strides[1]);
@@ -87,6 +88,12 @@ impl Kernel for Gather {
                         continue;
                     };
                     let source = args.x.wrapping_add((image * height + at) * width * args.x_stride);
+                    let whole = left >= layer.before[1] && left - layer.before[1] + layer.window[1] <= width;
+                    if adjacent && whole {
+                        let from = source.wrapping_add((left - layer.before[1]) * channels);
+                        copy(s, from, to, line_bytes, args.flip);
+                        continue;
+                    }
                     if adjacent {
                         let skip = layer.before[1].saturating_sub(left).min(layer.window[1]);
                         let start = (left + skip).saturating_sub(layer.before[1]);
@@ -118,6 +125,13 @@ impl Kernel for Gather {
                     }
                     args.sums.add(index).write(sum);
                 }
+            }
+            column += 1;
+            if column == columns {
+                (line, column) = (line + 1, 0);
+            }
+            if line == lines {
+                (image, line) = (image + 1, 0);
             }
         }
     }
@@ -190,10 +204,11 @@ impl Kernel for Finish {
                         s.store_to(out.cast::<f32>().add(column), left, y);
                         continue;
                     }
-                    // The larger of a NaN and a number is the number.
-                    let code = s.add(s.round(y), s.splat(args.zero));
-                    let code = s.min(s.max(code, s.splat(args.low)), s.splat(args.high));
-                    codes::write(s, out.add(column), args.outcome == Outcome::U8, left, code);
+                    // Bounds are whole numbers, so what is bounded and then rounded is what is rounded and then bounded; the larger of a NaN and
+                    // a number is the number.
+                    let y = s.min(s.max(y, s.splat(args.low - args.zero)), s.splat(args.high - args.zero));
+                    let code = s.iadd(s.to_int(y), s.isplat(args.zero as i32));
+                    codes::write_whole(s, out.add(column), args.outcome == Outcome::U8, left, code);
                 }
             }
         }

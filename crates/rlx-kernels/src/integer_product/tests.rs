@@ -119,7 +119,6 @@ impl Example {
         let codes = if outcome == Outcome::I8 { [3.0, -100.0, 127.0] } else { [130.0, 0.0, 250.0] };
         let scratch = AlignedScratch::new(kernel.scratch_bytes(), threads);
         let start = Shared(out.as_mut_ptr());
-        let grid = kernel.grid(&images, threads);
         pool.run(|team| {
             let args = IntegerArgs {
                 images,
@@ -137,7 +136,7 @@ impl Example {
                 out: start.at(),
                 out_stride: self.layer.outputs,
             };
-            let mut held = usize::MAX;
+            let (grid, mut held) = (kernel.grid(&args, threads), usize::MAX);
             for tile in team.tiles(grid.tiles()) {
                 // SAFETY: the vectors have the sizes of the layer and its images; the scratch is the worker's.
                 unsafe { kernel.run_tile(&args, &grid, tile, scratch.of(team.index()), &mut held) };
@@ -236,6 +235,8 @@ fn every_set_and_cut_gives_the_bits_of_the_definition() {
         (matrix_layer(16, 1030), 1, [1, 3]),
         (windows(5, 19, [3, 3], ones, [1, 1]), 2, [6, 7]),
         (windows(8, 33, [3, 2], [[2, 1], [1, 2]], [0, 2]), 1, [9, 8]),
+        (windows(4, 20, [3, 3], ones, [1, 1]), 2, [9, 30]),
+        (windows(8, 17, [3, 3], [[2, 2], [2, 1]], [1, 2]), 1, [11, 13]),
         (windows(4, 40, [1, 1], [[2, 2], [1, 1]], [0, 0]), 2, [5, 6]),
         (windows(3, 8, [7, 7], [[2, 2], [1, 1]], [3, 3]), 1, [20, 21]),
     ];

@@ -4,7 +4,7 @@
 mod tests;
 mod window;
 
-pub use window::{WindowArgs, WindowPooling, window_entry};
+pub use window::{WindowArgs, WindowPooling, WindowValues, window_entry};
 
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 

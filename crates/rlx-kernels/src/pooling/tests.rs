@@ -1,4 +1,5 @@
 use super::*;
+use crate::conv::{ConvLayer, Images};
 
 #[test]
 fn each_sequence_is_pooled_alone() {
@@ -37,6 +38,51 @@ fn each_sequence_is_pooled_alone() {
                     assert_eq!(out[b * cols + c], want, "{isa} {pooling:?} {b} {c}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn the_largest_bytes_are_those_of_their_numbers() {
+    let (lines, columns, channels) = (5usize, 6usize, 19usize);
+    let layer = ConvLayer {
+        window: [3, 2],
+        strides: [2, 1],
+        dilations: [1, 1],
+        before: [1, 0],
+        after: [1, 1],
+        groups: 1,
+        channels,
+        outputs: channels,
+    };
+    let images = Images { batch: 1, extents: [lines, columns], positions: [3, 6] };
+    let bytes: Vec<u8> = (0..lines * columns * channels).map(|i| (i * 73 % 256) as u8).collect();
+    let count = 3 * 6 * channels;
+    for (values, number) in
+        [(WindowValues::U8, (|b| f32::from(b)) as fn(u8) -> f32), (WindowValues::I8, |b| f32::from(b as i8))]
+    {
+        let floats: Vec<f32> = bytes.iter().map(|&b| number(b)).collect();
+        for isa in Isa::available() {
+            let (mut got, mut want) = (vec![0u8; count], vec![0f32; count]);
+            let run = |values, x: *const u8, out: *mut u8| {
+                let args = WindowArgs {
+                    pooling: WindowPooling::Max,
+                    layer,
+                    images,
+                    channels,
+                    values,
+                    x,
+                    x_stride: channels,
+                    out,
+                    out_stride: channels,
+                    lines: 3,
+                };
+                // SAFETY: the vectors are the images; there is one tile.
+                unsafe { window_entry(isa).expect("a scalar row exists")(&args, 0) };
+            };
+            run(values, bytes.as_ptr(), got.as_mut_ptr());
+            run(WindowValues::F32, floats.as_ptr().cast(), want.as_mut_ptr().cast());
+            assert_eq!(got.iter().map(|&b| number(b)).collect::<Vec<_>>(), want, "{values:?} {isa}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Numeric contract: elements in the order of the window, rows first; a mean is their f32 sum divided by their number.
 
 use crate::conv::{ConvLayer, Images, clip};
+use crate::elementwise::codes;
 use crate::isa::{Entry, Isa, Kernel, LANES, Row, Rows, Simd, select};
 
 /// What stands for a window.
@@ -16,6 +17,17 @@ pub enum WindowPooling {
     MeanOfAll,
 }
 
+/// What is pooled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowValues {
+    /// 32-bit floats.
+    F32,
+    /// Bytes, by their largest; a window outside the image gives the smallest.
+    U8,
+    /// The same with a sign.
+    I8,
+}
+
 /// Arguments of pooling; tile `t` is a block of output lines. Strides are in values, from one pixel to the next.
 #[derive(Clone, Copy, Debug)]
 pub struct WindowArgs {
@@ -27,12 +39,14 @@ pub struct WindowArgs {
     pub images: Images,
     /// Channels.
     pub channels: usize,
+    /// What the values are.
+    pub values: WindowValues,
     /// `[batch, lines, columns, channels]`.
-    pub x: *const f32,
+    pub x: *const u8,
     /// Pixel stride of `x`.
     pub x_stride: usize,
     /// As `x` at each position, written.
-    pub out: *mut f32,
+    pub out: *mut u8,
     /// Pixel stride of `out`.
     pub out_stride: usize,
     /// Output lines of a tile.
@@ -88,6 +102,11 @@ unsafe fn pool_line<S: Simd, const MAX: bool>(s: S, args: &WindowArgs, line: usi
     };
     let top = y * layer.strides[0];
     let rows = see(0, top, images.extents[0]);
+    let least = match args.values {
+        WindowValues::F32 => f32::NEG_INFINITY,
+        WindowValues::U8 => 0.0,
+        WindowValues::I8 => -128.0,
+    };
     for x in 0..images.positions[1] {
         let left = x * layer.strides[1];
         let columns = see(1, left, images.extents[1]);
@@ -96,18 +115,25 @@ unsafe fn pool_line<S: Simd, const MAX: bool>(s: S, args: &WindowArgs, line: usi
             _ => rows.len() * columns.len(),
         };
         let divisor = s.splat(count as f32);
-        let out = args.out.wrapping_add((line * images.positions[1] + x) * args.out_stride);
+        let out = (line * images.positions[1] + x) * args.out_stride;
         for channel in (0..args.channels).step_by(LANES) {
             let lanes = args.channels - channel;
-            let mut acc = if MAX { s.splat(f32::NEG_INFINITY) } else { s.zero() };
+            let mut acc = if MAX { s.splat(least) } else { s.zero() };
             for row in rows.clone() {
                 let from_y = top + row * layer.dilations[0] - layer.before[0];
                 let start = (image * images.extents[0] + from_y) * images.extents[1];
                 for column in columns.clone() {
                     let from_x = left + column * layer.dilations[1] - layer.before[1];
-                    let from = args.x.wrapping_add((start + from_x) * args.x_stride + channel);
+                    let from = (start + from_x) * args.x_stride + channel;
                     // SAFETY: the caller guarantees the image; the element is inside it.
-                    let v = unsafe { s.load_to(from, lanes) };
+                    let v = unsafe {
+                        match args.values {
+                            WindowValues::F32 => s.load_to(args.x.cast::<f32>().add(from), lanes),
+                            kind => {
+                                codes::read(s, args.x.add(from), kind == WindowValues::U8, lanes.min(LANES))
+                            }
+                        }
+                    };
                     acc = match MAX {
                         true => s.select(s.is_nan(v), v, s.max(v, acc)),
                         false => s.add(acc, v),
@@ -116,7 +142,15 @@ unsafe fn pool_line<S: Simd, const MAX: bool>(s: S, args: &WindowArgs, line: usi
             }
             let value = if MAX { acc } else { s.div(acc, divisor) };
             // SAFETY: the caller guarantees the result.
-            unsafe { s.store_to(out.wrapping_add(channel), lanes, value) };
+            unsafe {
+                match args.values {
+                    WindowValues::F32 => s.store_to(args.out.cast::<f32>().add(out + channel), lanes, value),
+                    kind => {
+                        let unsigned = kind == WindowValues::U8;
+                        codes::write(s, args.out.add(out + channel), unsigned, lanes.min(LANES), value);
+                    }
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::conv::{
 use crate::gemm::{Activation, PackedMatrix};
 use crate::isa::{Entry, Isa, fetch_lines};
 use crate::pool::Team;
-use crate::pooling::{WindowArgs, WindowPooling, window_entry};
+use crate::pooling::{WindowArgs, WindowPooling, WindowValues, window_entry};
 use crate::schedule::{Access, Operand, Run, Step, StepError};
 use rlx_tensor::DType;
 use std::any::Any;
@@ -235,23 +235,30 @@ pub struct PoolWindowStep {
     isa: Isa,
     entry: Entry<WindowArgs>,
     pooling: WindowPooling,
+    values: WindowValues,
     layer: ConvLayer,
     x: Operand,
     out: Operand,
 }
 
 impl PoolWindowStep {
-    /// The step for an instruction set; the layer's groups, channels and outputs are not read. `None` for a dtype other than F32.
+    /// The step for an instruction set; the layer's groups, channels and outputs are not read. `None` for a dtype other than F32, and U8 and I8 of
+    /// which the largest is taken.
     pub fn new(isa: Isa, pooling: WindowPooling, layer: ConvLayer, x: Operand, out: Operand) -> Option<Self> {
-        let fits = (x.dtype, out.dtype) == (DType::F32, DType::F32);
-        let entry = window_entry(isa).filter(|_| fits && matches!(x.dims.len(), 3 | 4))?;
-        Some(Self { isa, entry, pooling, layer, x, out })
+        let values = match x.dtype {
+            DType::F32 => WindowValues::F32,
+            DType::U8 if pooling == WindowPooling::Max => WindowValues::U8,
+            DType::I8 if pooling == WindowPooling::Max => WindowValues::I8,
+            _ => return None,
+        };
+        let entry = window_entry(isa).filter(|_| x.dtype == out.dtype && matches!(x.dims.len(), 3 | 4))?;
+        Some(Self { isa, entry, pooling, values, layer, x, out })
     }
 }
 
 impl Step for PoolWindowStep {
     fn name(&self) -> String {
-        format!("pool_window_{:?}_f32_{}", self.pooling, self.isa).to_lowercase()
+        format!("pool_window_{:?}_{:?}_{}", self.pooling, self.values, self.isa).to_lowercase()
     }
 
     fn operands(&self, visit: &mut dyn FnMut(&Operand, Access)) {
@@ -276,7 +283,8 @@ impl Step for PoolWindowStep {
             layer: self.layer,
             images,
             channels,
-            x: run.pointer::<f32>(&self.x).cast_const(),
+            values: self.values,
+            x: run.pointer::<u8>(&self.x).cast_const(),
             x_stride: run.stride(&self.x),
             out: run.pointer(&self.out),
             out_stride: run.stride(&self.out),

@@ -3,8 +3,8 @@
 use super::walk::{MAX_RANK, Walk, broadcast_steps, extents};
 use crate::cast::{CastArgs, ElementType, cast_entry};
 use crate::elementwise::{
-    IntegerArgs, IntegerOp, IntegerType, Kind, MAX_OPERANDS, MapArgs, Placed, Program, SelectArgs,
-    integer_entry, map_entry, select_entry,
+    Chain, ChainArgs, IntegerArgs, IntegerOp, IntegerType, Kind, MAX_OPERANDS, MapArgs, Placed, Program,
+    SelectArgs, Table, chain_entry, integer_entry, map_entry, select_entry,
 };
 use crate::isa::{Entry, Isa};
 use crate::pool::Team;
@@ -72,11 +72,44 @@ fn walk_of<const N: usize>(run: &Run<'_>, inputs: &[Operand], out: &Operand) -> 
     Some(Walk::new(shape, inputs.len() + 1, &steps))
 }
 
+/// How a program runs: all ways give the same bits.
+#[derive(Debug)]
+enum Way {
+    Interpreted(Entry<MapArgs>),
+    Chain(Entry<ChainArgs>, Chain),
+    Table(Box<Table>),
+}
+
+/// Instructions of a program of one byte from which on a table is faster than what they compute.
+const TABLE_INSTRUCTIONS: usize = 9;
+
+impl Way {
+    fn of(isa: Isa, program: &Program) -> Option<Way> {
+        let chain = Chain::of(program);
+        let long = chain.is_none() || program.instrs().len() >= TABLE_INSTRUCTIONS;
+        if let Some(table) = Table::of(isa, program).filter(|_| long) {
+            return Some(Way::Table(Box::new(table)));
+        }
+        Some(match chain {
+            Some(chain) => Way::Chain(chain_entry(isa)?, chain),
+            None => Way::Interpreted(map_entry(isa)?),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Way::Interpreted(_) => "",
+            Way::Chain(..) => "chain_",
+            Way::Table(_) => "table_",
+        }
+    }
+}
+
 /// A program over operands that broadcast to the result.
 #[derive(Debug)]
 pub struct MapStep {
     name: String,
-    entry: Entry<MapArgs>,
+    way: Way,
     program: Program,
     inputs: Vec<Operand>,
     out: Operand,
@@ -97,8 +130,9 @@ impl MapStep {
         if !fits || !inputs.iter().enumerate().all(in_place) {
             return None;
         }
-        let name = format!("{op}_{}_{isa}", out.dtype);
-        Some(Self { name, entry: map_entry(isa)?, program, inputs, out })
+        let way = Way::of(isa, &program)?;
+        let name = format!("{op}_{}_{}{isa}", out.dtype, way.name());
+        Some(Self { name, way, program, inputs, out })
     }
 }
 
@@ -129,7 +163,13 @@ impl Step for MapStep {
         for tile in team.tiles(args.tiles()) {
             // SAFETY: the launch checked that operands lie in their regions and overlap only where they are the same range, which
             // `new` allowed where the program does; the walk stays inside them; kinds were checked in `new`; tiles are disjoint.
-            unsafe { (self.entry)(&args, tile) };
+            unsafe {
+                match &self.way {
+                    Way::Interpreted(entry) => entry(&args, tile),
+                    Way::Chain(entry, chain) => entry(&ChainArgs { map: args, chain }, tile),
+                    Way::Table(table) => table.run_tile(&args, tile),
+                }
+            }
         }
         Ok(())
     }

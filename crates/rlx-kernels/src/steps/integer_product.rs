@@ -151,7 +151,7 @@ impl Step for IntegerProductStep {
             out: run.pointer(&at.out),
             out_stride: run.stride(&at.out),
         };
-        let grid = self.kernel.grid(&images, team.count());
+        let grid = self.kernel.grid(&args, team.count());
         let scratch: *mut u8 = run.worker_scratch(team);
         let mut held = usize::MAX;
         for tile in team.tiles(grid.tiles()) {

@@ -4,6 +4,7 @@ use crate::isa::{Entry, Isa};
 use crate::norm::{NormArgs, l2_norm_entry, layer_norm_entry, rms_norm_entry};
 use crate::pool::Team;
 use crate::schedule::{Access, Operand, Run, Step, StepError};
+use rlx_tensor::DType;
 use std::any::Any;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
@@ -29,11 +30,43 @@ pub struct NormForm {
     /// Slices of a row that are normalised on their own.
     pub groups: usize,
     /// One factor a column of a slice.
-    pub weight: Option<Arc<[f32]>>,
+    pub weight: Option<NormVector>,
     /// Added to every factor.
     pub weight_offset: f32,
     /// One term a column of a slice.
-    pub bias: Option<Arc<[f32]>>,
+    pub bias: Option<NormVector>,
+}
+
+/// Numbers of the columns.
+#[derive(Debug, Clone)]
+pub enum NormVector {
+    /// Known before a run.
+    Known(Arc<[f32]>),
+    /// A value of F32 of the run.
+    Run(Operand),
+}
+
+impl NormVector {
+    fn operand(&self) -> Option<&Operand> {
+        match self {
+            NormVector::Known(_) => None,
+            NormVector::Run(operand) => Some(operand),
+        }
+    }
+
+    fn len(&self, run: &Run<'_>) -> usize {
+        match self {
+            NormVector::Known(values) => values.len(),
+            NormVector::Run(operand) => run.len(operand),
+        }
+    }
+
+    fn pointer(&self, run: &Run<'_>) -> *const f32 {
+        match self {
+            NormVector::Known(values) => values.as_ptr(),
+            NormVector::Run(operand) => run.pointer::<f32>(operand).cast_const(),
+        }
+    }
 }
 
 /// `y = norm(x)`, or `sum = x + residual; y = norm(sum)`.
@@ -51,7 +84,7 @@ pub struct NormStep {
 const TILE_ELEMENTS: usize = 4096;
 
 impl NormStep {
-    /// The step for an instruction set; `None` if it is not available. `residual` comes with the operand that takes the sum.
+    /// The step for an instruction set; `None` if it is not available, or vectors are not adjacent floats. `residual` comes with the operand that takes the sum.
     pub fn new(
         isa: Isa,
         form: NormForm,
@@ -64,7 +97,9 @@ impl NormStep {
             NormKind::Rms => rms_norm_entry(isa)?,
             NormKind::L2 => l2_norm_entry(isa)?,
         };
-        Some(Self { isa, entry, form, x, residual, y })
+        let vectors = form.weight.iter().chain(&form.bias).filter_map(NormVector::operand);
+        let fits = vectors.into_iter().all(|o| o.dtype == DType::F32 && o.stride.is_none());
+        fits.then_some(Self { isa, entry, form, x, residual, y })
     }
 }
 
@@ -80,6 +115,8 @@ impl Step for NormStep {
 
     fn operands(&self, visit: &mut dyn FnMut(&Operand, Access)) {
         visit(&self.x, Access::Read);
+        let vectors = self.form.weight.iter().chain(&self.form.bias);
+        vectors.filter_map(NormVector::operand).for_each(|operand| visit(operand, Access::Read));
         if let Some((residual, sum)) = &self.residual {
             visit(residual, Access::Read);
             visit(sum, Access::WriteInPlace);
@@ -92,13 +129,13 @@ impl Step for NormStep {
         let groups = self.form.groups.max(1);
         let cols = columns / groups;
         let same = |operand: &Operand| run.rows(operand) == rows && run.columns(operand) == columns;
-        let fits = |values: &Option<Arc<[f32]>>| values.as_ref().is_none_or(|v| v.len() == cols);
+        let fits = |values: &Option<NormVector>| values.as_ref().is_none_or(|v| v.len(run) == cols);
         let operands = same(&self.y) && self.residual.as_ref().is_none_or(|(r, s)| same(r) && same(s));
         if !operands || cols * groups != columns || !fits(&self.form.weight) || !fits(&self.form.bias) {
             return Err(StepError::Shape { step: self.name() });
         }
         let residual = self.residual.as_ref();
-        let vector = |values: &Option<Arc<[f32]>>| values.as_ref().map_or(null(), |v| v.as_ptr());
+        let vector = |values: &Option<NormVector>| values.as_ref().map_or(null(), |v| v.pointer(run));
         let args = NormArgs {
             x: run.pointer(&self.x),
             x_stride: run.stride(&self.x),

@@ -8,11 +8,17 @@ use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::layer_norm::LayerNorm;
 use rlx_kernels::schedule::Step;
-use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep};
+use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep, NormVector};
 use rlx_tensor::Shape;
 
 /// `layer_norm`.
 pub(in super::super) struct CpuLayerNorm;
+
+/// A param or constant as numbers, another value as it is.
+fn vector(cx: &mut LowerCx<'_>, place: &Place) -> Result<NormVector, BackendError> {
+    let known = cx.vector(place)?.map(NormVector::Known);
+    Ok(known.unwrap_or_else(|| NormVector::Run(cx.operand(place))))
+}
 
 impl CpuOp for CpuLayerNorm {
     fn name(&self) -> &'static str {
@@ -34,14 +40,8 @@ impl CpuOp for CpuLayerNorm {
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<Option<Box<dyn Step>>, BackendError> {
         let Some(op) = step.op.downcast::<LayerNorm>() else { return Ok(None) };
-        let Some(weight) = cx.vector(&step.inputs[1])? else { return Ok(None) };
-        let bias = match op.bias {
-            true => match cx.vector(&step.inputs[2])? {
-                Some(bias) => Some(bias),
-                None => return Ok(None),
-            },
-            false => None,
-        };
+        let weight = vector(cx, &step.inputs[1])?;
+        let bias = if op.bias { Some(vector(cx, &step.inputs[2])?) } else { None };
         let form = NormForm {
             kind: NormKind::Layer,
             eps: op.eps as f32,

@@ -45,7 +45,11 @@ impl CpuOp for CpuPoolWindow {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], _outputs: &[&Shape]) -> bool {
         let op = op.as_any().downcast_ref::<PoolWindow>();
-        let native = |op| kernel_of(op).is_some() && inputs[0].dtype() == DType::F32;
+        let native = |op| match kernel_of(op) {
+            Some((WindowPooling::Max, _)) => matches!(inputs[0].dtype(), DType::F32 | DType::U8 | DType::I8),
+            Some(_) => inputs[0].dtype() == DType::F32,
+            None => false,
+        };
         op.is_some_and(|op| !op.channels_last || native(op))
     }
 

@@ -8,7 +8,7 @@ use rlx_graph::Op;
 use rlx_graph::op::OpAttrs;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_kernels::schedule::Step;
-use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep};
+use rlx_kernels::steps::norm::{NormForm, NormKind, NormStep, NormVector};
 use rlx_tensor::Shape;
 
 /// `rms_norm`.
@@ -38,7 +38,7 @@ impl CpuOp for CpuRmsNorm {
             kind: NormKind::Rms,
             eps: op.eps as f32,
             groups: op.groups,
-            weight: Some(weight),
+            weight: Some(NormVector::Known(weight)),
             weight_offset: if op.unit_offset { 1.0 } else { 0.0 },
             bias: None,
         };
