@@ -80,7 +80,9 @@ impl Printer<'_> {
         let weights = (0..kernel.weights()).map(|w| format!(", const unsigned *__restrict__ weight{w}"));
         let states = (0..kernel.states()).map(|s| format!(", unsigned *state{s}"));
         let weights: String = weights.chain(states).collect();
-        writeln!(self.text, "extern \"C\" __global__ void __launch_bounds__({}) {ENTRY}(", kernel.lanes)?;
+        // Without the second bound the compiler keeps registers for more programs at once, and spills what it has none for.
+        let bounds = format!("__launch_bounds__({}, 1)", kernel.lanes);
+        writeln!(self.text, "extern \"C\" __global__ void {bounds} {ENTRY}(")?;
         writeln!(self.text, "    const int *__restrict__ args, unsigned *arena{weights}) {{")?;
         let mut arrays = Vec::new();
         shared(&kernel.body, kernel, &mut arrays);
