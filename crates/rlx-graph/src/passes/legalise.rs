@@ -117,7 +117,17 @@ pub(crate) fn run(draft: &mut Draft, cx: &mut PassCx<'_>) -> Result<(), PassErro
         let patch = match Patch::decomposition(draft, def, node.inputs(), node.outputs()) {
             Some(Ok(patch)) => patch,
             Some(Err(error)) => return Err(refuse(format!("its decomposition fails: {error}"))),
-            None => return Err(refuse("it has no decomposition".into())),
+            None => {
+                let dtypes = |values: &[crate::ValueId]| {
+                    let all: Vec<String> =
+                        values.iter().map(|&v| draft.shape(v).dtype().to_string()).collect();
+                    all.join(", ")
+                };
+                let (from, to) = (dtypes(node.inputs()), dtypes(node.outputs()));
+                return Err(refuse(format!(
+                    "it has no decomposition, and does not run there from {from} to {to}"
+                )));
+            }
         };
         let into = patch.nodes.iter().map(|(op, _)| op.def().name()).collect();
         budget = match budget.checked_sub(patch.nodes.len() + 1) {
