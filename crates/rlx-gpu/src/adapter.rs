@@ -5,6 +5,7 @@ mod work;
 
 use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, exhausted, lost, refused};
+use crate::device::tune::Tuner;
 use crate::ffi::trusted;
 use crate::ir::Kernel;
 use crate::lower::MAX_BOUND;
@@ -64,7 +65,9 @@ impl BackendProvider for GpuProvider {
         let adapter = adapters().get(index as usize).ok_or_else(|| BackendError::Lost {
             reason: format!("adapter {index} is none of the {} there are", adapters().len()),
         })?;
-        Ok(Arc::new(DeviceBackend::open(Gpu::open(adapter, AotCache::from_config(config))?)?))
+        let gpu = Gpu::open(adapter, AotCache::from_config(config))?;
+        let tuner = Tuner::of(config, &gpu);
+        Ok(Arc::new(DeviceBackend::tuned(gpu, tuner)?))
     }
 }
 
@@ -243,6 +246,7 @@ impl Driver for Gpu {
             binding_words: usize::try_from(binding).unwrap_or(usize::MAX),
             argument_words: self.limits.min_storage_buffer_offset_alignment.max(4) as usize / 4,
             grid: GRID.min(self.limits.max_compute_workgroups_per_dimension as usize),
+            compact: false,
         }
     }
 

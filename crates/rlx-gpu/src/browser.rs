@@ -33,8 +33,12 @@ pub fn backend() -> Result<Arc<dyn Backend>, BackendError> {
         let needed = 2 + MAX_BOUND;
         return Err(opening(format!("a kernel may bind {buffers} buffers, {needed} are needed")));
     }
-    let limits =
-        Limits { binding_words: binding_bytes / 4, argument_words: alignment.max(4) / 4, grid: GRID };
+    let limits = Limits {
+        binding_words: binding_bytes / 4,
+        argument_words: alignment.max(4) / 4,
+        grid: GRID,
+        compact: of("software") == Some("1"),
+    };
     Ok(Arc::new(DeviceBackend::open(Browser { name: name.to_owned(), limits })?))
 }
 

@@ -6,6 +6,7 @@
 use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, exhausted, lost, refused};
 use crate::device::replay::{Replays, Step, signature};
+use crate::device::tune::Tuner;
 use crate::ffi::cuda::{self as library, Card, Fault, Function, Graph, Queue};
 use crate::ir::Kernel;
 use crate::print::cuda as text;
@@ -47,7 +48,9 @@ impl BackendProvider for CudaProvider {
     }
 
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
-        Ok(Arc::new(DeviceBackend::open(Cuda::open(index, AotCache::from_config(config))?)?))
+        let card = Cuda::open(index, AotCache::from_config(config))?;
+        let tuner = Tuner::of(config, &card);
+        Ok(Arc::new(DeviceBackend::tuned(card, tuner)?))
     }
 }
 
@@ -208,7 +211,7 @@ impl Driver for Cuda {
     /// A kernel counts elements with 31 bits.
     fn limits(&self) -> Limits {
         let most = i32::MAX as usize;
-        Limits { binding_words: most, argument_words: 4, grid: most }
+        Limits { binding_words: most, argument_words: 4, grid: most, compact: false }
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -11,12 +11,14 @@ mod plan;
 pub(crate) mod replay;
 mod self_test;
 mod states;
+pub(crate) mod tune;
 mod words;
 
 use crate::ir::Kernel;
+use crate::lower::schedules::Choices;
 use crate::lower::{Band, Bound, Home, find};
 use context::DeviceContext;
-use driver::{Driver, exhausted};
+use driver::{Driver, Limits, exhausted};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
@@ -31,6 +33,7 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tune::Tuner;
 
 /// What programs of one device share while any of them uses it.
 type Shared<K, V> = Mutex<HashMap<K, Weak<V>>>;
@@ -61,6 +64,8 @@ struct OpenDevice<D: Driver> {
     name: String,
     weights: Shared<(Vec<Version>, Option<Band>), D::Buffer>,
     kernels: Shared<String, D::Kernel>,
+    /// Where schedules come from, if they are timed.
+    tuner: Option<Tuner>,
     moved: Moved,
 }
 
@@ -118,10 +123,32 @@ impl<D: Driver> DeviceBackend<D> {
     /// # Errors
     /// What the device says against it; [`BackendError::Unsupported`] names the kernel that gave other results.
     pub fn open(driver: D) -> Result<Self, BackendError> {
+        Self::tuned(driver, None)
+    }
+
+    /// As [`DeviceBackend::open`], with schedules that were timed on the device.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn tuned(driver: D, tuner: Option<Tuner>) -> Result<Self, BackendError> {
         self_test::run(&driver)?;
         let name = driver.name();
         let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
-        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, moved })))
+        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, tuner, moved })))
+    }
+
+    /// The launches of a template, under schedules that were timed if the device has any.
+    fn plan(&self, template: &Template) -> Result<Plan, BackendError> {
+        let Limits { binding_words, compact, .. } = self.0.driver.limits();
+        let choices = Choices { compact, ..Choices::default() };
+        let plan = Plan::of(template, binding_words, &choices)?;
+        match &self.0.tuner {
+            Some(tuner) if !plan.classes.is_empty() => {
+                let classes = tuner.choices(&self.0.driver, &plan.classes)?;
+                Plan::of(template, binding_words, &Choices { classes, compact })
+            }
+            _ => Ok(plan),
+        }
     }
 }
 
@@ -158,7 +185,8 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     }
 
     fn capabilities(&self) -> Vec<String> {
-        self.0.driver.capabilities()
+        let tuned = self.0.tuner.as_ref().map(Tuner::told);
+        self.0.driver.capabilities().into_iter().chain(tuned).collect()
     }
 
     fn free_bytes(&self) -> Option<u64> {
@@ -184,7 +212,7 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     }
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
-        let plan = Plan::of(lir.template(), self.0.driver.limits().binding_words)?;
+        let plan = self.plan(lir.template())?;
         let arena = (plan.layout(lir).words * 4).saturating_sub(lir.arena_bytes());
         Ok(arena + plan.widening(lir))
     }
@@ -194,7 +222,7 @@ impl<D: Driver> Backend for DeviceBackend<D> {
         template: &Arc<Template>,
         weights: &WeightRegistry,
     ) -> Result<Arc<dyn Program>, BackendError> {
-        let plan = Plan::of(template, self.0.driver.limits().binding_words)?;
+        let plan = self.plan(template)?;
         let mut bound: HashMap<Bound, Arc<D::Buffer>> = HashMap::new();
         for weight in plan.launches.iter().flat_map(|launch| &launch.weights) {
             if let Entry::Vacant(place) = bound.entry(weight.clone()) {

@@ -51,7 +51,7 @@ impl Driver for Emulator {
     }
 
     fn limits(&self) -> Limits {
-        Limits { binding_words: usize::MAX, argument_words: 1, grid: usize::MAX }
+        Limits { binding_words: usize::MAX, argument_words: 1, grid: usize::MAX, compact: false }
     }
 
     fn allocate(&self, _what: &str, words: usize) -> Result<Words, BackendError> {

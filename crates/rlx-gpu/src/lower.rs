@@ -21,6 +21,7 @@ mod plain;
 mod product;
 mod rope;
 mod rows;
+pub(crate) mod schedules;
 mod topk;
 mod whole;
 mod windows;
@@ -35,6 +36,7 @@ use rlx::backend::BackendError;
 use rlx::plan::{BufferId, BufferKind, Place, StepSpec, Template};
 use rlx_graph::OpDef;
 use rlx_tensor::{DType, Dim, Shape, SizeId, Symbol};
+use schedules::{Choices, Class};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -330,6 +332,10 @@ pub(crate) struct LowerCx<'t> {
     pub matrix_units: bool,
     /// Words that one binding may have.
     pub binding_words: usize,
+    /// Schedules that are not the ones that shapes decide.
+    pub choices: Choices,
+    /// Products that a schedule may be chosen for.
+    pub classes: Vec<Class>,
     /// Words that steps need between their launches; one place serves all.
     pub scratch: Vec<Amount>,
     pub launches: Vec<Launch>,
@@ -341,7 +347,20 @@ impl<'t> LowerCx<'t> {
         let (kernels, resident) = (HashMap::new(), resident(template));
         let (scratch, launches, guards) = (Vec::new(), Vec::new(), Vec::new());
         let (matrix_units, binding_words) = (false, usize::MAX);
-        Self { template, resident, step: 0, kernels, matrix_units, binding_words, scratch, launches, guards }
+        let (choices, classes) = (Choices::default(), Vec::new());
+        Self {
+            template,
+            resident,
+            step: 0,
+            kernels,
+            matrix_units,
+            binding_words,
+            choices,
+            classes,
+            scratch,
+            launches,
+            guards,
+        }
     }
 
     /// Lowers a step.

@@ -12,6 +12,7 @@ mod tiles;
 mod topk;
 #[cfg(feature = "translate")]
 mod translate;
+mod tune;
 mod units;
 mod whole;
 
@@ -87,6 +88,7 @@ fn zoo() -> Vec<Arc<Kernel>> {
     for graph in grouped::graphs() {
         kernels.extend(kernels_of(&graph).unwrap().into_iter().map(|k| (k.hash(), k)));
     }
+    kernels.extend(tune::kernels().into_iter().map(|k| (k.hash(), k)));
     kernels.extend(images::kernels().into_iter().map(|k| (k.hash(), k)));
     for heads in flash::HEADS {
         kernels.extend(kernels_of(&heads.graph()).unwrap().into_iter().map(|k| (k.hash(), k)));

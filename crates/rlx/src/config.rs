@@ -83,6 +83,8 @@ settings! {
     threads: NonZeroUsize, "RLX_THREADS", default "the CPUs granted to the process";
     /// Instruction set of the CPU kernels.
     isa: Isa, "RLX_ISA", default "the best this CPU has";
+    /// Time schedules of products on a GPU when a model is loaded, once for each kind of product; the cache folder keeps what was found.
+    gpu_tune: Switch, "RLX_GPU_TUNE", default "off";
     /// Folder of packed weights and plans that later runs map.
     cache_dir: PathBuf, "RLX_CACHE_DIR", default "rlx in the user's cache folder";
     /// Size limit of that folder; 0 turns the cache off.

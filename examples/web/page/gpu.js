@@ -34,7 +34,8 @@ export async function openDevice() {
   const requiredLimits = Object.fromEntries(LIMITS.map((limit) => [limit, adapter.limits[limit]]));
   try {
     const device = await adapter.requestDevice({ requiredLimits });
-    return { gpu: new Gpu(device, name), name, software: Boolean(isFallbackAdapter) };
+    const software = Boolean(isFallbackAdapter);
+    return { gpu: new Gpu(device, name, software), name, software };
   } catch (error) {
     return { reason: `the adapter ${name} gave no device: ${error.message}` };
   }
@@ -54,6 +55,7 @@ export class NoGpu {
 class Gpu {
   #device;
   #name;
+  #software;
   #memory;
   #buffers = new Map();
   #pipelines = new Map();
@@ -64,9 +66,10 @@ class Gpu {
   #lost = null;
   #message = '';
 
-  constructor(device, name) {
+  constructor(device, name, software) {
     this.#device = device;
     this.#name = name;
+    this.#software = software;
     device.lost.then((info) => {
       this.#lost = info.message || info.reason;
     });
@@ -99,6 +102,7 @@ class Gpu {
       `binding_bytes ${Math.min(maxStorageBufferBindingSize, 2 ** 31)}`,
       `alignment ${minStorageBufferOffsetAlignment}`,
       `buffers ${maxStorageBuffersPerShaderStage}`,
+      `software ${Number(this.#software)}`,
     ].join('\n');
   }
 
@@ -161,10 +165,14 @@ class Gpu {
   #pipeline(name, code, weights, states) {
     const id = this.#next++;
     const { group, pipeline: layout } = this.#layout(weights, states);
+    const begun = performance.now();
     const module = this.#device.createShaderModule({ label: name, code });
     const compiled = this.#device.createComputePipelineAsync({ label: name, layout, compute: { module } });
     const kept = compiled.then(
-      (pipeline) => this.#pipelines.set(id, { pipeline, layout: group, states }),
+      (pipeline) => {
+        this.#pipelines.set(id, { pipeline, layout: group, states });
+        console.debug(`kernel ${name}: ${code.length} characters, ${Math.round(performance.now() - begun)} ms`);
+      },
       (error) => {
         throw new Error(`kernel ${name}: ${error.message}`);
       },
@@ -226,9 +234,11 @@ class Gpu {
     const scopes = [this.#device.popErrorScope(), this.#device.popErrorScope()];
     this.#watch();
     if (words > 0) {
+      const begun = performance.now();
       const results = this.#buffers.get(id);
       try {
         await results.mapAsync(GPUMapMode.READ, 0, words * 4);
+        console.debug(`a run: ${Math.round(performance.now() - begun)} ms`);
         const read = new Uint32Array(results.getMappedRange(0, words * 4));
         new Uint32Array(this.#memory().buffer, to, words).set(read);
         results.unmap();

@@ -3,7 +3,10 @@
 
 use crate::ir::Kernel;
 use rlx::backend::BackendError;
+use rlx_tensor::time::Instant;
 use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 /// What a device takes.
 #[derive(Debug, Clone, Copy)]
@@ -14,6 +17,8 @@ pub(crate) struct Limits {
     pub argument_words: usize,
     /// Programs along the first axis of a grid at most.
     pub grid: usize,
+    /// Whether kernels should be of little text: the device's compiler takes seconds for one of much.
+    pub compact: bool,
 }
 
 /// Words to be written before the first kernel.
@@ -54,6 +59,13 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
     pub reads: Vec<Read<'r, D::Buffer>>,
 }
 
+impl<D: Driver + ?Sized> Call<'_, D> {
+    /// The same call.
+    pub fn again(&self) -> Self {
+        Call { kernel: self.kernel, arguments: self.arguments, bound: self.bound.clone(), grid: self.grid }
+    }
+}
+
 impl<D: Driver + ?Sized> Batch<'_, D> {
     /// Words that come back, range behind range.
     pub fn words_read(&self) -> usize {
@@ -92,6 +104,11 @@ pub(crate) trait Driver: Send + Sync + 'static {
     /// Free memory in bytes, if the driver tells.
     fn free_bytes(&self) -> Option<u64> {
         None
+    }
+    /// The time, for what is measured on it.
+    fn now(&self) -> Duration {
+        static BEGUN: OnceLock<Instant> = OnceLock::new();
+        BEGUN.get_or_init(Instant::now).elapsed()
     }
     /// Room for words, whose content is undefined.
     fn allocate(&self, what: &str, words: usize) -> Result<Self::Buffer, BackendError>;

@@ -3,6 +3,7 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
+use crate::lower::schedules::{Choices, Class};
 use crate::lower::{Amount, Extents, Guard, Home, Launch, LowerCx, cache, resident};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, Lir, Template};
@@ -22,6 +23,8 @@ pub(super) struct Plan {
     pub resident: Arc<[bool]>,
     /// Of those, how heads of integers are made.
     pub caches: Vec<Option<Q8Head>>,
+    /// Products that a schedule may be chosen for.
+    pub classes: Vec<Class>,
     scratch: Vec<Amount>,
 }
 
@@ -46,10 +49,11 @@ fn grid(programs: usize, most: usize) -> [usize; 2] {
 }
 
 impl Plan {
-    /// The launches for a device whose bindings have at most so many words.
-    pub fn of(template: &Template, binding_words: usize) -> Result<Self, BackendError> {
+    /// The launches for a device whose bindings have at most so many words, with these schedules.
+    pub fn of(template: &Template, binding_words: usize, choices: &Choices) -> Result<Self, BackendError> {
         let mut cx = LowerCx::new(template);
         cx.binding_words = binding_words;
+        cx.choices = choices.clone();
         for (at, step) in template.steps().iter().enumerate() {
             cx.lower(at, step)?;
         }
@@ -59,9 +63,9 @@ impl Plan {
         let kernel_of = cx.launches.iter().map(position).collect();
         let dtypes = super::layout::buffer_dtypes(template)?;
         let resident = resident(template);
-        let LowerCx { launches, guards, scratch, .. } = cx;
+        let LowerCx { launches, guards, scratch, classes, .. } = cx;
         let caches = cache::caches(template);
-        Ok(Plan { kernel_of, kernels, dtypes, resident, caches, scratch, launches, guards })
+        Ok(Plan { kernel_of, kernels, dtypes, resident, caches, classes, scratch, launches, guards })
     }
 
     /// Where a specialisation's buffers stand.

@@ -29,8 +29,9 @@ struct Form {
 }
 
 impl Form {
-    fn new(group: usize, head_dim: usize, rows: usize) -> Self {
+    fn new(group: usize, head_dim: usize, rows: usize, compact: bool) -> Self {
         let most = match head_dim {
+            _ if compact => 4,
             0..=128 => 16,
             129..=256 => 8,
             _ => 4,
@@ -60,21 +61,25 @@ impl Parts<'_> {
     pub fn launch(&self, cx: &mut LowerCx<'_>, to: &Operand) -> Result<(), BackendError> {
         let (group, dim) = (self.op.heads / self.op.kv_heads, self.op.head_dim);
         let name = if self.op.cache { "attention_paged" } else { "attention" };
-        if self.op.cache {
+        let compact = cx.choices.compact;
+        if self.op.cache && !compact {
             self.launch_split(cx, to)?;
         }
         let sequences = Amount::Less(Box::new(self.from[3].dims[0].clone()), 1);
         let mean = Amount::Ratio(Box::new(self.rows()), Box::new(sequences));
-        let (one, many) = (Form::new(group, dim, 1), Form::new(group, dim, MANY));
+        let (one, many) = (Form::new(group, dim, 1, compact), Form::new(group, dim, MANY, compact));
         for (form, from, below) in [(one, 0, LONG), (many, LONG, usize::MAX)] {
             let blocks = Amount::Known(self.op.kv_heads * form.blocks(group));
             let grid = [self.rows().ceil_div(form.rows as usize), blocks];
             let programs = Amount::product(&grid);
-            if form.rows == 1 && from > 0 {
+            if form.rows == 1 && from > 0 && !compact {
                 continue;
             }
-            let alone = many.rows == 1;
-            let least = if self.op.cache { FEW + 1 } else { 0 };
+            if compact && from == 0 {
+                continue;
+            }
+            let alone = many.rows == 1 || compact;
+            let least = if self.op.cache && !compact { FEW + 1 } else { 0 };
             let programs = if alone { Some(programs) } else { mean.when(from, below - 1, programs) };
             if let Some(programs) = programs.and_then(|p| self.rows().when(least, usize::MAX, p)) {
                 let mut d = cx.draft(format!("{name}_{}rows", form.rows));
@@ -90,7 +95,7 @@ impl Parts<'_> {
     fn launch_split(&self, cx: &mut LowerCx<'_>, to: &Operand) -> Result<(), BackendError> {
         let (op, Some(past)) = (self.op, self.op.past_at()) else { return Err(cx.mismatched()) };
         let (group, dim) = (op.heads / op.kv_heads, op.head_dim);
-        let form = Form::new(group, dim, 1);
+        let form = Form::new(group, dim, 1, false);
         let units = self.from[past + 1].dims[1].ceil_div(UNIT as usize / BLOCK);
         let grid = [self.rows(), Amount::Known(op.kv_heads * form.blocks(group)), units.clone()];
         let Some(programs) = self.rows().when(0, FEW, Amount::product(&grid)) else { return Ok(()) };

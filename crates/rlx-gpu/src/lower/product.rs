@@ -4,6 +4,7 @@
 //! after another. So a row has the same bits whichever form a run's number of rows chooses.
 
 use super::blocks::{Blocks, is_packed};
+use super::schedules::Class;
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{self, BinaryFn, Pairs, TileId, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -13,11 +14,11 @@ use std::rc::Rc;
 /// Products that are summed one after another before they are added to what came before.
 pub(super) const CHUNK: u32 = 128;
 /// Rows that the form for few rows takes at most.
-pub(super) const FEW: usize = 8;
+pub(crate) const FEW: usize = 8;
 
 /// How programs and lanes share a product of many rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Schedule {
+pub(crate) struct Schedule {
     /// Rows of a program.
     pub rows: u32,
     /// Columns of a program.
@@ -26,20 +27,30 @@ pub(super) struct Schedule {
     pub depth: u32,
     /// Rows and columns of a lane.
     pub each: [u32; 2],
+    /// Products of each element that are written out one after another.
+    pub turns: u32,
 }
 
 impl Schedule {
-    pub const LARGE: Schedule = Schedule { rows: 64, columns: 64, depth: 16, each: [8, 4] };
-    pub const PAIR: Schedule = Schedule { rows: 32, columns: 64, depth: 16, each: [4, 4] };
-    pub const SMALL: Schedule = Schedule { rows: 32, columns: 32, depth: 16, each: [4, 4] };
+    pub const LARGE: Schedule = Schedule { rows: 64, columns: 64, depth: 16, each: [8, 4], turns: 4 };
+    pub const PAIR: Schedule = Schedule { rows: 32, columns: 64, depth: 16, each: [4, 4], turns: 4 };
+    pub const SMALL: Schedule = Schedule { rows: 32, columns: 32, depth: 16, each: [4, 4], turns: 4 };
+    /// Of little text, for a device that takes long to compile it.
+    pub const COMPACT: Schedule = Schedule { rows: 16, columns: 32, depth: 16, each: [4, 2], turns: 1 };
 
-    /// The schedule for so many columns and matrices.
-    pub fn choose(columns: &Amount, matrices: usize) -> Self {
-        match columns {
-            Amount::Known(n) if *n <= 64 => Self::SMALL,
-            _ if matrices > 1 => Self::PAIR,
-            _ => Self::LARGE,
-        }
+    /// All that may be chosen.
+    pub const TABLE: [Schedule; 6] = [
+        Self::LARGE,
+        Self::PAIR,
+        Self::SMALL,
+        Schedule { rows: 64, columns: 32, depth: 16, each: [8, 4], turns: 4 },
+        Schedule { rows: 32, columns: 32, depth: 32, each: [4, 4], turns: 4 },
+        Self::COMPACT,
+    ];
+
+    /// Words of the tiles of a product of so many matrices.
+    pub fn tile_words(&self, matrices: usize) -> u32 {
+        self.depth * (self.rows + 4 + matrices as u32 * (self.columns + 4))
     }
 
     fn down(self) -> u32 {
@@ -478,8 +489,8 @@ impl Product<'_> {
             d.b.barrier();
             let fetched = fetch(d, next);
             let (first, end) = (d.b.int(0), d.b.int(schedule.depth as i32));
-            let sums = d.repeat([first, end], 4, sums, |d, p, carried| {
-                (0..4).fold(carried.to_vec(), |sums, i| {
+            let sums = d.repeat([first, end], schedule.turns, sums, |d, p, carried| {
+                (0..schedule.turns).fold(carried.to_vec(), |sums, i| {
                     let p = offset(d, p, i);
                     let at = scaled(d, p, pitches[0]);
                     let at = d.b.add(at, row);
@@ -551,22 +562,28 @@ impl Product<'_> {
             let side = super::mma::SIDE;
             return cx.launch(d, Amount::product(&self.grid(side, side)));
         }
-        let schedule = Schedule::choose(columns, self.b.len());
+        let choice = cx.choices.of(self.b, columns);
+        let schedule = Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)];
+        if let Some(class) = Class::of(self.b).filter(|class| !cx.classes.contains(class)) {
+            cx.classes.push(class);
+        }
         let programs = Amount::product(&self.grid(schedule.rows, schedule.columns));
         let few = self.dims.len() == 2;
-        if let Some(programs) = rows.when(if few { FEW + 1 } else { 0 }, usize::MAX, programs) {
+        let first = if few && choice.few > 0 { choice.few + 1 } else { 0 };
+        if let Some(programs) = rows.when(first, usize::MAX, programs) {
             let mut d = cx.draft_of(format!("{name}_tiled"), schedule.lanes());
             let finish = prepare(&mut d);
             let spot = self.place(&mut d, schedule.rows, schedule.columns);
             self.many(&mut d, schedule, &spot, &*finish);
             cx.launch(d, programs)?;
         }
-        if !few {
+        if !few || choice.few == 0 {
             return Ok(());
         }
-        for form in super::few::forms(self.b.len()) {
+        for form in super::few::forms(self.b.len()).into_iter().filter(|form| form.from <= choice.few) {
             let programs = Amount::product(&self.grid(form.rows, super::few::COLUMNS));
-            if let Some(programs) = rows.when(form.from, form.rows as usize, programs) {
+            let most = choice.few.min(form.rows as usize);
+            if let Some(programs) = rows.when(form.from, most, programs) {
                 let mut d = cx.draft_of(format!("{name}_few{}", form.rows), super::few::LANES);
                 let finish = prepare(&mut d);
                 let spot = self.place(&mut d, form.rows, super::few::COLUMNS);

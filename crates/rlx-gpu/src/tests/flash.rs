@@ -80,7 +80,7 @@ impl Heads {
     }
 }
 
-fn check(heads: &Heads, backend: &Arc<dyn Backend>) {
+pub(super) fn check(heads: &Heads, backend: &Arc<dyn Backend>) {
     let compile = |backend: &Arc<dyn Backend>| {
         let compiled = Session::with_backend(Arc::clone(backend)).compile(&heads.graph()).unwrap();
         let state = compiled.new_state(&DimBinding::new()).unwrap();

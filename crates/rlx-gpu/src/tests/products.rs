@@ -108,7 +108,7 @@ pub(super) fn results(
     inputs.iter().map(run).collect()
 }
 
-fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
+pub(super) fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
     const ROWS: usize = 40;
     let (x, r) = (numbers(ROWS * layer.k, 1), numbers(ROWS * layer.n, 2));
     let some = |rows: usize| {
