@@ -93,13 +93,35 @@ unsafe fn copy<T: Copy>(args: &CopyArgs, tile: usize) {
     }
 }
 
+/// Elements of a line that is short.
+const SHORT_LINE: usize = 8;
+
 /// One element per run: steps along the innermost outer dimension without recomputing offsets.
 #[inline(always)]
 unsafe fn copy_elements<T: Copy>(args: &CopyArgs, runs: std::ops::Range<usize>, from: *const T, to: *mut T) {
     let width = args.outer[MAX_OUTER - 1];
     let (from_step, to_step) = (args.from.strides[MAX_OUTER - 1], args.to.strides[MAX_OUTER - 1]);
+    let (rows, row) = (args.outer[MAX_OUTER - 2], MAX_OUTER - 2);
     let mut run = runs.start;
     while run < runs.end {
+        // Short lines, such as the channels of an image, are copied many at a time, column by column.
+        let lines = ((runs.end - run) / width).min(rows - run / width % rows);
+        if width < SHORT_LINE && run.is_multiple_of(width) && lines > 1 {
+            // SAFETY: the caller guarantees the operands; `lines` lines remain in the dimension around.
+            unsafe {
+                let from = from.offset(offset_of(&args.outer, &args.from.strides, run));
+                let to = to.offset(offset_of(&args.outer, &args.to.strides, run));
+                for i in 0..width as isize {
+                    let (from, to) = (from.offset(i * from_step), to.offset(i * to_step));
+                    for line in 0..lines as isize {
+                        let x = *from.offset(line * args.from.strides[row]);
+                        to.offset(line * args.to.strides[row]).write(x);
+                    }
+                }
+            }
+            run += lines * width;
+            continue;
+        }
         let n = (width - run % width).min(runs.end - run);
         // SAFETY: the caller guarantees the operands; `n` elements remain in this dimension.
         unsafe {

@@ -35,7 +35,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_ROWS: usize = 8 * MAX_ROWS;
 
 /// Bytes of weights from which on chunks are of more rows: each chunk reads all of them, and the inner caches do not keep so many.
-const HEAVY_WEIGHTS: usize = 128 << 10;
+const HEAVY_WEIGHTS: usize = 192 << 10;
 
 /// The same limits for such weights.
 const HEAVY_CHUNK: (usize, usize) = (512 << 10, 64 * MAX_ROWS);
@@ -141,7 +141,7 @@ pub fn matrix_layer(n: usize, k: usize) -> ConvLayer {
 /// Bytes of the packed weights of a layer on an instruction set; `None` if no kernel takes it.
 pub fn packed_bytes(isa: Isa, layer: &ConvLayer) -> Option<usize> {
     let kernel = IntegerKernel::select(isa, *layer)?;
-    pack::packed_bytes(layer.outputs, layer.k(), kernel.strips)
+    pack::packed_bytes(layer.outputs, kernel.row_bytes(), kernel.strips)
 }
 
 impl IntegerKernel {
@@ -183,6 +183,7 @@ impl IntegerKernel {
         zeros: &[i32],
     ) -> Option<IntegerMatrix> {
         let fits = order.n == self.layer.outputs && order.k() == self.layer.k();
+        let order = (order, self.layer.window[1] * self.layer.channels);
         fits.then(|| IntegerMatrix::pack(pool, self.set, self.strips, codes, order, (signed, zeros)))?
     }
 
@@ -191,8 +192,10 @@ impl IntegerKernel {
         weights.set() == self.set && weights.n() == self.layer.outputs && weights.k() == self.layer.k()
     }
 
+    /// Bytes of a row: each line of a window from a word on.
     fn row_bytes(&self) -> usize {
-        self.layer.k().next_multiple_of(pack::WORD)
+        let layer = &self.layer;
+        layer.window[0] * (layer.window[1] * layer.channels).next_multiple_of(pack::WORD)
     }
 
     fn is_heavy(&self) -> bool {
@@ -220,8 +223,10 @@ impl IntegerKernel {
         let wanted = if workers <= 1 { 1 } else { workers * TILES_PER_WORKER };
         let (mut chunks, mut by_lines) = (pixels.div_ceil(self.chunk_rows()), false);
         if let Some(most) = self.lines_of_chunk(args).filter(|_| pixels > 0) {
-            let parts = if self.is_heavy() { 1 } else { (wanted / args.images.batch).clamp(1, lines) };
-            (chunks, by_lines) = (args.images.batch * lines.div_ceil(most).max(parts), true);
+            let parts = if self.is_heavy() { 1 } else { wanted / args.images.batch };
+            let parts = lines.div_ceil(most).max(parts.min(lines));
+            let even = if parts > 1 { parts.next_multiple_of(workers.max(1)).min(lines) } else { 1 };
+            (chunks, by_lines) = (args.images.batch * even, true);
         } else if chunks > workers && chunks < workers * 4 * TILES_PER_WORKER && pixels > chunks + workers {
             // No worker is left with one chunk more.
             chunks = chunks.next_multiple_of(workers.max(1));
@@ -235,12 +240,12 @@ impl IntegerKernel {
         let layer = &self.layer;
         let alike = args.x_signed == self.set.takes_signed_rows() && !args.weights.has_zeros();
         let adjacent = layer.dilations[1] == 1 && args.x_stride == layer.channels;
-        let words = (layer.window[1] * layer.channels).is_multiple_of(pack::WORD);
-        if layer.window == [1; 2] || !alike || !adjacent || !words {
+        if layer.window == [1; 2] || !alike || !adjacent {
             return None;
         }
         let line = self.line_columns(args) * layer.channels;
-        let lines = (self.chunk_rows() * self.row_bytes()).checked_div(line)?;
+        // The last word of a line may reach behind it, where weights are 0.
+        let lines = (self.chunk_rows() * self.row_bytes()).saturating_sub(pack::WORD).checked_div(line)?;
         let beyond = lines.checked_sub((layer.window[0] - 1) * layer.dilations[0] + 1)?;
         Some(beyond / layer.strides[0] + 1)
     }

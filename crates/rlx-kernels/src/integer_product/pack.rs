@@ -53,6 +53,7 @@ pub struct IntegerMatrix {
     buffer: Arc<AlignedBuf>,
     n: usize,
     k: usize,
+    words: usize,
     strips: usize,
     set: DotSet,
     has_zeros: bool,
@@ -69,10 +70,10 @@ impl fmt::Debug for IntegerMatrix {
     }
 }
 
-/// Bytes of a packed matrix; `None` if they are too many.
-pub(super) fn packed_bytes(n: usize, k: usize, strips: usize) -> Option<usize> {
+/// Bytes of a packed matrix whose rows are of whole words; `None` if they are too many.
+pub(super) fn packed_bytes(n: usize, row_bytes: usize, strips: usize) -> Option<usize> {
     let columns = n.checked_next_multiple_of(strips * LANES)?;
-    columns.checked_mul(k.checked_next_multiple_of(WORD)?)?.checked_add(columns * 2 * size_of::<i32>())
+    columns.checked_mul(row_bytes)?.checked_add(columns * 2 * size_of::<i32>())
 }
 
 struct Shared(*mut u8);
@@ -87,22 +88,24 @@ impl Shared {
 }
 
 impl IntegerMatrix {
-    /// Packs codes, signed or not, whose zero points are those of their outputs or one of all; none if they are 0. `None` if the sizes do not fit
+    /// Packs codes, parts of `part` inputs from a word on each, signed or not, whose zero points are those of their outputs or one of all; none if they are 0. `None` if the sizes do not fit
     /// each other.
     pub(super) fn pack(
         pool: &Pool,
         set: DotSet,
         strips: usize,
         codes: &[u8],
-        order: &CodeOrder,
+        (order, part): (&CodeOrder, usize),
         (signed, zeros): (bool, &[i32]),
     ) -> Option<IntegerMatrix> {
         let (n, k) = (order.n, order.k());
         if codes.len() != n.checked_mul(k)? || !(zeros.len() <= 1 || zeros.len() == n) {
             return None;
         }
-        let mut buffer = AlignedBuf::zeroed(packed_bytes(n, k, strips)?)?;
-        let (words, columns) = (k.div_ceil(WORD), strips * LANES);
+        let part_bytes = part.next_multiple_of(WORD);
+        let row_bytes = k.checked_div(part)?.checked_mul(part_bytes)?;
+        let mut buffer = AlignedBuf::zeroed(packed_bytes(n, row_bytes, strips)?)?;
+        let (words, columns) = (row_bytes / WORD, strips * LANES);
         let panels = n.div_ceil(columns);
         let numbers = panels * columns * words * WORD;
         let (flip, moved) = if signed { (0u8, 0) } else { (0x80, 128) };
@@ -116,7 +119,8 @@ impl IntegerMatrix {
                 for inner in 0..order.inner {
                     let code = codes[from + inner * order.steps[2]] ^ flip;
                     let input = outer * order.inner + inner;
-                    let at = start + input / WORD * strips * STRIP_WORD_BYTES + input % WORD;
+                    let byte = input / part * part_bytes + input % part;
+                    let at = start + byte / WORD * strips * STRIP_WORD_BYTES + byte % WORD;
                     // SAFETY: the place is of this column's panel, which this worker alone writes.
                     unsafe { out.at(at).write(code) };
                     sum = sum.wrapping_add(i32::from(code as i8));
@@ -137,7 +141,7 @@ impl IntegerMatrix {
         });
         let zero = |column: usize| zeros.get(column).or(zeros.first()).copied().unwrap_or(0) - moved;
         let has_zeros = (0..n).any(|column| zero(column) != 0);
-        Some(IntegerMatrix { buffer: Arc::new(buffer), n, k, strips, set, has_zeros })
+        Some(IntegerMatrix { buffer: Arc::new(buffer), n, k, words, strips, set, has_zeros })
     }
 
     /// Outputs.
@@ -160,7 +164,7 @@ impl IntegerMatrix {
     }
 
     pub(super) fn words(&self) -> usize {
-        self.k.div_ceil(WORD)
+        self.words
     }
 
     pub(super) fn panel_columns(&self) -> usize {

@@ -1,5 +1,6 @@
 //! Rows of windows, and results from sums.
 
+use super::pack::WORD;
 use crate::conv::{ConvLayer, Images};
 use crate::elementwise::codes;
 use crate::isa::{Kernel, LANES, Row, Rows, Simd};
@@ -18,7 +19,7 @@ pub(super) struct GatherArgs {
     pub outside: u8,
     /// What turns codes into those of the kernel.
     pub flip: u8,
-    /// Rows, written; the bytes behind the window's are 0.
+    /// Rows, written: each line of a window from a word on, with zeros behind it.
     pub out: *mut u8,
     pub out_stride: usize,
     /// The sum of each row's codes, if they are needed: signed ones, or not.
@@ -68,7 +69,8 @@ impl Kernel for Gather {
         let [lines, columns] = args.images.positions;
         let [height, width] = args.images.extents;
         let (channels, outside) = (layer.channels, args.outside ^ args.flip);
-        let (line_bytes, k) = (layer.window[1] * channels, layer.k());
+        let line_bytes = layer.window[1] * channels;
+        let part_bytes = line_bytes.next_multiple_of(WORD);
         // Elements of a window's line follow each other in memory.
         let adjacent = layer.dilations[1] == 1 && args.x_stride == channels;
         let first = args.first;
@@ -81,7 +83,8 @@ impl Kernel for Gather {
             // SAFETY: the caller guarantees the images and the rows; windows are clipped to the image.
             unsafe {
                 for y in 0..layer.window[0] {
-                    let to = row.wrapping_add(y * line_bytes);
+                    let to = row.wrapping_add(y * part_bytes);
+                    to.wrapping_add(line_bytes).write_bytes(0, part_bytes - line_bytes);
                     let at = (top + y * layer.dilations[0]).checked_sub(layer.before[0]);
                     let Some(at) = at.filter(|&at| at < height) else {
                         to.write_bytes(outside, line_bytes);
@@ -116,10 +119,9 @@ impl Kernel for Gather {
                         }
                     }
                 }
-                row.wrapping_add(k).write_bytes(0, args.out_stride - k);
                 if !args.sums.is_null() {
                     let mut sum = 0i32;
-                    for i in 0..k {
+                    for i in 0..layer.window[0] * part_bytes {
                         let code = *row.add(i);
                         sum += if args.signed { i32::from(code as i8) } else { i32::from(code) };
                     }

@@ -107,7 +107,7 @@ impl Example {
         let weights = kernel.pack(&pool, &self.w, &order, self.w_signed, &self.zeros).expect("sizes fit");
         assert_eq!(
             weights.bytes(),
-            pack::packed_bytes(weights.n(), weights.k(), kernel.strips).expect("small")
+            pack::packed_bytes(weights.n(), kernel.row_bytes(), kernel.strips).expect("small")
         );
         let images = self.images;
         let count = images.batch * images.positions[0] * images.positions[1] * self.layer.outputs;

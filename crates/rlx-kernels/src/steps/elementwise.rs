@@ -160,7 +160,7 @@ impl Step for MapStep {
             outer: walk.outer,
             cols: walk.cols,
         };
-        for tile in team.tiles(args.tiles()) {
+        for tile in team.near_tiles(args.tiles()) {
             // SAFETY: the launch checked that operands lie in their regions and overlap only where they are the same range, which
             // `new` allowed where the program does; the walk stays inside them; kinds were checked in `new`; tiles are disjoint.
             unsafe {

@@ -154,7 +154,7 @@ impl Step for IntegerProductStep {
         let grid = self.kernel.grid(&args, team.count());
         let scratch: *mut u8 = run.worker_scratch(team);
         let mut held = usize::MAX;
-        for tile in team.tiles(grid.tiles()) {
+        for tile in team.near_tiles(grid.tiles()) {
             // SAFETY: the launch checked bounds and overlap; sizes were checked above; the weights are the kernel's (checked in `new`); the
             // scratch is this worker's and as long as asked.
             unsafe { self.kernel.run_tile(&args, &grid, tile, scratch, &mut held) };

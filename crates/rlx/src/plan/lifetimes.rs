@@ -170,8 +170,9 @@ impl<'g> Placer<'g> {
                 continue;
             } else if let Some(operand) = (index == 0).then(|| self.in_place_operand(id)).flatten() {
                 let place = self.place(operand)?.clone();
-                let dims = self.dims(&self.graph.shape(result).clone())?;
-                self.share(result, Place { dims, ..place });
+                let shape = self.graph.shape(result).clone();
+                let dims = self.dims(&shape)?;
+                self.share(result, Place { dims, dtype: shape.dtype(), ..place });
             } else {
                 self.new_buffer(result, BufferKind::Arena, at)?;
             }

@@ -8,6 +8,7 @@ use rlx_graph::eval::to_f64;
 use rlx_graph::ops::activation::ActivationKind;
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::conv::Conv;
+use rlx_graph::ops::fused_elementwise::FusedElementwise;
 use rlx_graph::ops::pool_window::{PoolWindow, WindowPool};
 use rlx_graph::ops::reduce::ReduceOp;
 use rlx_graph::{Graph, HirModule, HirMut, ValueId};
@@ -125,6 +126,28 @@ fn views_and_broadcasts_agree_with_the_reference() {
         let last = rows as i32 - 1;
         // Results are at most 100 in size; f16 results, of size 4, may differ in their last bit.
         check(&graph, &[("x", x), ("ids", ints(&[last, 0, 0, last, last / 2]))], 4.0 / 1024.0);
+    }
+}
+
+/// Codes over codes of the other sign, and over truth values: a result takes over the bytes of an operand, not its type.
+#[test]
+fn bytes_written_over_bytes_of_another_type_agree_with_the_reference() {
+    let mut module = HirModule::new("bytes");
+    let mut hir = module.edit();
+    let x = hir.input("x", &[Dim::symbol("rows"), Dim::Known(40)], DType::F32).unwrap();
+    let chain = |hir: &mut HirMut<'_>, x: ValueId, program: &str| {
+        hir.op(FusedElementwise { program: program.to_owned() }, &[x]).unwrap()
+    };
+    let codes = chain(&mut hir, x, "t0=mul i0 100.0; t1=round t0; t2=add t1 128.0; t3=u8 t2");
+    let signed = chain(&mut hir, codes, "t0=sub i0 128.0; t1=i8 t0");
+    let signed = chain(&mut hir, signed, "t0=mul i0 0.5");
+    let large = hir.scalar(BinaryOp::Greater, x, 0.25).unwrap();
+    let picked = chain(&mut hir, large, "t0=select i0 3.0 200.0; t1=u8 t0");
+    let picked = chain(&mut hir, picked, "t0=mul i0 0.25");
+    let graph = module.finish(&[("signed", signed), ("picked", picked)]).unwrap();
+    for rows in [1, 9] {
+        let x = Tensor::from_slice(&[rows, 40], &numbers(rows * 40, 3)).unwrap();
+        check(&graph, &[("x", x)], 0.0);
     }
 }
 
