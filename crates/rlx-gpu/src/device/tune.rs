@@ -133,6 +133,7 @@ impl Known {
         self.kernels.iter().filter_map(line).collect()
     }
 
+    #[cfg(any(feature = "wgpu", feature = "cuda", test))]
     fn parse(bytes: &[u8]) -> Self {
         let mut known = Known::default();
         let entry = |line: &str| {

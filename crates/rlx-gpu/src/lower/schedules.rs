@@ -103,6 +103,8 @@ impl Choice {
         Schedule::TABLE.iter().enumerate().filter_map(fits)
     }
 
+    /// Whether a product of so many matrices may run so.
+    #[cfg(any(feature = "wgpu", feature = "cuda", test))]
     pub fn is_one_of(self, matrices: usize) -> bool {
         let same = |known: Choice| known.schedule == self.schedule;
         self.few <= FEW && Choice::candidates(matrices).any(same)
