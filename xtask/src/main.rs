@@ -53,6 +53,11 @@ const TASKS: &[Task] = &[
         run: onnx_fuzz::run,
     },
     Task {
+        name: "onnx-mutate",
+        usage: "[--inputs N] [--seed S]  ONNX models with changed fields, imported and planned",
+        run: onnx_fuzz::mutate,
+    },
+    Task {
         name: "arm",
         usage: "[FILTER]..  the kernels' tests as AArch64 code, by an emulator",
         run: arm::run,

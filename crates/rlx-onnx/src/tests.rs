@@ -440,3 +440,81 @@ fn integers_beyond_a_devices_words_are_refused_or_go_to_the_next_device() {
     assert_eq!(moved, [(&*name, "reference", true)], "it stays where it went");
     assert_eq!(report.devices.into_iter().collect::<Vec<_>>(), [(name, 1), ("reference".to_owned(), 1)]);
 }
+
+/// Data and updates of F32, places of I64 that only a run knows.
+fn scattered(op: &str, reduction: &str, axis: i64) -> ModelProto {
+    let mut scatter = node(op, &["x", "at", "u"], &["y"]);
+    let text = |name: &str, value: &str| AttributeProto {
+        name: name.into(),
+        kind: 3,
+        s: value.to_owned().into(),
+        ..AttributeProto::default()
+    };
+    scatter.attribute = vec![text("reduction", reduction)];
+    if axis > 0 {
+        let axis = AttributeProto { name: "axis".into(), kind: 2, i: axis, ..AttributeProto::default() };
+        scatter.attribute.push(axis);
+    }
+    let mut graph = graph(vec![scatter], &["x", "at", "u"], &["y"]);
+    graph.input[1].value_type =
+        Some(TypeProto { tensor: Some(TensorType { elem_type: 7, shape: None }), ..TypeProto::default() });
+    model(graph)
+}
+
+#[test]
+fn scattering_to_places_of_a_run_is_part_of_a_region_and_refuses_places_that_are_not_there() {
+    let numbers = |count: usize, scale: f32| (0..count).map(|i| (i as f32 - 3.0) * scale).collect::<Vec<_>>();
+    let cases: [(&str, &str, i64, [&[usize]; 3]); 6] = [
+        ("ScatterND", "none", 0, [&[6, 4], &[3, 1], &[3, 4]]),
+        ("ScatterND", "none", 0, [&[5, 7, 2], &[20, 2], &[20, 2]]),
+        ("ScatterND", "add", 0, [&[6, 4], &[2, 2, 2], &[2, 2]]),
+        ("ScatterElements", "none", 1, [&[3, 9], &[3, 4], &[3, 4]]),
+        ("ScatterElements", "mul", 1, [&[2, 5, 3], &[2, 3, 3], &[2, 3, 3]]),
+        ("ScatterElements", "add", 0, [&[4], &[5], &[5]]),
+    ];
+    for (op, reduction, axis, [dims, places, updates]) in cases {
+        let model = open(&scattered(op, reduction, axis)).unwrap();
+        let count = |dims: &[usize]| dims.iter().product::<usize>();
+        let extent = if op == "ScatterND" { 4 } else { dims[axis as usize] as i64 }.min(5);
+        let at: Vec<i64> =
+            (0..count(places) as i64).map(|i| (i * 7 + i / 3) % extent - extent * (i % 2)).collect();
+        let (x, u) = (numbers(count(dims), 0.5), numbers(count(updates), -0.25));
+        let wanted = {
+            let own = rlx_graph::eval::strides(dims);
+            let mut y = x.clone();
+            let mut put = |to: usize, from: usize| match reduction {
+                "add" => y[to] += u[from],
+                "mul" => y[to] *= u[from],
+                _ => y[to] = u[from],
+            };
+            let wrap =
+                |index: i64, axis: usize| if index < 0 { index + dims[axis] as i64 } else { index } as usize;
+            if op == "ScatterND" {
+                let depth = places[places.len() - 1];
+                let slice = count(&dims[depth..]);
+                for row in 0..count(places) / depth {
+                    let start: usize = (0..depth).map(|j| wrap(at[row * depth + j], j) * own[j]).sum();
+                    (0..slice).for_each(|i| put(start + i, row * slice + i));
+                }
+            } else {
+                let (axis, source) = (axis as usize, rlx_graph::eval::strides(places));
+                for (from, &index) in at.iter().enumerate() {
+                    let along =
+                        |a: usize| if a == axis { wrap(index, a) } else { from / source[a] % places[a] };
+                    put((0..dims.len()).map(|a| along(a) * own[a]).sum(), from);
+                }
+            }
+            y
+        };
+        let float = |dims: &[usize], data: &[f32]| Value::Tensor(Tensor::from_slice(dims, data).unwrap());
+        let place = |at: &[i64]| Value::Tensor(Tensor::from_slice(places, at).unwrap());
+        let given = [("x", float(dims, &x)), ("at", place(&at)), ("u", float(updates, &u))];
+        let outputs = model.run(&given).unwrap();
+        assert!(outputs[0].1.same(&float(dims, &wanted)), "{op} {reduction} {dims:?}: {:?}", outputs[0].1);
+        assert!(model.report().host.is_empty(), "{op} {reduction}: {:?}", model.report().host);
+        let mut beyond = at.clone();
+        beyond[0] = dims[axis as usize] as i64;
+        let refused = model.run(&[("x", float(dims, &x)), ("at", place(&beyond)), ("u", float(updates, &u))]);
+        assert!(refused.is_err(), "{op} {reduction} {dims:?}");
+    }
+}

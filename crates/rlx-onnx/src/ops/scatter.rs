@@ -10,14 +10,20 @@ use rlx_graph::eval::{from_f64, from_i64, strides, to_f64, to_i64};
 use rlx_graph::ops::binary::BinaryOp;
 use rlx_graph::ops::concat::Concat;
 use rlx_graph::ops::gather::Gather;
-use rlx_tensor::Tensor;
+use rlx_graph::ops::iota::Iota;
+use rlx_graph::ops::reduce::ReduceOp;
+use rlx_tensor::{DType, Dim, Tensor};
 
 type Evaluated = Result<Vec<Value>, Refusal>;
 
 /// Larger data is scattered on the host: a place for each element is part of the graph.
 const MOST: usize = 1 << 20;
-/// So many updates of one element are added in a region.
+/// So many updates of one element are combined in a region.
 const ROUNDS: usize = 8;
+/// So many pairs of a place and an update are compared in a region.
+const PAIRS: usize = 1 << 20;
+/// Whole numbers below this are F32 exactly.
+const EXACT: usize = 1 << 24;
 
 /// The rows of this family.
 pub const ROWS: &[Row] = &[
@@ -136,7 +142,7 @@ fn evaluated(h: &Host<'_>, places: Places) -> Evaluated {
 
 /// As part of a region, where places are known: each element is picked from the data or from the updates.
 fn picked(l: &mut Lowering<'_>, places: Places) -> Result<Vec<ValueId>, Refusal> {
-    let Some(indices) = l.constant(1) else { return Err(Refusal::Host) };
+    let Some(indices) = l.constant(1) else { return rounds(l) };
     let (data, updates) = (l.dims(0)?, l.dims(2)?);
     let (count, news) = (data.iter().product::<usize>(), updates.iter().product::<usize>());
     let reduction = l.node.text("reduction", "none")?.to_owned();
@@ -196,4 +202,156 @@ fn added(
         y = l.expand().binary(BinaryOp::Add, y, more)?;
     }
     Ok(y)
+}
+
+/// Updates of an axis: what is at `[.., place, ..]` of data meets what is at `[.., m, ..]` of updates, whose places are at `[.., m, ..]` of `at`.
+struct Axis {
+    data: ValueId,
+    updates: ValueId,
+    /// Places as F32, one axis of extent 1 where all inner elements have the same.
+    at: ValueId,
+    extents: [usize; 3],
+    count: usize,
+}
+
+/// As part of a region, where only a run knows the places: each update meets every place of its axis.
+fn rounds(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
+    let data = l.dims(0)?;
+    let dtype = l.dtype(0)?;
+    let reduction = l.node.text("reduction", "none")?.to_owned();
+    let kind = match reduction.as_str() {
+        "none" => None,
+        "add" => Some(BinaryOp::Add),
+        "mul" => Some(BinaryOp::Mul),
+        "min" if dtype.is_int() => Some(BinaryOp::Min),
+        "max" if dtype.is_int() => Some(BinaryOp::Max),
+        _ => return Err(Refusal::Host),
+    };
+    let narrow = kind.is_some() && !(dtype.is_int() || matches!(dtype, DType::F32 | DType::F64));
+    if narrow || dtype != l.dtype(2)? || data.contains(&0) || l.dims(1)?.contains(&0) {
+        return Err(Refusal::Host);
+    }
+    let axis = if l.node.op == "ScatterND" { leading(l)? } else { along(l)? };
+    let y = match kind {
+        None if axis.count > ROUNDS => last_of_each(l, &axis)?,
+        _ if axis.count <= ROUNDS => round_by_round(l, &axis, kind)?,
+        _ => return Err(Refusal::Host),
+    };
+    Ok(vec![l.reshape(y, &data)?])
+}
+
+/// Places as whole numbers in F32, counted from the front. One that is not there is found out by the gather.
+fn checked(l: &mut Lowering<'_>, indices: ValueId, extent: usize) -> Result<ValueId, Refusal> {
+    let own = Iota { dims: vec![Dim::Known(extent)], axis: 0, dtype: DType::F32 };
+    let own = l.add(own, &[])?;
+    let mut e = l.expand();
+    let negative = e.scalar(BinaryOp::Less, indices, 0.0)?;
+    let moved = e.scalar(BinaryOp::Add, indices, extent as f64)?;
+    let indices = e.select(negative, moved, indices)?;
+    l.add(Gather { axis: 0 }, &[own, indices])
+}
+
+/// `ScatterND`: the leading axes that indices name, as one.
+fn leading(l: &mut Lowering<'_>) -> Result<Axis, Refusal> {
+    let (dims, index_dims, updates) = (l.dims(0)?, l.dims(1)?, l.dims(2)?);
+    let Some((&depth, lead)) = index_dims.split_last() else { return Err(Refusal::Host) };
+    if depth == 0 || depth > dims.len() || updates != [lead, &dims[depth..]].concat() {
+        return Err(Refusal::Host);
+    }
+    let count = lead.iter().product::<usize>();
+    let (places, slice) = (dims[..depth].iter().product::<usize>(), dims[depth..].iter().product::<usize>());
+    if places + count >= EXACT {
+        return Err(Refusal::Host);
+    }
+    let own = strides(&dims[..depth]);
+    let indices = l.value(1)?;
+    let table = l.reshape(indices, &[count, depth])?;
+    let mut at: Option<ValueId> = None;
+    for j in 0..depth {
+        let column = l.expand().slice(table, 1, j, 1usize)?;
+        let column = checked(l, column, dims[j])?;
+        let scaled = l.expand().scalar(BinaryOp::Mul, column, own[j] as f64)?;
+        at = Some(match at {
+            Some(sum) => l.expand().binary(BinaryOp::Add, sum, scaled)?,
+            None => scaled,
+        });
+    }
+    let at = at.ok_or(Refusal::Host)?;
+    let (data, news) = (l.value(0)?, l.value(2)?);
+    Ok(Axis {
+        data: l.reshape(data, &[1, places, slice])?,
+        updates: l.reshape(news, &[1, count, slice])?,
+        at: l.reshape(at, &[1, count, 1])?,
+        extents: [1, places, slice],
+        count,
+    })
+}
+
+/// `ScatterElements`: its axis, where all others are covered.
+fn along(l: &mut Lowering<'_>) -> Result<Axis, Refusal> {
+    let (dims, index_dims, updates) = (l.dims(0)?, l.dims(1)?, l.dims(2)?);
+    let axis = axis_of(l.node.int("axis", 0)?, dims.len())?;
+    let covered = index_dims.len() == dims.len()
+        && (0..dims.len()).all(|a| a == axis || index_dims[a] == dims[a])
+        && updates == index_dims;
+    let (count, inner) = (index_dims.get(axis).copied().unwrap_or(0), dims[axis + 1..].iter().product());
+    if !covered || count > ROUNDS || dims[axis] >= EXACT {
+        return Err(Refusal::Host);
+    }
+    let outer = dims[..axis].iter().product();
+    let indices = l.value(1)?;
+    let at = checked(l, indices, dims[axis])?;
+    let (data, news) = (l.value(0)?, l.value(2)?);
+    Ok(Axis {
+        data: l.reshape(data, &[outer, dims[axis], inner])?,
+        updates: l.reshape(news, &[outer, count, inner])?,
+        at: l.reshape(at, &[outer, count, inner])?,
+        extents: [outer, dims[axis], inner],
+        count,
+    })
+}
+
+/// Update after update, each over all places.
+fn round_by_round(l: &mut Lowering<'_>, axis: &Axis, kind: Option<BinaryOp>) -> Result<ValueId, Refusal> {
+    let places = vec![Dim::Known(1), Dim::Known(axis.extents[1]), Dim::Known(1)];
+    let own = l.add(Iota { dims: places, axis: 1, dtype: DType::F32 }, &[])?;
+    let mut y = axis.data;
+    for m in 0..axis.count {
+        let mut e = l.expand();
+        let (at, update) = (e.slice(axis.at, 1, m, 1usize)?, e.slice(axis.updates, 1, m, 1usize)?);
+        let hit = e.binary(BinaryOp::Equal, own, at)?;
+        let update = match kind {
+            Some(kind) => e.binary(kind, y, update)?,
+            None => update,
+        };
+        y = e.select(hit, update, y)?;
+    }
+    Ok(y)
+}
+
+/// Each place gets the last update that is for it, or stays.
+fn last_of_each(l: &mut Lowering<'_>, axis: &Axis) -> Result<ValueId, Refusal> {
+    let ([outer, places, slice], count) = (axis.extents, axis.count);
+    if outer != 1 || places.saturating_mul(count) > PAIRS {
+        return Err(Refusal::Host);
+    }
+    let at = l.reshape(axis.at, &[1, count])?;
+    let column =
+        |axis: usize, dims: [usize; 2]| Iota { dims: dims.map(Dim::Known).to_vec(), axis, dtype: DType::F32 };
+    let own = l.add(column(0, [places, 1]), &[])?;
+    let updates = l.add(column(1, [1, count]), &[])?;
+    let mut e = l.expand();
+    let hit = e.binary(BinaryOp::Equal, own, at)?;
+    let none = e.number(-1.0, DType::F32)?;
+    let which = e.select(hit, updates, none)?;
+    let last = e.reduce(ReduceOp::Max, which, 1)?;
+    let stays = e.scalar(BinaryOp::Less, last, 0.0)?;
+    let from = e.scalar(BinaryOp::Add, last, places as f64)?;
+    let from = e.select(stays, own, from)?;
+    let from = l.cast(from, DType::I64)?;
+    let from = l.reshape(from, &[places])?;
+    let data = l.reshape(axis.data, &[places, slice])?;
+    let news = l.reshape(axis.updates, &[count, slice])?;
+    let all = l.add(Concat { axis: 0 }, &[data, news])?;
+    l.add(Gather { axis: 0 }, &[all, from])
 }

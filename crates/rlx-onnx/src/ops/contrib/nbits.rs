@@ -24,6 +24,8 @@ struct Blocks {
     codes: Vec<u8>,
     scales: Vec<f64>,
     zeros: Option<Value>,
+    /// The block whose scale and zero point an input has, where it is not the one it lies in.
+    groups: Option<Vec<usize>>,
 }
 
 impl Blocks {
@@ -37,12 +39,19 @@ impl Blocks {
         let codes = l.known(1)?.tensor()?.bytes().to_vec();
         let scales = l.known(2)?.floats()?;
         let zeros = if l.has(3) { Some(l.known(3)?) } else { None };
-        let made = Self { n, k, block, bits, codes, scales, zeros };
+        let size_of = |group: i64| usize::try_from(group).unwrap_or(usize::MAX);
+        let groups = l.ints_opt(4)?.map(|groups| groups.into_iter().map(size_of).collect());
+        let made = Self { n, k, block, bits, codes, scales, zeros, groups };
         if made.codes.len() != n * made.blocks() * made.block_bytes()
             || made.scales.len() != n * made.blocks()
         {
             let (bytes, scales) = (made.codes.len(), made.scales.len());
             return invalid(format!("{bytes} bytes and {scales} scales for {n} x {k}"));
+        }
+        if let Some(groups) = &made.groups
+            && (groups.len() < k || groups.iter().any(|&group| group >= made.blocks()))
+        {
+            return invalid(format!("groups of {k} inputs must be below {}", made.blocks()));
         }
         Ok(made)
     }
@@ -80,44 +89,72 @@ impl Blocks {
         })
     }
 
+    /// The block whose scale and zero point an input has.
+    fn group(&self, i: usize) -> usize {
+        self.groups.as_ref().map_or(i / self.block, |groups| groups[i])
+    }
+
     /// `[n, k]` F32.
     fn numbers(&self) -> Result<Tensor, Refusal> {
         let mut weight = vec![0f32; self.n * self.k];
         for row in 0..self.n {
-            for block in 0..self.blocks() {
-                let (scale, zero) = (self.scales[row * self.blocks() + block], self.zero(row, block)?);
-                for i in block * self.block..((block + 1) * self.block).min(self.k) {
-                    weight[row * self.k + i] = ((f64::from(self.code(row, i)) - zero) * scale) as f32;
-                }
+            for i in 0..self.k {
+                let group = self.group(i);
+                let (scale, zero) = (self.scales[row * self.blocks() + group], self.zero(row, group)?);
+                weight[row * self.k + i] = ((f64::from(self.code(row, i)) - zero) * scale) as f32;
             }
         }
         Ok(Tensor::from_slice(&[self.n, self.k], &weight)?)
     }
 
-    /// The type of blocks that holds these codes as they are; scales are rounded to F16.
-    fn stored_as(&self) -> Option<DType> {
+    /// Codes less their zero points, if all are whole.
+    fn centred(&self) -> Result<Option<Vec<i16>>, Refusal> {
+        let mut centred = vec![0; self.n * self.k];
+        for row in 0..self.n {
+            for block in 0..self.blocks() {
+                let zero = self.zero(row, block)?;
+                if zero.fract() != 0.0 || zero.abs() > 255.0 {
+                    return Ok(None);
+                }
+                for i in block * self.block..((block + 1) * self.block).min(self.k) {
+                    centred[row * self.k + i] = i16::from(self.code(row, i)) - zero as i16;
+                }
+            }
+        }
+        Ok(Some(centred))
+    }
+
+    /// The type of blocks that holds codes less their zero points as they are, and these; scales are rounded to F16.
+    fn stored_as(&self) -> Result<Option<(DType, Vec<i16>)>, Refusal> {
         let whole = self.k.is_multiple_of(STORED) && self.block.is_multiple_of(STORED);
         let (least, most) = (f16::MIN_POSITIVE.to_f64(), f16::MAX.to_f64());
         let small = self.scales.iter().all(|&s| s == 0.0 || (least..most).contains(&s.abs()));
-        match self.bits {
-            _ if !whole || !small || self.zeros.is_some() => None,
-            4 => Some(DType::Q4_0),
-            8 => Some(DType::Q8_0),
-            _ => None,
+        if !whole || !small || self.groups.is_some() {
+            return Ok(None);
         }
+        let Some(centred) = self.centred()? else { return Ok(None) };
+        let within = |least: i16, most: i16| centred.iter().all(|code| (least..=most).contains(code));
+        let dtype = match (within(-8, 7), within(-128, 127)) {
+            (true, _) => DType::Q4_0,
+            (_, true) => DType::Q8_0,
+            _ => return Ok(None),
+        };
+        Ok(Some((dtype, centred)))
     }
 
-    fn stored(&self, dtype: DType) -> Result<Tensor, Refusal> {
+    fn stored(&self, dtype: DType, centred: &[i16]) -> Result<Tensor, Refusal> {
         let mut bytes = Vec::new();
         for row in 0..self.n {
             for start in (0..self.k).step_by(STORED) {
                 let scale = f16_of(self.scales[row * self.blocks() + start / self.block]);
                 bytes.extend_from_slice(&scale.to_le_bytes());
-                let code = |i: usize| self.code(row, start + i);
-                match self.bits {
-                    4 => bytes.extend((0..STORED / 2).map(|i| code(i) | code(i + STORED / 2) << 4)),
-                    // Codes count from 128.
-                    _ => bytes.extend((0..STORED).map(|i| code(i) ^ 0x80)),
+                let codes = &centred[row * self.k + start..][..STORED];
+                match dtype {
+                    DType::Q4_0 => {
+                        let code = |i: usize| (codes[i] + 8) as u8;
+                        bytes.extend((0..STORED / 2).map(|i| code(i) | code(i + STORED / 2) << 4));
+                    }
+                    _ => bytes.extend(codes.iter().map(|&code| code as i8 as u8)),
                 }
             }
         }
@@ -127,17 +164,18 @@ impl Blocks {
 
 /// Weights stay in their blocks where the node lets rows be quantised too, else they are widened to F32 once.
 pub(super) fn matmul_n_bits(l: &mut Lowering<'_>) -> Result<Vec<ValueId>, Refusal> {
-    if l.has(4) {
-        return unsupported("an order of groups");
-    }
     let weight = Blocks::read(l)?;
     let dtype = l.dtype(0)?;
     let x = l.value(0)?;
     let x = l.cast(x, DType::F32)?;
     let dims = [weight.n, weight.k];
     let packs = l.node.int("accuracy_level", 0)? == INT8 && l.is_weight(1) && l.is_weight(2);
-    let w = match weight.stored_as().filter(|_| packs) {
-        Some(blocks) => l.derived_weight(1, "blocks", Shape::new(&dims, blocks), || weight.stored(blocks))?,
+    let stored = if packs { weight.stored_as()? } else { None };
+    let w = match stored {
+        Some((blocks, codes)) => {
+            let shape = Shape::new(&dims, blocks);
+            l.derived_weight(1, "blocks", shape, || weight.stored(blocks, &codes))?
+        }
         None => l.derived(1, "numbers", &dims, || weight.numbers())?,
     };
     let mut y = l.add(Linear::plain(), &[x, w])?;
@@ -184,8 +222,14 @@ mod tests {
         ValueInfoProto { name: name.into(), value_type: Some(TypeProto { tensor, ..TypeProto::default() }) }
     }
 
-    /// The product with these codes and scales, one node.
-    fn product(bits: usize, level: i64, codes: &[u8], scales: &[f32], x: &[f32]) -> Vec<f64> {
+    /// The product with these codes and scales, zero points and groups if any, one node.
+    fn product(
+        (bits, level): (usize, i64),
+        codes: &[u8],
+        scales: &[f32],
+        (zeros, groups): (&[u8], &[i32]),
+        x: &[f32],
+    ) -> Vec<f64> {
         let int = |name: &str, i: i64| AttributeProto {
             name: name.into(),
             kind: 2,
@@ -198,7 +242,11 @@ mod tests {
         let node = NodeProto {
             op_type: "MatMulNBits".into(),
             domain: "com.microsoft".into(),
-            input: ["x", "codes", "scales"].map(str::to_owned).to_vec(),
+            input: ["x", "codes", "scales", if zeros.is_empty() { "" } else { "zeros" }]
+                .into_iter()
+                .chain((!groups.is_empty()).then_some("groups"))
+                .map(str::to_owned)
+                .collect(),
             output: vec!["y".into()],
             attribute,
             ..NodeProto::default()
@@ -206,12 +254,15 @@ mod tests {
         let blocks = (K / BLOCK) as i64;
         let dims = [N as i64, blocks, (BLOCK * bits / 8) as i64];
         let scale_bytes: Vec<u8> = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let group_bytes: Vec<u8> = groups.iter().flat_map(|g| g.to_le_bytes()).collect();
         let graph = GraphProto {
             name: "g".into(),
             node: vec![node],
             initializer: vec![
                 initialiser("codes", &dims, 2, codes),
                 initialiser("scales", &[N as i64 * blocks], 1, &scale_bytes),
+                initialiser("zeros", &[zeros.len() as i64], 2, zeros),
+                initialiser("groups", &[groups.len() as i64], 6, &group_bytes),
             ],
             input: vec![value("x")],
             output: vec![value("y")],
@@ -229,25 +280,36 @@ mod tests {
 
     #[test]
     fn blocks_stay_packed_where_rows_may_be_quantised() {
-        for bits in [4, 8] {
+        for (bits, centred) in [(4, false), (8, false), (2, false), (2, true), (4, true), (8, true)] {
             let codes: Vec<u8> =
                 numbers(1, N * K * bits / 8).iter().map(|v| (v * 127.0 + 128.0) as u8).collect();
             let scales: Vec<f32> = numbers(2, N * K / BLOCK).iter().map(|v| 0.02 + v.abs() * 0.01).collect();
+            let blocks = K / BLOCK;
+            // One byte holds the zero points of a row; those of eight bits are near the middle, so that the differences stay in eight bits.
+            let zeros: Vec<u8> = match (centred, bits) {
+                (false, _) => Vec::new(),
+                (true, 8) => vec![128; N * blocks],
+                (true, _) => numbers(4, N).iter().map(|v| (v * 127.0 + 128.0) as u8).collect(),
+            };
             let x = numbers(3, ROWS * K);
-            let (wide, packed) =
-                (product(bits, 0, &codes, &scales, &x), product(bits, 4, &codes, &scales, &x));
+            let run = |level: i64| product((bits, level), &codes, &scales, (&zeros, &[]), &x);
+            let (wide, packed) = (run(0), run(4));
             assert_ne!(wide, packed, "{bits} bits: nothing was quantised");
-            let half = 1u32 << (bits - 1);
+            let part = |bytes: &[u8], at: usize| {
+                bytes[at * bits / 8] >> (at * bits % 8) & ((1u32 << bits) - 1) as u8
+            };
+            let zero = |n: usize, block: usize| match (centred, bits) {
+                (false, _) => 1u8 << (bits - 1),
+                (true, 8) => 128,
+                (true, _) => part(&zeros[n..=n], block),
+            };
             let weight = |n: usize, i: usize| {
-                let code = match bits {
-                    8 => codes[n * K + i],
-                    _ => codes[(n * K + i) / 2] >> (i % 2 * 4) & 15,
-                };
-                (f64::from(code) - f64::from(half)) * f64::from(scales[n * K / BLOCK + i / BLOCK])
+                let code = i32::from(part(&codes, n * K + i)) - i32::from(zero(n, i / BLOCK));
+                f64::from(code) * f64::from(scales[n * blocks + i / BLOCK])
             };
             for row in 0..ROWS {
                 for n in 0..N {
-                    let (mut exact, mut bound) = (0.0, 0.0);
+                    let (mut exact, mut bound) = (0.0, 1e-6);
                     for i in 0..K {
                         let cell = &x[row * K + i / 32 * 32..][..32];
                         let most = cell.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -257,14 +319,29 @@ mod tests {
                         bound += w.abs() * (f64::from(most) / 254.0 + v.abs() * (0.5 / 1024.0 + 1e-5));
                     }
                     let at = row * N + n;
-                    assert!((wide[at] - exact).abs() <= 1e-4, "{bits} bits: {} {exact}", wide[at]);
-                    assert!(
-                        (packed[at] - exact).abs() <= bound,
-                        "{bits} bits: {} {exact} {bound}",
-                        packed[at]
-                    );
+                    let told = format!("{bits} bits, zero points {centred}: {exact}");
+                    assert!((wide[at] - exact).abs() <= 1e-4, "{told} {}", wide[at]);
+                    assert!((packed[at] - exact).abs() <= bound, "{told} {} {bound}", packed[at]);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn an_input_has_the_scale_of_its_group() {
+        let codes: Vec<u8> = numbers(1, N * K / 2).iter().map(|v| (v * 127.0 + 128.0) as u8).collect();
+        let scales: Vec<f32> = numbers(2, N * K / BLOCK).iter().map(|v| 0.02 + v.abs() * 0.01).collect();
+        let groups: Vec<i32> = (0..K as i32).map(|i| i % 2).collect();
+        let x = numbers(3, ROWS * K);
+        let found = product((4, 4), &codes, &scales, (&[], &groups), &x);
+        for (at, found) in found.iter().enumerate() {
+            let (row, n) = (at / N, at % N);
+            let weight = |i: usize| {
+                let code = codes[(n * K + i) / 2] >> (i % 2 * 4) & 15;
+                (f64::from(code) - 8.0) * f64::from(scales[n * (K / BLOCK) + groups[i] as usize])
+            };
+            let exact: f64 = (0..K).map(|i| weight(i) * f64::from(x[row * K + i])).sum();
+            assert!((found - exact).abs() <= 1e-4, "{found} {exact}");
         }
     }
 }
