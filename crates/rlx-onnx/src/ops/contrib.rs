@@ -446,7 +446,7 @@ fn rotary(l: &mut Lowering<'_>) -> Lowered {
     let dims = l.dims(0)?;
     let x = l.value(0)?;
     let caches = [l.value(2)?, l.value(3)?];
-    let half = l.dims(2)?[1];
+    let &[_, half] = l.dims(2)?.as_slice() else { return invalid("a table of cosines has two axes") };
     let heads = match (dims.len(), l.node.int("num_heads", 0)?) {
         (3, 0) => dims[2] / (2 * half).max(1),
         (_, heads) => heads.max(0) as usize,
