@@ -339,7 +339,9 @@ fn multi_head(l: &mut Lowering<'_>) -> Lowered {
     let q = with_bias(l, q, 0, width)?;
     let q = attention::split_heads(l, q, heads)?;
     if l.dims_of(k)?.len() == 3 {
-        let value_width = l.dims_of(v)?[2];
+        let [_, _, value_width] = l.dims_of(v)?[..] else {
+            return invalid("values must have the rank of keys");
+        };
         k = with_bias(l, k, width, width)?;
         v = with_bias(l, v, 2 * width, value_width)?;
         (k, v) = (attention::split_heads(l, k, heads)?, attention::split_heads(l, v, heads)?);
@@ -348,7 +350,10 @@ fn multi_head(l: &mut Lowering<'_>) -> Lowered {
         k = l.add(Concat { axis: 2 }, &[past_k, k])?;
         v = l.add(Concat { axis: 2 }, &[past_v, v])?;
     }
-    let keys = l.dims_of(k)?[2];
+    let [_, _, keys, _] = l.dims_of(k)?[..] else { return invalid("keys must have rank 3 or 4") };
+    if l.dims_of(v)?.len() != 4 {
+        return invalid("values must have rank 3 or 4");
+    }
     let mask = key_mask(l, 4, batch, keys, dtype)?;
     let more = l.optional(5)?;
     let mut bias = sum_of(l, mask, more)?;
@@ -369,7 +374,13 @@ fn rotary_of(
     interleaved: bool,
 ) -> Result<ValueId, Refusal> {
     let dims = l.dims_of(x)?;
-    let half = l.dims_of(caches[0])?[1];
+    let [cosines, sines] = [l.dims_of(caches[0])?, l.dims_of(caches[1])?];
+    let (4, &[_, half]) = (dims.len(), &cosines[..]) else {
+        return invalid("a table of cosines has two axes");
+    };
+    if sines != cosines {
+        return invalid("tables of cosines and sines must have the same dims");
+    }
     let mut rows = Vec::new();
     for cache in caches {
         let rows_of = l.add(Gather { axis: 0 }, &[cache, positions])?;
@@ -447,6 +458,9 @@ fn rotary(l: &mut Lowering<'_>) -> Lowered {
     let x = l.value(0)?;
     let caches = [l.value(2)?, l.value(3)?];
     let &[_, half] = l.dims(2)?.as_slice() else { return invalid("a table of cosines has two axes") };
+    if !matches!(dims.len(), 3 | 4) {
+        return invalid("what is rotated must have rank 3 or 4");
+    }
     let heads = match (dims.len(), l.node.int("num_heads", 0)?) {
         (3, 0) => dims[2] / (2 * half).max(1),
         (_, heads) => heads.max(0) as usize,

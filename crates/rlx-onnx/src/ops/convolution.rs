@@ -41,10 +41,11 @@ pub struct Geometry {
 /// An attribute of one size for each spatial axis.
 pub fn sizes(node: &NodeDef, name: &str, axes: usize, default: usize) -> Result<Vec<usize>, Refusal> {
     let Some(values) = node.ints_opt(name)? else { return Ok(vec![default; axes]) };
-    let known: Option<Vec<usize>> = values.iter().map(|&v| usize::try_from(v).ok()).collect();
+    let known: Option<Vec<usize>> =
+        values.iter().map(|&v| i32::try_from(v).ok().and_then(|v| usize::try_from(v).ok())).collect();
     match known {
         Some(known) if known.len() == axes => Ok(known),
-        _ => invalid(format!("attribute {name:?} must be {axes} sizes, found {values:?}")),
+        _ => invalid(format!("attribute {name:?} must be {axes} sizes below 2^31, found {values:?}")),
     }
 }
 
@@ -134,6 +135,9 @@ fn conv_transpose(l: &mut Lowering<'_>) -> Lowered {
     }
     let (axes, node) = (images.len() - 2, l.node);
     let (strides, dilations) = (sizes(node, "strides", axes, 1)?, sizes(node, "dilations", axes, 1)?);
+    if strides.contains(&0) || dilations.contains(&0) {
+        return invalid("strides and dilations must be at least 1");
+    }
     let extra = sizes(node, "output_padding", axes, 0)?;
     let pads = sizes(node, "pads", 2 * axes, 0)?;
     let wanted = node.ints_opt("output_shape")?;
@@ -175,6 +179,9 @@ fn conv_transpose(l: &mut Lowering<'_>) -> Lowered {
     Ok(vec![l.add(op, &inputs)?])
 }
 
+/// Weights of all phases, zeros included, are at most this many times those of the window.
+const MOST_PLACES: usize = 16;
+
 /// A transposed convolution with known weights as a plain one. Elements of the result that stand `stride` apart see the same elements of
 /// the window, so that each of these phases is a convolution; all of them are outputs of one, moved to their places afterwards.
 fn by_phases(
@@ -185,6 +192,9 @@ fn by_phases(
 ) -> Result<Option<ValueId>, Refusal> {
     let axes = images.len() - 2;
     let (batch, channels, each) = (images[0], images[1], weights[1]);
+    if weights.len() != images.len() || weights[0] != channels || !channels.is_multiple_of(op.groups) {
+        return Ok(None);
+    }
     let cut = op.before.iter().any(|&b| b < 0);
     let known = l.constant(1).filter(|_| axes <= 2 && !cut && !images.contains(&0) && !weights.contains(&0));
     let Some(known) = known.filter(|_| l.dtype(0).is_ok_and(|d| d == DType::F32)) else { return Ok(None) };
@@ -198,6 +208,13 @@ fn by_phases(
         let end = op.before[axis] as usize + len;
         kept.push(len);
         positions.push(end.div_ceil(op.strides[axis]).max(images[2 + axis] + sizes[axis] - 1));
+    }
+    let taps: usize = weights[2..].iter().product();
+    let phases = op.strides.iter().try_fold(1usize, |n, &stride| n.checked_mul(stride));
+    let places = phases.and_then(|n| sizes.iter().try_fold(n, |n, &size| n.checked_mul(size)));
+    // Steps far wider than the window are rows of zeros, one for each phase.
+    if places.is_none_or(|n| n > MOST_PLACES * taps) {
+        return Ok(None);
     }
     let phases: usize = op.strides.iter().product();
     let outputs = each * op.groups;

@@ -83,9 +83,15 @@ impl Blocks {
         Ok(match &self.zeros {
             None => f64::from(1u32 << (self.bits - 1)),
             Some(given) if given.tensor()?.dtype() == DType::U8 => {
-                f64::from(self.at(&given.tensor()?.bytes()[row * bytes..(row + 1) * bytes], block))
+                match given.tensor()?.bytes().get(row * bytes..(row + 1) * bytes) {
+                    Some(packed) => f64::from(self.at(packed, block)),
+                    None => return invalid("zero points do not fit the blocks of the weights"),
+                }
             }
-            Some(given) => given.floats()?[row * self.blocks() + block],
+            Some(given) => match given.floats()?.get(row * self.blocks() + block) {
+                Some(&zero) => zero,
+                None => return invalid("zero points do not fit the blocks of the weights"),
+            },
         })
     }
 

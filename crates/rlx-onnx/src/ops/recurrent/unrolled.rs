@@ -1,7 +1,7 @@
 //! Recurrent networks as part of a region: what the steps have in common is one product, the steps follow each other.
 
 use super::Cell;
-use crate::error::Refusal;
+use crate::error::{Refusal, invalid};
 use crate::lower::Lowering;
 use rlx_graph::ValueId;
 use rlx_graph::ops::activation::{Activation, ActivationKind};
@@ -175,8 +175,10 @@ fn columns_of(
     number: usize,
     [from, rows]: [usize; 2],
 ) -> Result<ValueId, Refusal> {
-    let dims = l.dims(operand)?;
-    let (all, columns) = (dims[1], dims[2]);
+    let [directions, all, columns] = l.dims(operand)?[..] else { return invalid("weights must have rank 3") };
+    if number >= directions || from + rows > all {
+        return invalid("weights do not fit the directions and the hidden size");
+    }
     let Some(known) = l.constant(operand) else {
         let whole = l.value(operand)?;
         let part = l.expand().slice(whole, 0, number, 1usize)?;
@@ -198,7 +200,10 @@ fn part_of(
     number: usize,
     [from, len]: [usize; 2],
 ) -> Result<ValueId, Refusal> {
-    let all = l.dims(operand)?[1];
+    let [directions, all] = l.dims(operand)?[..] else { return invalid("vectors must have rank 2") };
+    if number >= directions || from + len > all {
+        return invalid("vectors do not fit the directions and the hidden size");
+    }
     match l.constant(operand) {
         Some(known) => {
             let values: Vec<f32> =
