@@ -350,11 +350,11 @@ fn row_or_column(dims: &[usize], given: &[usize], by_row: bool) -> Result<Vec<us
     let rank = dims.len();
     let axis = rank.saturating_sub(if by_row { 2 } else { 1 });
     let own = strides(dims);
-    if numbers == dims[axis] {
+    if dims.get(axis) == Some(&numbers) {
         return Ok((0..count).map(|i| i / own[axis] % dims[axis]).collect());
     }
     let to = strides(given);
-    if given.len() != rank {
+    if given.len() != rank || given.iter().zip(dims).any(|(g, d)| *g != 1 && g != d) {
         return invalid(format!("{given:?} numbers fit neither rows nor columns of {dims:?}"));
     }
     let at = |i: usize| {

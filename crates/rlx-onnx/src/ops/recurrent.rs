@@ -1,6 +1,7 @@
 //! Recurrent networks: a step at a time, by the standard's equations.
 
 use super::Row;
+use crate::NodeDef;
 use crate::error::{Refusal, invalid};
 use crate::lower::Host;
 use crate::value::{Value, from_floats};
@@ -21,6 +22,14 @@ enum Cell {
     Rnn,
     Gru,
     Lstm,
+}
+
+/// The bound of what gates sum.
+fn clip_of(node: &NodeDef) -> Result<Option<f64>, Refusal> {
+    match node.float_opt("clip")? {
+        Some(clip) if clip.is_nan() || clip < 0.0 => invalid(format!("attribute \"clip\" is {clip}")),
+        clip => Ok(clip),
+    }
 }
 
 impl Cell {
@@ -165,7 +174,7 @@ impl Layer {
             inputs,
             hidden,
             directions,
-            clip: h.node.float_opt("clip")?,
+            clip: clip_of(h.node)?,
             linear_before_reset: h.node.flag("linear_before_reset", false)?,
             input_forget: h.node.flag("input_forget", false)?,
             x,

@@ -145,7 +145,7 @@ fn layer(l: &mut Lowering<'_>, cell: Cell, batch_first: bool) -> Result<Layer, R
         directions,
         backward_first: l.node.text("direction", "forward")? == "reverse",
         x,
-        clip: l.node.float_opt("clip")?,
+        clip: super::clip_of(l.node)?,
         linear_before_reset: l.node.flag("linear_before_reset", false)?,
         activations,
         lengths,
