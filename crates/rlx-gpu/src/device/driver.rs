@@ -53,6 +53,7 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
     pub arena: &'r D::Buffer,
     pub arguments: &'r D::Buffer,
     /// Words from one call's arguments to the next.
+    #[cfg_attr(not(any(feature = "wgpu", test)), expect(dead_code, reason = "bindings of wgpu ask for it"))]
     pub pitch: usize,
     pub writes: Vec<Write<'r, D::Buffer>>,
     pub calls: Vec<Call<'r, D>>,
@@ -135,6 +136,7 @@ pub(crate) trait Driver: Send + Sync + 'static {
 }
 
 /// The device does not answer any more.
+#[cfg(any(feature = "wgpu", feature = "cuda", test))]
 pub(crate) fn lost(device: &str, during: &str, cause: impl fmt::Display) -> BackendError {
     BackendError::Lost { reason: format!("{device}, {during}: {cause}") }
 }
