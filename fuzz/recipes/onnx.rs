@@ -10,24 +10,21 @@ use rlx_onnx::proto::{
 use rlx_onnx::{NodeDef, OnnxModel};
 use std::path::Path;
 
-/// SplitMix64, see <https://doi.org/10.1145/2714064.2660195>.
-pub struct Random(u64);
+#[path = "random.rs"]
+mod random;
+
+use random::Random as Bits;
+
+/// What changes are drawn from.
+pub struct Random(Bits);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Random(seed.wrapping_mul(0xD134_2543_DE82_EF95))
-    }
-
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        Random(Bits(seed.wrapping_mul(0xD134_2543_DE82_EF95)))
     }
 
     fn below(&mut self, end: usize) -> usize {
-        (self.word() % end.max(1) as u64) as usize
+        self.0.below(end)
     }
 
     fn one<'a, T>(&mut self, list: &'a [T]) -> Option<&'a T> {
@@ -163,7 +160,7 @@ pub fn mutated(random: &mut Random, corpus: &Corpus) -> Vec<u8> {
             match random.below(3) {
                 0 => bytes.truncate(at),
                 1 if bytes.len() < 1 << 16 => bytes.extend_from_within(at..),
-                _ => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = random.word() as u8),
+                _ => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = random.0.word() as u8),
             }
         }
     }

@@ -139,11 +139,11 @@ pub fn broadcast_indices(out: &[usize], dims: &[usize]) -> Vec<usize> {
     indices
 }
 
-/// Row-major strides in elements.
+/// Row-major strides in elements. Those of a tensor without elements, whose other extents may be of any size, end at the largest number.
 pub fn strides(dims: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; dims.len()];
+    let mut strides = vec![1usize; dims.len()];
     for axis in (1..dims.len()).rev() {
-        strides[axis - 1] = strides[axis] * dims[axis];
+        strides[axis - 1] = strides[axis].saturating_mul(dims[axis]);
     }
     strides
 }

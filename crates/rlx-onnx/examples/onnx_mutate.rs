@@ -44,11 +44,17 @@ fn choices() -> Result<Choices, String> {
     Ok(choices)
 }
 
-fn run() -> Result<u64, String> {
-    let choices = choices()?;
+/// The models to change, and where they are planned.
+fn prepared() -> Result<(Corpus, Session), String> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let corpus = Corpus::of(&[&data.join("weights"), &data.join("contrib")]);
-    let session = Session::with_backend(Arc::new(cpu_backend(None, Some(1)).map_err(|e| e.to_string())?));
+    let backend = cpu_backend(None, Some(1)).map_err(|e| e.to_string())?;
+    Ok((corpus, Session::with_backend(Arc::new(backend))))
+}
+
+fn run() -> Result<u64, String> {
+    let choices = choices()?;
+    let (corpus, session) = prepared()?;
     println!("{} models to change", corpus.len());
     let peak = || SystemProbe.peak_rss_bytes().unwrap_or(0);
     let (mut counts, mut faults) = ([0u64; 3], 0u64);
@@ -98,4 +104,19 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+#[test]
+fn changed_models_are_refused_or_planned() -> Result<(), String> {
+    const ONCE_FAULTS: [u64; 16] = [
+        2974, 6454, 6611, 12193, 13280, 14010, 16661, 16872, 17391, 17911, 18564, 124_986, 181_154,
+        1_026_645, 1_208_555, 1_634_725,
+    ];
+    let (corpus, session) = prepared()?;
+    let mut counts = [0; 3];
+    for seed in (1..2_000).chain(ONCE_FAULTS) {
+        counts[check(&mutated(&mut Random::new(seed), &corpus), &session) as usize] += 1;
+    }
+    assert!(counts.iter().all(|&count| count > 100), "refused, imported, planned: {counts:?}");
+    Ok(())
 }

@@ -194,6 +194,9 @@ pub fn rotate(
     let dims = l.dims_of(x)?;
     let axis = dims.len() - 1;
     let width = dims[axis];
+    if half > width / 2 {
+        return invalid(format!("{half} angles for heads of {width} numbers"));
+    }
     let (turned, rest) = match 2 * half == width {
         true => (x, None),
         false => {

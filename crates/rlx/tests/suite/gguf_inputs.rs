@@ -3,22 +3,12 @@
 #[path = "../../../../fuzz/recipes/gguf.rs"]
 mod recipe;
 
-/// SplitMix64, see <https://doi.org/10.1145/2714064.2660195>.
-struct Random(u64);
+#[path = "../../../../fuzz/recipes/random.rs"]
+mod random;
+
+use random::Random;
 
 impl Random {
-    fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.word() % end.max(1) as u64) as usize
-    }
-
     /// A byte that is often small: counts of a recipe that build something.
     fn byte(&mut self) -> u8 {
         let word = self.word();

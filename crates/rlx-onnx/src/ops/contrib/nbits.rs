@@ -42,9 +42,9 @@ impl Blocks {
         let size_of = |group: i64| usize::try_from(group).unwrap_or(usize::MAX);
         let groups = l.ints_opt(4)?.map(|groups| groups.into_iter().map(size_of).collect());
         let made = Self { n, k, block, bits, codes, scales, zeros, groups };
-        if made.codes.len() != n * made.blocks() * made.block_bytes()
-            || made.scales.len() != n * made.blocks()
-        {
+        let scales = n.checked_mul(made.blocks());
+        let bytes = scales.and_then(|blocks| blocks.checked_mul(made.block_bytes()));
+        if bytes != Some(made.codes.len()) || scales != Some(made.scales.len()) {
             let (bytes, scales) = (made.codes.len(), made.scales.len());
             return invalid(format!("{bytes} bytes and {scales} scales for {n} x {k}"));
         }
