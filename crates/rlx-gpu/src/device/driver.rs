@@ -136,7 +136,7 @@ pub(crate) trait Driver: Send + Sync + 'static {
 }
 
 /// The device does not answer any more.
-#[cfg(any(feature = "wgpu", feature = "cuda", test))]
+#[cfg(any(feature = "wgpu", feature = "cuda", target_arch = "wasm32", test))]
 pub(crate) fn lost(device: &str, during: &str, cause: impl fmt::Display) -> BackendError {
     BackendError::Lost { reason: format!("{device}, {during}: {cause}") }
 }
