@@ -53,7 +53,10 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
     pub arena: &'r D::Buffer,
     pub arguments: &'r D::Buffer,
     /// Words from one call's arguments to the next.
-    #[cfg_attr(not(any(feature = "wgpu", test)), expect(dead_code, reason = "bindings of wgpu ask for it"))]
+    #[cfg_attr(
+        not(any(feature = "wgpu", target_arch = "wasm32", test)),
+        expect(dead_code, reason = "bindings of wgpu ask for it")
+    )]
     pub pitch: usize,
     pub writes: Vec<Write<'r, D::Buffer>>,
     pub calls: Vec<Call<'r, D>>,
