@@ -56,6 +56,10 @@ impl Browser {
         results: Option<(&Buffer, usize)>,
     ) -> Result<Vec<u32>, BackendError> {
         page::finish(results).map_err(|told| match told.split_once(' ') {
+            Some(("kernel", rest)) => {
+                let (kernel, cause) = rest.split_once(": ").unwrap_or((rest, "it did not compile"));
+                refused(&self.name(), &format!("kernel {kernel}"), cause)
+            }
             Some(("memory", _)) => exhausted(&self.name(), what, words),
             Some(("invalid", cause)) => refused(&self.name(), what, cause),
             Some((_, cause)) => lost(&self.name(), what, cause),
@@ -114,10 +118,20 @@ impl Driver for Browser {
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<page::Pipeline, BackendError> {
-        let pipeline =
-            page::Pipeline::new(&kernel.name, &wgsl::print(kernel), [kernel.weights(), kernel.states()]);
-        self.finish(&format!("kernel {}", kernel.name), 0, None)?;
-        Ok(pipeline)
+        let made = self.compile_all(&[kernel])?.pop();
+        made.ok_or_else(|| {
+            refused(&self.name(), &format!("kernel {}", kernel.name), "nothing was made of it")
+        })
+    }
+
+    /// All begin before one is waited for: browsers compile on several threads.
+    fn compile_all(&self, kernels: &[&Kernel]) -> Result<Vec<page::Pipeline>, BackendError> {
+        let begin = |kernel: &&Kernel| {
+            page::Pipeline::new(&kernel.name, &wgsl::print(kernel), [kernel.weights(), kernel.states()])
+        };
+        let begun = kernels.iter().map(begin).collect();
+        self.finish("compiling kernels", 0, None)?;
+        Ok(begun)
     }
 
     fn work(&self) -> Result<Option<Buffer>, BackendError> {

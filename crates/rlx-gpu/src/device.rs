@@ -18,7 +18,7 @@ use crate::ir::Kernel;
 use crate::lower::schedules::Choices;
 use crate::lower::{Band, Bound, Home, find};
 use context::DeviceContext;
-use driver::{Driver, Limits, exhausted};
+use driver::{Driver, Limits, exhausted, refused};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
@@ -101,16 +101,27 @@ impl<D: Driver> OpenDevice<D> {
     }
 
     fn compile(&self, kernels: &[Arc<Kernel>]) -> Result<Vec<Arc<D::Kernel>>, BackendError> {
-        let mut made = false;
-        let mut compile = |kernel: &Kernel| {
-            made = true;
-            self.driver.compile(kernel)
+        let lock = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let hashes: Vec<String> = kernels.iter().map(|kernel| kernel.hash()).collect();
+        let mut found: HashMap<&String, Arc<D::Kernel>> = {
+            let known = lock();
+            hashes.iter().filter_map(|hash| Some((hash, known.get(hash)?.upgrade()?))).collect()
         };
-        let kernels = kernels.iter().map(|k| shared(&self.kernels, k.hash(), || compile(k))).collect();
-        if made {
+        let all = hashes.iter().zip(kernels.iter().map(Arc::as_ref));
+        let (absent, wanted): (Vec<&String>, Vec<&Kernel>) =
+            all.filter(|(hash, _)| !found.contains_key(hash)).unzip();
+        if !absent.is_empty() {
+            let made = self.driver.compile_all(&wanted)?;
+            found.extend(absent.into_iter().zip(made.into_iter().map(Arc::new)));
+            let mut known = lock();
+            known.retain(|_, kernel| kernel.strong_count() > 0);
+            known.extend(found.iter().map(|(hash, kernel)| ((*hash).clone(), Arc::downgrade(kernel))));
+            drop(known);
             self.driver.keep();
         }
-        kernels
+        let of = |hash| found.get(hash).cloned();
+        let fewer = || refused(&self.name, "its kernels", "fewer were compiled than asked for");
+        hashes.iter().map(of).collect::<Option<_>>().ok_or_else(fewer)
     }
 }
 

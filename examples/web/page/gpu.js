@@ -173,8 +173,11 @@ class Gpu {
         this.#pipelines.set(id, { pipeline, layout: group, states });
         console.debug(`kernel ${name}: ${code.length} characters, ${Math.round(performance.now() - begun)} ms`);
       },
-      (error) => {
-        throw new Error(`kernel ${name}: ${error.message}`);
+      async (error) => {
+        const { messages } = await module.getCompilationInfo();
+        const first = messages.find(({ type }) => type === 'error');
+        const cause = first ? `line ${first.lineNum}: ${first.message}` : error.message;
+        throw new Error(`kernel ${name}: ${cause}`);
       },
     );
     // It is awaited later; until then a failure is not one that nobody sees.
@@ -224,15 +227,13 @@ class Gpu {
     this.#device.queue.submit([encoder.finish()]);
   }
 
+  // Waits for everything asked so far; the gravest failure is the message.
   async #finish(id, to, words) {
-    const failures = [];
-    for (const outcome of await Promise.allSettled(this.#compiling.splice(0))) {
-      if (outcome.status === 'rejected') {
-        failures.push(`invalid ${outcome.reason.message}`);
-      }
-    }
+    const outcomes = await Promise.allSettled(this.#compiling.splice(0));
+    const kernels = outcomes.filter(({ status }) => status === 'rejected').map(({ reason }) => reason.message);
     const scopes = [this.#device.popErrorScope(), this.#device.popErrorScope()];
     this.#watch();
+    let unread = null;
     if (words > 0) {
       const begun = performance.now();
       const results = this.#buffers.get(id);
@@ -243,19 +244,17 @@ class Gpu {
         new Uint32Array(this.#memory().buffer, to, words).set(read);
         results.unmap();
       } catch (error) {
-        failures.push(`lost ${error.message}`);
+        unread = error.message;
       }
     }
     const [memory, invalid] = await Promise.all(scopes.map((scope) => scope.catch(() => null)));
-    if (memory) {
-      failures.unshift(`memory ${memory.message}`);
-    }
-    if (invalid) {
-      failures.unshift(`invalid ${invalid.message}`);
-    }
-    if (this.#lost) {
-      failures.unshift(`lost ${this.#lost}`);
-    }
+    const failures = [
+      this.#lost && `lost ${this.#lost}`,
+      memory && `memory ${memory.message}`,
+      kernels[0],
+      invalid && `invalid ${invalid.message}`,
+      unread && `lost ${unread}`,
+    ].filter(Boolean);
     this.#message = failures[0] ?? '';
     return failures.length;
   }

@@ -67,6 +67,9 @@ impl<'t> Page<'t> {
         self.same_story(TOKENS)?;
         self.embeds("gpu", "models/tiny/", &self.expected.tiny, NEAR)?;
         self.shows("#encoder .device", &["Runs on: gpu ("])?;
+        if let Some(vector) = &self.expected.minilm {
+            self.embeds("gpu", "models/all-MiniLM-L6-v2/", vector, NEAR)?;
+        }
         self.browser.screenshot(&self.shots.join("webgpu.png"))
     }
 

@@ -128,6 +128,10 @@ pub(crate) trait Driver: Send + Sync + 'static {
     ) -> Result<Vec<u32>, BackendError>;
     /// Compiles a kernel.
     fn compile(&self, kernel: &Kernel) -> Result<Self::Kernel, BackendError>;
+    /// Compiles kernels, at once where the device does so; the first that it does not take is the error.
+    fn compile_all(&self, kernels: &[&Kernel]) -> Result<Vec<Self::Kernel>, BackendError> {
+        kernels.iter().map(|kernel| self.compile(kernel)).collect()
+    }
     /// Keeps for later processes what was compiled.
     fn keep(&self) {}
     /// What a context needs.

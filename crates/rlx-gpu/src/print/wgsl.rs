@@ -1,5 +1,7 @@
 //! Kernels as WGSL.
 //!
+//! Truth values are combined by `&` and `|`: `&&` and `||` are branches of the language, and software adapters take minutes to compile hundreds of those in nested loops.
+//!
 //! Group 0: binding 0 holds the arguments, binding 1 the arena, then come the weights and the states. Every binding is an array of 32-bit words. A kernel that the verifier accepts needs no bounds checks of the compiler.
 
 use crate::ir::{
@@ -14,8 +16,8 @@ pub const FIRST_WEIGHT: u32 = 2;
 const PRELUDE: &str = "\
 var<private> bits_of_infinity: u32 = 0x7f800000u;
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
-fn least(a: f32, b: f32) -> f32 { return select(min(a, b), a + b, is_nan(a) || is_nan(b)); }
-fn most(a: f32, b: f32) -> f32 { return select(max(a, b), a + b, is_nan(a) || is_nan(b)); }
+fn least(a: f32, b: f32) -> f32 { return select(min(a, b), a + b, is_nan(a) | is_nan(b)); }
+fn most(a: f32, b: f32) -> f32 { return select(max(a, b), a + b, is_nan(a) | is_nan(b)); }
 fn quotient(a: i32, b: i32) -> i32 { return select(a / select(b, 1, b == 0), 0, b == 0); }
 fn remainder(a: i32, b: i32) -> i32 { return select(a % select(b, 1, b == 0), 0, b == 0); }
 fn to_int(x: f32) -> i32 {
@@ -195,7 +197,7 @@ impl Printer<'_> {
                 self.line(format_args!("let v{v} = stage_{}[u32(v{})];", tile.0, at.0))
             }
             Inst::Check { holds, mask, slot } => {
-                self.line(format_args!("if (v{} && !v{}) {{ arena[a{}] = 1u; }}", mask.0, holds.0, slot.0))
+                self.line(format_args!("if (v{} & !v{}) {{ arena[a{}] = 1u; }}", mask.0, holds.0, slot.0))
             }
             Inst::Loop(turn) => self.repeat(&stmt.results, turn),
         }
@@ -243,8 +245,8 @@ impl Printer<'_> {
             BinaryFn::Pow => call("pow"),
             BinaryFn::Min => call(if float { "least" } else { "min" }),
             BinaryFn::Max => call(if float { "most" } else { "max" }),
-            BinaryFn::And => infix(if truth { "&&" } else { "&" }),
-            BinaryFn::Or => infix(if truth { "||" } else { "|" }),
+            BinaryFn::And => infix("&"),
+            BinaryFn::Or => infix("|"),
             BinaryFn::Xor => infix(if truth { "!=" } else { "^" }),
             BinaryFn::ShiftRight => format!("bitcast<i32>(bitcast<u32>(v{a}) >> bitcast<u32>(v{b}))"),
             BinaryFn::PackHalves => format!("bitcast<i32>(pack2x16float(vec2<f32>(v{a}, v{b})))"),
