@@ -162,7 +162,7 @@ impl From<ImportError> for Failure {
 impl From<ModelError> for Failure {
     fn from(error: ModelError) -> Failure {
         let whole = error.to_string();
-        let of_device = matches!(&error, ModelError::Session(error) if error.is_device_fault());
+        let of_device = error.is_device_fault();
         let (place, advice) = match error {
             ModelError::Import(error) => return error.into(),
             ModelError::Session(SessionError::Aot(error)) => return aot_failure(&error),

@@ -242,6 +242,19 @@ pub enum ModelError {
     Run(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl ModelError {
+    /// Whether another device may do better, as [`rlx::SessionError::is_device_fault`] says, when a model is opened or in the middle of a run.
+    pub fn is_device_fault(&self) -> bool {
+        match self {
+            ModelError::Session(error) => error.is_device_fault(),
+            ModelError::Run(error) => {
+                error.downcast_ref::<rlx::SessionError>().is_some_and(rlx::SessionError::is_device_fault)
+            }
+            _ => false,
+        }
+    }
+}
+
 fn adapters(known: &[String]) -> String {
     if known.is_empty() { "none is loaded".to_owned() } else { format!("loaded: {}", known.join(", ")) }
 }

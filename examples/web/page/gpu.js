@@ -76,6 +76,11 @@ class Gpu {
     this.#watch();
   }
 
+  // Why the device is gone, or null.
+  get lost() {
+    return this.#lost;
+  }
+
   // The functions that the module imports; `memory` gives its memory once there is one.
   imports(memory) {
     this.#memory = memory;

@@ -25,7 +25,7 @@ function start() {
         forget();
       }
       if (data.error) {
-        call?.reject(new Error(data.error));
+        call?.reject(Object.assign(new Error(data.error), { device: data.device }));
       } else {
         call?.resolve(data.value);
       }
@@ -50,6 +50,7 @@ function end(reason) {
 function forget() {
   for (const part of parts) {
     part.open = null;
+    part.fault = null;
   }
 }
 
@@ -75,7 +76,10 @@ function milliseconds(ms) {
 
 // One half of the page: its model, its state and its messages.
 class Part {
+  // What is open: the choice and the model.
   open = null;
+  // Why the device that was chosen by itself did not do for it.
+  fault = null;
 
   constructor(id, slot) {
     this.root = at(id);
@@ -105,7 +109,7 @@ class Part {
     }
     let state = 'done';
     try {
-      this.say(await task());
+      this.say(await this.withCpu(task));
     } catch (error) {
       state = 'failed';
       this.say(`This did not work: ${error.message}`);
@@ -118,20 +122,39 @@ class Part {
     }
   }
 
+  // A task that begins again on the CPU if a device fails that was not asked for.
+  async withCpu(task) {
+    try {
+      return await task();
+    } catch (error) {
+      if (!error.device || at('device').value !== 'auto' || this.fault) {
+        throw error;
+      }
+      this.open = null;
+      this.fault = { of: this.tried, reason: error.message.replace(/\.$/, '') };
+      return task();
+    }
+  }
+
   async load(model) {
-    const choice = at('device').value;
-    const key = JSON.stringify([choice, model.name, model.address ?? '']);
+    const key = JSON.stringify([at('device').value, model.name, model.address ?? '']);
     if (this.open === key && !model.files) {
       return;
     }
     this.open = null;
+    this.tried = key;
+    if (this.fault?.of !== key) {
+      this.fault = null;
+    }
+    const choice = this.fault ? 'cpu' : at('device').value;
     const started = performance.now();
     const progress = (text, done) => this.say(text, done);
     const opened = await ask({ request: 'open', slot: this.slot, choice, ...model }, { progress });
+    const why = this.fault ? `${this.fault.reason}; the CPU goes on` : opened.why;
     const parameters = (opened.parameters / 1e6).toFixed(opened.parameters < 1e7 ? 2 : 0);
     this.device.textContent =
       `${opened.name}, ${parameters} million parameters, opened in ` +
-      `${milliseconds(performance.now() - started)}. Runs on: ${opened.device}. Why: ${opened.why}. ` +
+      `${milliseconds(performance.now() - started)}. Runs on: ${opened.device}. Why: ${why}. ` +
       `Memory of the module: ${bytes(opened.moduleBytes)}.`;
     this.open = key;
     this.task = opened.task;
@@ -184,7 +207,7 @@ async function compare() {
     throw new Error('choose the folder of a sentence encoder, or give an address');
   }
   const model = files.length > 0 ? { name: 'chosen folder', files } : { name: address, address };
-  if (files.length === 0 || encoder.chosen !== at('files').value) {
+  if (files.length === 0 || !encoder.open || encoder.chosen !== at('files').value) {
     await encoder.load(model);
     encoder.chosen = files.length > 0 ? at('files').value : null;
   }

@@ -128,7 +128,12 @@ async function call(name, ...args) {
     panic = null;
     throw new Error(`the module stopped: ${cause}. It is loaded anew at the next try.`);
   }
-  throw new Error(answer.error);
+  const failure = Object.assign(new Error(answer.error), { device: answer.device });
+  if (device.gpu?.lost) {
+    // What was on it is gone; the next try asks for an adapter anew.
+    module = null;
+  }
+  throw failure;
 }
 
 function room(name, length) {
@@ -253,7 +258,7 @@ self.onmessage = ({ data }) => {
     try {
       post({ value: await requests[data.request](data) });
     } catch (error) {
-      post({ error: error.message, reset: module === null });
+      post({ error: error.message, device: Boolean(error.device), reset: module === null });
     }
   });
 };

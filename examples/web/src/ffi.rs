@@ -3,7 +3,9 @@
 #![expect(unsafe_code, reason = "functions of a module are reached by name, and memory by address")]
 
 use crate::{Loaded, Place, Request};
+use rlx::backend::BackendError;
 use rlx_kernels::isa::Isa;
+use rlx_models::ModelError;
 use rlx_tensor::storage::AlignedBytes;
 use rlx_tensor::time;
 use serde::Serialize;
@@ -39,6 +41,26 @@ thread_local! {
 #[derive(Serialize)]
 struct Failure {
     error: String,
+    /// Whether another device may do better.
+    device: bool,
+}
+
+impl Failure {
+    fn of_caller(error: impl Into<String>) -> Self {
+        Failure { error: error.into(), device: false }
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        Failure { error: error.to_string(), device: error.is_device_fault() }
+    }
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Self {
+        Failure { error: error.to_string(), device: error.is_device_fault() }
+    }
 }
 
 fn told(json: &impl Serialize) {
@@ -48,19 +70,12 @@ fn told(json: &impl Serialize) {
 }
 
 /// Hands over the answer, or the error with its causes; true if it is an answer.
-fn answered<T: Serialize>(result: Result<T, String>) -> bool {
-    match result {
-        Ok(value) => told(&value),
-        Err(error) => {
-            told(&Failure { error });
-            return false;
-        }
+fn answered<T: Serialize>(result: Result<T, Failure>) -> bool {
+    match &result {
+        Ok(value) => told(value),
+        Err(failure) => told(failure),
     }
-    true
-}
-
-fn plain(error: impl std::error::Error) -> String {
-    error.to_string()
+    result.is_ok()
 }
 
 fn taken_text() -> String {
@@ -78,12 +93,12 @@ fn replaced(slot: usize, model: Option<Loaded>) -> Option<Loaded> {
     })
 }
 
-fn with_model<T>(slot: usize, call: impl FnOnce(&Loaded) -> Result<T, String>) -> Result<T, String> {
+fn with_model<T>(slot: usize, call: impl FnOnce(&Loaded) -> Result<T, ModelError>) -> Result<T, Failure> {
     // Taken out, so that a call that waits for the device holds no borrow.
-    let Some(model) = replaced(slot, None) else { return Err("no model is open here".to_owned()) };
+    let Some(model) = replaced(slot, None) else { return Err(Failure::of_caller("no model is open here")) };
     let result = call(&model);
     replaced(slot, Some(model));
-    result
+    Ok(result?)
 }
 
 /// Gives the clock and the way to tell panics. To be called once, first.
@@ -135,11 +150,11 @@ extern "C" fn open(slot: usize, device: u32, scalar: u32) -> bool {
     let files = STATE.with_borrow_mut(|state| std::mem::take(&mut state.files));
     let place = match device {
         0 => Ok(Place::Cpu((scalar != 0).then_some(Isa::Scalar))),
-        _ => rlx_gpu::browser::backend().map(Place::Device).map_err(plain),
+        _ => rlx_gpu::browser::backend().map(Place::Device).map_err(Failure::from),
     };
     let opened = place.and_then(|place| {
         let opened = if files.is_empty() { Loaded::demo(&place) } else { Loaded::open(&name, files, &place) };
-        opened.map_err(plain)
+        Ok(opened?)
     });
     answered(opened.map(|model| {
         let description = model.describe();
@@ -152,18 +167,19 @@ extern "C" fn open(slot: usize, device: u32, scalar: u32) -> bool {
 #[unsafe(no_mangle)]
 extern "C" fn embed(slot: usize) -> bool {
     let text = taken_text();
-    answered(with_model(slot, |model| model.embed(&text).map_err(plain)))
+    answered(with_model(slot, |model| model.embed(&text)))
 }
 
 /// Continues a text as the [`Request`] written says; pieces go to the page as they come. Answers a [`crate::Report`].
 #[unsafe(no_mangle)]
 extern "C" fn generate(slot: usize) -> bool {
-    let request: Result<Request, String> = serde_json::from_str(&taken_text()).map_err(plain);
-    answered(request.and_then(|request| {
+    let request = serde_json::from_str(&taken_text());
+    let request = request.map_err(|error| Failure::of_caller(error.to_string()));
+    answered(request.and_then(|request: Request| {
         with_model(slot, |model| {
             // SAFETY: the page reads the piece before it returns.
             let give = |text: &str| unsafe { piece(text.as_ptr(), text.len()) } != 0;
-            model.generate(&request, give).map_err(plain)
+            model.generate(&request, give)
         })
     }))
 }

@@ -24,6 +24,8 @@ const FOLDER: &str = "target/web-page";
 const PAGE: &str = "examples/web/page";
 /// A sentence encoder of random weights, small enough for every device.
 const TINY: &str = "crates/rlx-conformance/data/models/bert-mean";
+/// The device of a page that is tested for faults.
+const FAULTS: &str = "xtask/src/web/faults.js";
 const MINILM: &str = "all-MiniLM-L6-v2";
 
 /// Without arguments, the test, `--quick` as CI does it; `--build` stops at the folder, `--serve` shows it to a browser.
@@ -80,6 +82,8 @@ fn build(config: &Config, profile: &str) -> Result<(), String> {
 fn folders(config: &Config, minilm: Option<&Path>) -> Vec<(String, PathBuf)> {
     let mut folders = vec![
         ("/models/tiny/".to_owned(), config.root.join(TINY)),
+        (format!("{}gpu.js", page::FAULTY), config.root.join(FAULTS)),
+        (page::FAULTY.to_owned(), config.root.join(FOLDER)),
         ("/".to_owned(), config.root.join(FOLDER)),
     ];
     if let Some(minilm) = minilm {
@@ -113,7 +117,9 @@ fn test(config: &Config, minilm: Option<&Path>) -> Result<(), String> {
     Page::new(&mut plain, &address, &expected, &shots).without_device()?;
     drop(plain);
     let mut software = Browser::start(&config.root, &["--enable-unsafe-webgpu"])?;
-    Page::new(&mut software, &address, &expected, &shots).with_device()
+    let mut page = Page::new(&mut software, &address, &expected, &shots);
+    page.with_device()?;
+    page.device_faults()
 }
 
 /// What the native program answers.

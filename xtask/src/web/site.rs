@@ -13,7 +13,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Serves folders under the paths given, the first that fits; port 0 takes a free one.
+    /// Serves folders, or single files, under the paths given, the first that fits; port 0 takes a free one.
     pub fn open(folders: Vec<(String, PathBuf)>, port: u16) -> Result<Site, String> {
         let refused = |error: std::io::Error| format!("port {port} cannot be opened: {error}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(refused)?;
@@ -71,7 +71,8 @@ fn file_of(target: &str, folders: &[(String, PathBuf)]) -> Option<PathBuf> {
     let (prefix, folder) = folders.iter().find(|(prefix, _)| path.starts_with(prefix.as_str()))?;
     let inside = Path::new(&path[prefix.len()..]);
     let plain = inside.components().all(|part| matches!(part, Component::Normal(_)));
-    plain.then(|| folder.join(inside))
+    let whole = inside.as_os_str().is_empty();
+    plain.then(|| if whole { folder.clone() } else { folder.join(inside) })
 }
 
 fn kind(path: &Path) -> &'static str {
@@ -101,6 +102,7 @@ mod tests {
         assert_eq!(file("/models/a/../../etc/passwd"), None);
         assert_eq!(file("/models/a//etc/passwd"), None);
         assert_eq!(file("no-path"), None);
+        assert_eq!(file("/models/a/"), Some(PathBuf::from("/m")));
     }
 
     #[test]

@@ -128,8 +128,7 @@ fn expected(trial: &Trial) -> Result<Vec<u32>, String> {
 }
 
 /// The device's results, which two runs must give.
-fn found<D: Driver>(driver: &D, trial: &Trial) -> Result<Vec<u32>, BackendError> {
-    let kernel = driver.compile(&trial.kernel)?;
+fn found<D: Driver>(driver: &D, trial: &Trial, kernel: &D::Kernel) -> Result<Vec<u32>, BackendError> {
     let (arena, weight) = (driver.allocate("a self-test", WORDS)?, &trial.weight);
     let bound = match weight.is_empty() {
         true => None,
@@ -151,12 +150,7 @@ fn found<D: Driver>(driver: &D, trial: &Trial) -> Result<Vec<u32>, BackendError>
             Write { to: &arguments, at: 0, words: table },
             Write { to: &arena, at: PLACES[0], words: trial.operand.clone() },
         ],
-        calls: vec![Call {
-            kernel: &kernel,
-            arguments: 0,
-            bound: bound.iter().collect(),
-            grid: [PROGRAMS, 1],
-        }],
+        calls: vec![Call { kernel, arguments: 0, bound: bound.iter().collect(), grid: [PROGRAMS, 1] }],
         reads: vec![Read { from: &arena, at: PLACES[1], count: COUNT }],
     };
     let pending = driver.submit(&mut work, &batch)?;
@@ -178,10 +172,12 @@ fn agrees(element: Element, found: u32, expected: u32) -> bool {
 /// [`BackendError::Unsupported`] names the kernel, an element, and both values; what the device says against it.
 pub(super) fn run<D: Driver>(driver: &D) -> Result<(), BackendError> {
     let device = driver.name();
-    for trial in trials() {
+    let trials = trials();
+    let kernels = driver.compile_all(&trials.iter().map(|trial| &trial.kernel).collect::<Vec<_>>())?;
+    for (trial, kernel) in trials.iter().zip(&kernels) {
         let name = format!("kernel {}", trial.kernel.name);
-        let expected = expected(&trial).map_err(|e| refused(&device, &name, e))?;
-        let found = found(driver, &trial)?;
+        let expected = expected(trial).map_err(|e| refused(&device, &name, e))?;
+        let found = found(driver, trial, kernel)?;
         let element = trial.kernel.views.last().map_or(Element::F32, |view| view.storage.element());
         let differs = |(a, b): &(&u32, &u32)| !agrees(element, **a, **b);
         if let Some(at) = found.iter().zip(&expected).position(|pair| differs(&pair)) {
