@@ -257,7 +257,9 @@ impl Driver for Cuda {
         let up: usize = batch.writes.iter().map(|write| write.words.len()).sum();
         work.queue.reserve(up, batch.words_read()).map_err(failed)?;
         if cfg!(debug_assertions) {
-            work.queue.fill(&batch.arena.inner, POISON).map_err(failed)?;
+            for arena in batch.arenas() {
+                work.queue.fill(&arena.inner, POISON).map_err(failed)?;
+            }
         }
         let mut through = 0;
         for write in &batch.writes {

@@ -9,6 +9,7 @@ mod layout;
 mod plan;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod replay;
+mod segments;
 mod self_test;
 mod states;
 pub(crate) mod tune;
@@ -18,7 +19,7 @@ use crate::ir::Kernel;
 use crate::lower::schedules::Choices;
 use crate::lower::{Band, Bound, Home, find};
 use context::DeviceContext;
-use driver::{Driver, Limits, exhausted, refused};
+use driver::{Driver, Limits, refused};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
@@ -28,6 +29,7 @@ use rlx::weights::{WeightHandle, WeightRegistry};
 use rlx_graph::passes::Target;
 use rlx_graph::{Op, OpDef};
 use rlx_tensor::Shape;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
@@ -88,8 +90,7 @@ impl<D: Driver> OpenDevice<D> {
     fn allocate(&self, what: &str, words: usize) -> Result<D::Buffer, BackendError> {
         let limit = self.driver.limits().binding_words;
         if words > limit {
-            let what = format!("{what} in one binding, of at most {} bytes,", limit.saturating_mul(4));
-            return Err(exhausted(&self.name, &what, words));
+            return Err(layout::too_large(&format!("{what} of {}", self.name), words, limit));
         }
         self.driver.allocate(what, words)
     }
@@ -122,6 +123,17 @@ impl<D: Driver> OpenDevice<D> {
         let of = |hash| found.get(hash).cloned();
         let fewer = || refused(&self.name, "its kernels", "fewer were compiled than asked for");
         hashes.iter().map(of).collect::<Option<_>>().ok_or_else(fewer)
+    }
+}
+
+/// The bytes of a weight's band, if it is not bound whole.
+fn banded(bytes: &[u8], band: Option<Band>) -> Cow<'_, [u8]> {
+    let Some(Band { first, count, of, times, .. }) = band else { return Cow::Borrowed(bytes) };
+    let line = bytes.len() / (of * times).max(1);
+    let own = |all: &[u8]| all[first * line..(first + count) * line].to_vec();
+    match times {
+        1 => Cow::Borrowed(&bytes[first * line..(first + count) * line]),
+        _ => bytes.chunks_exact((of * line).max(1)).flat_map(own).collect(),
     }
 }
 
@@ -224,7 +236,8 @@ impl<D: Driver> Backend for DeviceBackend<D> {
 
     fn workspace_bytes(&self, lir: &Lir) -> Result<usize, BackendError> {
         let plan = self.plan(lir.template())?;
-        let arena = (plan.layout(lir).words * 4).saturating_sub(lir.arena_bytes());
+        let layout = plan.layout(lir, self.0.driver.limits().binding_words)?;
+        let arena = (layout.words() * 4).saturating_sub(lir.arena_bytes());
         Ok(arena + plan.widening(lir))
     }
 
@@ -259,20 +272,14 @@ impl<D: Driver> DeviceBackend<D> {
             Home::Stack(ids) => ids,
             Home::Scratch => &[],
         };
-        let own = |bytes: &'_ [u8]| match weight.band {
-            Some(Band { first, count, of, .. }) if ids.len() == 1 => {
-                let line = bytes.len() / of.max(1);
-                first * line..(first + count) * line
-            }
-            _ => 0..bytes.len(),
-        };
+        let band = weight.band.filter(|_| ids.len() == 1);
         let (mut guards, mut versions) = (Vec::new(), Vec::new());
         let mut of = ("", rlx_tensor::DType::F32);
         for id in ids {
             match &template.buffers()[id.index()].kind {
                 BufferKind::Const(tensor) => {
                     let bytes = tensor.bytes();
-                    let words = words::packed("a constant", tensor.dtype(), &bytes[own(bytes)])?;
+                    let words = words::packed("a constant", tensor.dtype(), &banded(bytes, band))?;
                     return Ok(Arc::new(self.0.upload("a constant", &words)?));
                 }
                 BufferKind::Param(at) => {
@@ -290,7 +297,7 @@ impl<D: Driver> DeviceBackend<D> {
         let (name, dtype) = of;
         shared(&self.0.weights, (versions, weight.band), || {
             let words = match guards.as_slice() {
-                [one] => words::packed(name, dtype, &one.bytes()[own(one.bytes())])?,
+                [one] => words::packed(name, dtype, &banded(one.bytes(), band))?,
                 several => {
                     let parts: Vec<&[u8]> = several.iter().map(|guard| guard.bytes()).collect();
                     words::packed(name, dtype, &parts.concat())?

@@ -9,11 +9,30 @@ use crate::ir::interpret::Machine;
 use rlx::backend::{Backend, BackendError};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub(crate) struct Emulator;
+/// The interpreter with bindings of at most so many words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Emulator {
+    binding_words: usize,
+}
+
+impl Default for Emulator {
+    fn default() -> Self {
+        Emulator { binding_words: usize::MAX }
+    }
+}
 
 /// A backend that runs the kernels of devices by their interpreter, and fails where one reads or writes what it must not.
 pub fn emulated() -> Arc<dyn Backend> {
-    match DeviceBackend::open(Emulator) {
+    backend(Emulator::default())
+}
+
+/// As [`emulated`], where one binding has at most so many bytes: a thousand words or more.
+pub fn emulated_within(bytes: usize) -> Arc<dyn Backend> {
+    backend(Emulator { binding_words: (bytes / 4).max(1000) })
+}
+
+fn backend(emulator: Emulator) -> Arc<dyn Backend> {
+    match DeviceBackend::open(emulator) {
         Ok(backend) => Arc::new(backend),
         Err(error) => unreachable!("the interpreter agrees with itself: {error}"),
     }
@@ -51,7 +70,7 @@ impl Driver for Emulator {
     }
 
     fn limits(&self) -> Limits {
-        Limits { binding_words: usize::MAX, argument_words: 1, grid: usize::MAX, compact: false }
+        Limits { binding_words: self.binding_words, argument_words: 1, grid: usize::MAX, compact: false }
     }
 
     fn allocate(&self, _what: &str, words: usize) -> Result<Words, BackendError> {
@@ -76,7 +95,7 @@ impl Driver for Emulator {
     }
 
     fn submit(&self, _work: &mut (), batch: &Batch<'_, Self>) -> Result<Vec<u32>, BackendError> {
-        batch.arena.write().forget();
+        batch.arenas().for_each(|arena| arena.write().forget());
         for write in &batch.writes {
             write.to.write().write(write.at, &write.words);
         }

@@ -16,7 +16,7 @@ pub mod ir;
 mod lower;
 pub mod print;
 
-pub use emulate::emulated;
+pub use emulate::{emulated, emulated_within};
 
 use rlx::backend::{BackendProvider, register_backend};
 use rlx::devices::DeviceError;

@@ -169,6 +169,8 @@ pub(crate) struct Band {
     pub count: usize,
     /// Lines of the weight.
     pub of: usize,
+    /// How often so many lines come one after another: the band has its lines of each.
+    pub times: usize,
     /// Words of the band on the device.
     pub words: usize,
 }
@@ -374,6 +376,22 @@ impl<'t> LowerCx<'t> {
         op.lower(self, step)
     }
 
+    /// A weight that is bound whole and is too large for that: its name and its words.
+    fn beyond(&self, weight: &Bound) -> Option<(String, usize)> {
+        let (Home::Buffer(id), None) = (&weight.home, weight.band) else { return None };
+        let (name, dtype, count) = match &self.template.buffers()[id.index()].kind {
+            BufferKind::Param(at) => {
+                let param = &self.template.params()[*at];
+                let dims = param.shape.known_dims()?;
+                (format!("its weight {}", param.name), param.shape.dtype(), dims.iter().product())
+            }
+            BufferKind::Const(tensor) => ("its constant".to_owned(), tensor.dtype(), tensor.len()),
+            _ => return None,
+        };
+        let words = blocks::weight_words(dtype, count);
+        (words > self.binding_words).then_some((name, words))
+    }
+
     /// The kernels of the launches so far, each once.
     pub fn kernels(&self) -> Vec<Arc<Kernel>> {
         let mut seen: Vec<Arc<Kernel>> = Vec::new();
@@ -418,28 +436,36 @@ impl<'t> LowerCx<'t> {
         Operand { home, dtype: place.dtype, base, dims, strides, band: None }
     }
 
-    /// A weight of lines that stand one after another, in as few bands as bindings hold; anything else as it is.
-    pub fn bands(&self, operand: &Operand) -> Vec<Operand> {
-        let ([Amount::Known(of), Amount::Known(k)], true) =
-            (operand.dims.as_slice(), self.is_weight(operand))
-        else {
+    /// A whole weight in as few bands of an axis as bindings hold; anything else as it is. Blocks are not cut along their last axis.
+    pub fn bands(&self, operand: &Operand, axis: usize) -> Vec<Operand> {
+        let known = |dim: &Amount| match dim {
+            Amount::Known(n) => Some(*n),
+            _ => None,
+        };
+        let dims: Option<Vec<usize>> = operand.dims.iter().map(known).collect();
+        let Some(dims) = dims.filter(|dims| axis < dims.len() && self.is_weight(operand)) else {
             return vec![operand.clone()];
         };
+        let [times, each] = [&dims[..axis], &dims[axis + 1..]].map(|dims| dims.iter().product::<usize>());
+        let of = dims[axis];
+        let blocks = blocks::is_blocks(operand.dtype) && axis + 1 == dims.len();
         let whole = operand.base == Amount::Known(0) && operand.strides == contiguous(&operand.dims);
-        let words = |lines: usize| blocks::weight_words(operand.dtype, lines * k);
-        if !whole || words(*of) <= self.binding_words {
+        let words = |lines: usize| blocks::weight_words(operand.dtype, times * lines * each);
+        if blocks || !whole || words(of) <= self.binding_words {
             return vec![operand.clone()];
         }
         // Planes of blocks, and pairs of halves, fill whole words in 32 lines.
         let most = self.binding_words / words(32).max(1) * 32;
         let band = |first: usize| {
             let count = most.min(of - first);
-            let band = Some(Band { first, count, of: *of, words: words(count) });
-            Operand { dims: vec![Amount::Known(count), Amount::Known(*k)], band, ..operand.clone() }
+            let band = Some(Band { first, count, of, times, words: words(count) });
+            let mut dims = operand.dims.clone();
+            dims[axis] = Amount::Known(count);
+            Operand { strides: contiguous(&dims), dims, band, ..operand.clone() }
         };
         match most {
             0 => vec![operand.clone()],
-            _ => (0..*of).step_by(most).map(band).collect(),
+            _ => (0..of).step_by(most).map(band).collect(),
         }
     }
 
@@ -466,7 +492,7 @@ impl<'t> LowerCx<'t> {
         let most = (1..=ids.len()).take_while(|&count| words(count) <= self.binding_words).last()?;
         let stack = |ids: &[BufferId]| {
             let of = ids.len() * lines;
-            let band = Some(Band { first: 0, count: of, of, words: words(ids.len()) });
+            let band = Some(Band { first: 0, count: of, of, times: 1, words: words(ids.len()) });
             let dims = vec![Amount::Known(of), Amount::Known(*k)];
             (Operand { home: Home::Stack(ids.into()), dims, band, ..first.clone() }, ids.len())
         };
@@ -524,6 +550,13 @@ impl<'t> LowerCx<'t> {
         if bound > MAX_BOUND {
             let reason = format!("its kernel binds {bound} weights and states, of at most {MAX_BOUND}");
             return Err(self.unsupported(reason));
+        }
+        if let Some((name, words)) = weights.iter().find_map(|weight| self.beyond(weight)) {
+            let [bytes, limit] = [words, self.binding_words].map(|words| words.saturating_mul(4));
+            return Err(self.unsupported(format!(
+                "{name} takes {bytes} bytes in one binding, which on this device has at most {limit} bytes, and this op does not read it in parts; \
+                 narrower weights or another device run it"
+            )));
         }
         for (view, source) in kernel.views.iter().zip(&views).filter(|(view, _)| view.wide > 1) {
             let whole = |amount: &Amount| amount.is_multiple(view.wide as usize);

@@ -8,6 +8,7 @@ mod grouped;
 mod images;
 mod kernels;
 mod products;
+mod segments;
 mod tiles;
 mod topk;
 #[cfg(feature = "translate")]

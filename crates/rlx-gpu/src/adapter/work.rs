@@ -62,7 +62,9 @@ impl Work {
         let mut known = std::mem::take(&mut self.groups);
         let submission = gpu.guarded(&during, words, || {
             if cfg!(debug_assertions) {
-                gpu.write(&batch.arena.buffer, 0, &vec![POISON; (batch.arena.buffer.size() / 4) as usize]);
+                for Words { buffer, .. } in batch.arenas() {
+                    gpu.write(buffer, 0, &vec![POISON; (buffer.size() / 4) as usize]);
+                }
             }
             for write in &batch.writes {
                 gpu.write(&write.to.buffer, write.at, &write.words);

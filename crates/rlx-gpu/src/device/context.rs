@@ -2,7 +2,8 @@
 
 use super::Loaded;
 use super::driver::{Batch, Call, Driver, Read, Write};
-use super::layout::Layout;
+use super::layout::{Layout, Spot};
+use super::segments::Reach;
 use super::states::{self, Resident};
 use super::words;
 use crate::lower::is_weight;
@@ -14,11 +15,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Words of checks stand first.
+const GUARDS: Spot = Spot { segment: 0, at: 0 };
+
 /// A device's memory for one run at a time.
 pub(super) struct DeviceContext<D: Driver> {
     loaded: Arc<Loaded<D>>,
     layout: Layout,
+    /// The first segment of the arena, then the others.
     arena: D::Buffer,
+    further: Vec<D::Buffer>,
+    reach: Reach<D>,
     /// The table of arguments, with room for every launch of the plan.
     arguments: D::Buffer,
     /// What the table holds: steps of a text come with the same arguments one after another.
@@ -31,7 +38,7 @@ pub(super) struct DeviceContext<D: Driver> {
 
 impl<D: Driver> fmt::Debug for DeviceContext<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeviceContext({} words)", self.layout.words)
+        write!(f, "DeviceContext({} words)", self.layout.words())
     }
 }
 
@@ -47,15 +54,31 @@ fn stop(control: &RunControl<'_>) -> Result<(), BackendError> {
 
 impl<D: Driver> DeviceContext<D> {
     pub fn new(loaded: Arc<Loaded<D>>, lir: &Lir) -> Result<Self, BackendError> {
-        let layout = loaded.plan.layout(lir);
-        let arena = loaded.device.allocate("the arena of a run", layout.words)?;
-        let table = loaded.plan.pitch(loaded.device.driver.limits()) * loaded.plan.launches.len().max(1);
-        let arguments = loaded.device.allocate("the arguments of a run", table)?;
+        let limits = loaded.device.driver.limits();
+        let layout = loaded.plan.layout(lir, limits.binding_words)?;
+        let reach = Reach::new(&loaded, &layout)?;
+        let room = |words: &usize| loaded.device.allocate("the arena of a run", *words);
+        let (arena, further) = (room(&layout.segments[0])?, &layout.segments[1..]);
+        let further = further.iter().map(room).collect::<Result<_, _>>()?;
+        let table = loaded.plan.pitch(limits) * loaded.plan.launches.len().max(1);
+        let arguments = loaded.device.driver.allocate("the arguments of a run", table)?;
         let work = loaded.device.driver.work()?;
         let capacities = lir.capacities().to_vec();
         let arena_bytes = lir.arena_bytes();
         let (written, sizes) = (Vec::new(), Vec::new());
-        Ok(Self { loaded, layout, arena, arguments, written, work, capacities, sizes, arena_bytes })
+        Ok(Self {
+            loaded,
+            layout,
+            arena,
+            further,
+            reach,
+            arguments,
+            written,
+            work,
+            capacities,
+            sizes,
+            arena_bytes,
+        })
     }
 
     fn bind_sizes(&mut self, symbols: &[usize]) -> Result<(), BackendError> {
@@ -70,9 +93,9 @@ impl<D: Driver> DeviceContext<D> {
     }
 
     /// What a run writes to the arena before its first kernel.
-    fn uploads(&self, io: &mut Io<'_, '_>) -> Result<Vec<(usize, Vec<u32>)>, BackendError> {
+    fn uploads(&self, io: &mut Io<'_, '_>) -> Result<Vec<(Spot, Vec<u32>)>, BackendError> {
         let template = &self.loaded.template;
-        let mut uploads = vec![(0, vec![0; self.layout.guards])];
+        let mut uploads = vec![(GUARDS, vec![0; self.layout.guards])];
         for (id, buffer) in template.buffer_ids() {
             let (Some(dtype), Some(at)) = (self.loaded.plan.dtypes[id.index()], self.layout.placed(id))
             else {
@@ -94,13 +117,14 @@ impl<D: Driver> DeviceContext<D> {
     }
 
     /// What comes back: the words of checks, outputs, states that do not stay.
-    fn downloads(&self, io: &Io<'_, '_>) -> Vec<(usize, usize)> {
+    fn downloads(&self, io: &Io<'_, '_>) -> Vec<(Spot, usize)> {
         let template = &self.loaded.template;
         let range = |entry: &InterfaceEntry, bytes: usize| {
             let (dtype, buffer) = (entry.place.dtype, entry.place.buffer);
-            (self.layout.offset(buffer), bytes / dtype.element_bytes().unwrap_or(1))
+            let spot = self.layout.placed(buffer).unwrap_or(GUARDS);
+            (spot, bytes / dtype.element_bytes().unwrap_or(1))
         };
-        let mut downloads = vec![(0, self.layout.guards)];
+        let mut downloads = vec![(GUARDS, self.layout.guards)];
         let outputs = template.outputs().iter().zip(io.outputs.iter());
         downloads.extend(outputs.map(|(entry, bytes)| range(entry, bytes.len())));
         let states = template.states().iter().zip(io.states.iter());
@@ -113,7 +137,7 @@ impl<D: Driver> DeviceContext<D> {
     fn submit(
         &mut self,
         io: &mut Io<'_, '_>,
-        downloads: &[(usize, usize)],
+        downloads: &[(Spot, usize)],
     ) -> Result<D::Pending, BackendError> {
         let loaded = Arc::clone(&self.loaded);
         let (template, plan, device) = (&loaded.template, &loaded.plan, &loaded.device);
@@ -124,34 +148,42 @@ impl<D: Driver> DeviceContext<D> {
         let words = |buffer: BufferId| resident(buffer).map_or(0, Resident::words);
         let limits = device.driver.limits();
         let schedule = plan.schedule(template, &self.layout, limits, &self.sizes, io.symbols, &words)?;
-        let Self { arena, arguments, written, work, .. } = self;
-        let bound = |launch: usize| {
-            let launch = &plan.launches[launch];
+        let Self { arena, further, reach, arguments, written, work, .. } = self;
+        let (arena, further, reach) = (&*arena, &**further, &*reach);
+        let bound = |at: usize| {
+            let launch = &plan.launches[at];
             let weights = launch.weights.iter().filter_map(|bound| loaded.weights.get(bound).map(|b| &**b));
-            weights.chain(launch.states.iter().filter_map(|&b| resident(b).map(Resident::buffer))).collect()
+            let states = launch.states.iter().filter_map(|&b| resident(b).map(Resident::buffer));
+            weights.chain(states).chain(reach.further(at).iter().map(|&s| &further[s - 1])).collect()
         };
+        let segment = |spot: Spot| spot.segment.checked_sub(1).map_or(arena, |at| &further[at]);
         let calls = schedule.planned.iter().map(|planned| Call {
-            kernel: &*loaded.kernels[plan.kernel_of[planned.launch]],
+            kernel: reach.kernel(planned.launch),
             arguments: planned.arguments,
             bound: bound(planned.launch),
             grid: planned.grid,
         });
-        let (arena, arguments) = (&*arena, &*arguments);
+        let arguments = &*arguments;
         let known = *written == schedule.arguments;
         // What a submission that fails has written is not known.
         let table = if known { std::mem::take(written) } else { schedule.arguments };
         let write = if known { Vec::new() } else { table.clone() };
         written.clear();
         let write = Write { to: arguments, at: 0, words: write };
-        let uploads = uploads.into_iter().map(|(at, words)| Write { to: arena, at, words });
+        let uploads =
+            uploads.into_iter().map(|(spot, words)| Write { to: segment(spot), at: spot.at, words });
         let batch = Batch {
             graph: template.name(),
             arena,
+            further,
             arguments,
             pitch: schedule.pitch,
             writes: std::iter::once(write).chain(uploads).filter(|w| !w.words.is_empty()).collect(),
             calls: calls.collect(),
-            reads: downloads.iter().map(|&(at, count)| Read { from: arena, at, count }).collect(),
+            reads: downloads
+                .iter()
+                .map(|&(spot, count)| Read { from: segment(spot), at: spot.at, count })
+                .collect(),
         };
         let pending = device.driver.submit(work, &batch)?;
         device.moved.count(batch.writes.iter().map(|w| w.words.len()).sum(), batch.words_read());
@@ -182,7 +214,7 @@ impl<D: Driver> DeviceContext<D> {
     fn deliver(
         &self,
         io: &mut Io<'_, '_>,
-        downloads: &[(usize, usize)],
+        downloads: &[(Spot, usize)],
         words: &[u32],
     ) -> Result<(), BackendError> {
         let template = &self.loaded.template;
@@ -219,6 +251,6 @@ impl<D: Driver> Context for DeviceContext<D> {
     }
 
     fn bytes(&self) -> (usize, usize) {
-        (self.arena_bytes, (self.layout.words * 4).saturating_sub(self.arena_bytes))
+        (self.arena_bytes, (self.layout.words() * 4).saturating_sub(self.arena_bytes))
     }
 }

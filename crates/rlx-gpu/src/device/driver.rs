@@ -33,7 +33,7 @@ pub(crate) struct Call<'r, D: Driver + ?Sized> {
     pub kernel: &'r D::Kernel,
     /// The first word of its arguments.
     pub arguments: usize,
-    /// What it binds behind arguments and arena: weights, then states.
+    /// What it binds behind arguments and arena: weights, then states, then more of the arena.
     pub bound: Vec<&'r D::Buffer>,
     pub grid: [usize; 2],
 }
@@ -51,6 +51,8 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
     pub graph: &'r str,
     /// Holds nothing of earlier runs that a kernel may rely on.
     pub arena: &'r D::Buffer,
+    /// As the arena; kernels bind these behind their states.
+    pub further: &'r [D::Buffer],
     pub arguments: &'r D::Buffer,
     /// Words from one call's arguments to the next.
     #[cfg_attr(
@@ -71,6 +73,11 @@ impl<D: Driver + ?Sized> Call<'_, D> {
 }
 
 impl<D: Driver + ?Sized> Batch<'_, D> {
+    /// What holds nothing of earlier runs.
+    pub fn arenas(&self) -> impl Iterator<Item = &D::Buffer> {
+        std::iter::once(self.arena).chain(self.further)
+    }
+
     /// Words that come back, range behind range.
     pub fn words_read(&self) -> usize {
         self.reads.iter().map(|read| read.count).sum()

@@ -68,11 +68,14 @@ impl Plan {
         Ok(Plan { kernel_of, kernels, dtypes, resident, caches, classes, scratch, launches, guards })
     }
 
-    /// Where a specialisation's buffers stand.
-    pub fn layout(&self, lir: &Lir) -> Layout {
+    /// Where a specialisation's buffers stand, in segments of at most so many words.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] names what a segment does not hold.
+    pub fn layout(&self, lir: &Lir, most: usize) -> Result<Layout, BackendError> {
         let run = Extents { sizes: lir.capacities(), symbol: &|_| None };
         let scratch = self.scratch.iter().filter_map(|amount| amount.eval(&run)).max();
-        Layout::new(lir, &self.dtypes, &self.resident, self.guards.len(), scratch.unwrap_or(0))
+        Layout::new(lir, &self.dtypes, &self.resident, self.guards.len(), scratch.unwrap_or(0), most)
     }
 
     /// Bytes by which states are larger on the device than on the host.
@@ -127,7 +130,7 @@ impl Plan {
             let arguments = arguments(launch, layout, &run).ok_or_else(too_large)?;
             for (view, source) in launch.kernel.views.iter().zip(&launch.views) {
                 let end = match (view.binding, &source.home) {
-                    (_, Home::Scratch) => layout.scratch[1],
+                    (_, Home::Scratch) => layout.scratch_end(),
                     (_, Home::Stack(_)) => source.band.map_or(0, |band| band.words),
                     (Binding::Arena, Home::Buffer(buffer)) => layout.end(*buffer),
                     (Binding::Weight(_), Home::Buffer(buffer)) => {
@@ -155,7 +158,7 @@ fn arguments(launch: &Launch, layout: &Layout, run: &Extents<'_>) -> Option<Vec<
     let mut places = Vec::with_capacity(launch.views.len());
     for source in &launch.views {
         let own = match source.home {
-            Home::Scratch => layout.scratch[0],
+            Home::Scratch => layout.scratch.at,
             Home::Stack(_) => 0,
             Home::Buffer(buffer) => layout.offset(buffer),
         };

@@ -144,6 +144,7 @@ fn found<D: Driver>(driver: &D, trial: &Trial, kernel: &D::Kernel) -> Result<Vec
     let batch = Batch {
         graph: "the self-test",
         arena: &arena,
+        further: &[],
         arguments: &arguments,
         pitch,
         writes: vec![

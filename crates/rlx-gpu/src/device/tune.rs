@@ -220,9 +220,10 @@ impl Trials {
         let name = self.class.to_string();
         let wrong = |e: &dyn std::fmt::Display| super::driver::refused(&driver.name(), &name, e);
         let lir = self.template.specialize(&DimBinding::new().with("rows", rows)).map_err(|e| wrong(&e))?;
-        let (layout, limits) = (plan.layout(&lir), driver.limits());
+        let limits = driver.limits();
+        let layout = plan.layout(&lir, usize::MAX)?;
         let schedule = plan.schedule(&self.template, &layout, limits, lir.capacities(), &[rows], &|_| 0)?;
-        let arena = driver.allocate(&name, layout.words)?;
+        let arena = driver.allocate(&name, layout.words())?;
         let arguments = driver.allocate(&name, schedule.arguments.len())?;
         let mut bound = Vec::new();
         let mut kernels = Vec::new();
@@ -246,7 +247,7 @@ impl Trials {
         // What stands there afterwards is of no interest.
         let mut writes = Some(vec![
             Write { to: &arguments, at: 0, words: schedule.arguments.clone() },
-            Write { to: &arena, at: 0, words: vec![0; layout.words] },
+            Write { to: &arena, at: 0, words: vec![0; layout.words()] },
         ]);
         for run in 0..=RUNS {
             let calls = schedule.planned.iter().zip(&kernels).zip(&bound);
@@ -261,6 +262,7 @@ impl Trials {
             let batch = Batch {
                 graph: &name,
                 arena: &arena,
+                further: &[],
                 arguments: &arguments,
                 pitch: schedule.pitch,
                 writes: writes.take().unwrap_or_default(),

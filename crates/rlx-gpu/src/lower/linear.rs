@@ -3,7 +3,7 @@
 use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation};
 use super::product::{Finish, Product, Rows};
-use super::{Amount, Draft, GpuOp, LowerCx, Operand};
+use super::{Amount, Band, Draft, GpuOp, LowerCx, Operand};
 use crate::ir::{BinaryFn, ViewId};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
@@ -34,23 +34,36 @@ impl GpuOp for GpuMatMul {
             }
             o.axes(&order)
         };
-        let (a, b) = (turned(&from[0], op.transpose_a), turned(&from[1], !op.transpose_b));
-        let k = a.dims[a.dims.len() - 1].clone();
-        let with_lead = |o: &Operand, rows: &Amount| {
-            let dims = [&to.dims[..lead], &[rows.clone(), k.clone()]].concat();
-            o.broadcast(&dims)
-        };
-        let a = with_lead(&a, &to.dims[lead]);
-        let b = [with_lead(&b, &to.dims[lead + 1])];
-        let product = Product { a: Rows::Stored(&a), b: &b, dims: &to.dims, k: &k };
-        let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
-            let (write, dtype) = (d.write(&to), to.dtype);
-            Box::new(move |d, at, mask, sums| {
-                let value = d.rounded(dtype, sums[0]);
-                d.b.store(write, at, value, Some(mask));
-            })
-        };
-        product.launch(cx, "matmul", &prepare)
+        // Bands of the axes that the sums do not go along.
+        let bands = |o: &Operand, last: bool| cx.bands(o, o.dims.len() - if last { 1 } else { 2 });
+        let (rows, columns) = (bands(&from[0], op.transpose_a), bands(&from[1], !op.transpose_b));
+        for (a, b) in rows.iter().flat_map(|a| columns.iter().map(move |b| (a, b))) {
+            let (a, b) = (turned(a, op.transpose_a), turned(b, !op.transpose_b));
+            let k = a.dims[a.dims.len() - 1].clone();
+            let mut to = to.clone();
+            for (axis, operand) in [(lead, &a), (lead + 1, &b)] {
+                if let Some(Band { first, count, .. }) = operand.band {
+                    to = to.shifted(&Amount::product([&Amount::Known(first), &to.strides[axis]]));
+                    to.dims[axis] = Amount::Known(count);
+                }
+            }
+            let with_lead = |o: &Operand, rows: &Amount| {
+                let dims = [&to.dims[..lead], &[rows.clone(), k.clone()]].concat();
+                o.broadcast(&dims)
+            };
+            let a = with_lead(&a, &to.dims[lead]);
+            let b = [with_lead(&b, &to.dims[lead + 1])];
+            let product = Product { a: Rows::Stored(&a), b: &b, dims: &to.dims, k: &k };
+            let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
+                let (write, dtype) = (d.write(&to), to.dtype);
+                Box::new(move |d, at, mask, sums| {
+                    let value = d.rounded(dtype, sums[0]);
+                    d.b.store(write, at, value, Some(mask));
+                })
+            };
+            product.launch(cx, "matmul", &prepare)?;
+        }
+        Ok(())
     }
 }
 
@@ -97,16 +110,19 @@ pub(super) fn layer(
 ) -> Result<(), BackendError> {
     let (x, to) = (from[0].rows(), to.rows());
     let residual = op.residual.then(|| from[op.arity() - 1].rows());
-    let matrix = |p: usize| if op.transposed { from[1 + p].axes(&[1, 0]) } else { from[1 + p].clone() };
+    let turned = |o: &Operand| if op.transposed { o.axes(&[1, 0]) } else { o.clone() };
+    let columns_axis = usize::from(op.transposed);
     let mut start = Amount::Known(0);
     // Columns of the parts before this one.
     let mut before = Amount::Known(0);
     let each = if op.gated { 2 } else { 1 };
     for part in (0..op.parts).step_by(each) {
-        let matrices: Vec<Operand> = (part..part + each).map(matrix).collect();
+        let stored = &from[1 + part..1 + part + each];
+        let matrices: Vec<Operand> = stored.iter().map(turned).collect();
         let biases: &[Operand] =
             if op.bias { &from[op.bias_at() + part..op.bias_at() + part + each] } else { &[] };
-        let bands: Vec<Vec<Operand>> = matrices.iter().map(|m| cx.bands(m)).collect();
+        let bands: Vec<Vec<Operand>> =
+            stored.iter().map(|m| cx.bands(m, columns_axis).iter().map(turned).collect()).collect();
         let mut behind = Amount::Known(0);
         for at in 0..bands.iter().map(Vec::len).min().unwrap_or(0) {
             let bound: Vec<Operand> = bands.iter().map(|own| own[at].clone()).collect();

@@ -193,7 +193,7 @@ fn gather(
     axis: usize,
     to: &Operand,
 ) -> Result<(), BackendError> {
-    let bands = if axis == 0 { cx.bands(table) } else { vec![table.clone()] };
+    let bands = if axis == 0 { cx.bands(table, 0) } else { vec![table.clone()] };
     for band in &bands {
         gather_band(cx, (table, band), indices, axis, to)?;
     }

@@ -97,15 +97,48 @@ impl GpuOp for GpuConv {
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Conv>().ok_or_else(|| cx.mismatched())?;
         let from = cx.inputs(step);
-        let (x, w) = (channels_first(&from[0], op.channels_last), &from[1]);
+        let x = channels_first(&from[0], op.channels_last);
         let to = channels_first(&cx.operand(&step.outputs[0]), op.channels_last);
-        if let Some(image) = Image::new(op, &from, &x, &to) {
-            return image.launch(cx);
+        let bands = if op.groups == 1 { cx.bands(&from[1], 0) } else { vec![from[1].clone()] };
+        for band in bands {
+            let first = Amount::Known(band.band.map_or(0, |band| band.first));
+            let window = |o: &Operand| o.shifted(&Amount::product([&first, &o.strides[1]]));
+            let (mut from, mut to) = (from.clone(), window(&to));
+            if band.band.is_some() {
+                to.dims[1] = band.dims[0].clone();
+            }
+            if op.bias {
+                from[2] = Operand { dims: vec![to.dims[1].clone()], ..from[2].shifted(&first) };
+            }
+            if op.addend {
+                let own = channels_first(&from[op.arity() - 1], op.channels_last);
+                from[op.arity() - 1] =
+                    from[op.arity() - 1].shifted(&Amount::product([&first, &own.strides[1]]));
+            }
+            from[1] = band;
+            match Image::new(op, &from, &x, &to) {
+                Some(image) => image.launch(cx)?,
+                None => Self::plain(cx, op, &from, &x, &to)?,
+            }
         }
+        Ok(())
+    }
+}
+
+impl GpuConv {
+    /// A lane for each element of the result.
+    fn plain(
+        cx: &mut LowerCx<'_>,
+        op: &Conv,
+        from: &[Operand],
+        x: &Operand,
+        to: &Operand,
+    ) -> Result<(), BackendError> {
+        let w = &from[1];
         let mut d = cx.draft("conv");
         let linear = d.linear();
         let (at, inside) = d.coordinates(linear, &to.dims);
-        let (read, weight, write) = (d.read(&x), d.read(w), d.write(&to));
+        let (read, weight, write) = (d.read(x), d.read(w), d.write(to));
         let (outputs_each, each) = (d.size(&w.dims[0].ceil_div(op.groups)), d.size(&w.dims[1]));
         let (outputs_each, each) = (d.b.arg(outputs_each), d.b.arg(each));
         let group = d.b.div(at[1], outputs_each);

@@ -186,6 +186,7 @@ fn of_the_interpreter<'r>(batch: &Batch<'r, Failing>) -> Batch<'r, Emulator> {
     Batch {
         graph: batch.graph,
         arena: batch.arena,
+        further: batch.further,
         arguments: batch.arguments,
         pitch: batch.pitch,
         writes: batch.writes.iter().map(write).collect(),
@@ -206,7 +207,7 @@ impl BackendProvider for FailingProvider {
     }
 
     fn open(&self, _index: u32, _config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
-        Ok(Arc::new(DeviceBackend::open(Failing(Emulator, Arc::clone(&self.0)))?))
+        Ok(Arc::new(DeviceBackend::open(Failing(Emulator::default(), Arc::clone(&self.0)))?))
     }
 }
 
@@ -237,11 +238,11 @@ fn x() -> [(&'static str, TensorArg<'static>); 1] {
 /// The interpreter with bindings of at most so many words.
 pub(super) fn narrow(binding_words: usize) -> Arc<dyn Backend> {
     let script = Script { binding_words: Some(binding_words), ..Script::default() };
-    Arc::new(DeviceBackend::open(Failing(Emulator, Arc::new(script))).unwrap())
+    Arc::new(DeviceBackend::open(Failing(Emulator::default(), Arc::new(script))).unwrap())
 }
 
 fn session(script: &Arc<Script>) -> Session {
-    let backend = DeviceBackend::open(Failing(Emulator, Arc::clone(script))).unwrap();
+    let backend = DeviceBackend::open(Failing(Emulator::default(), Arc::clone(script))).unwrap();
     Session::with_backend(Arc::new(backend))
 }
 
@@ -255,7 +256,8 @@ fn a_device_that_computes_something_else_does_not_open() {
     let script = Arc::new(Script::default());
     for (after, kernel) in [(0, "self_test_floats"), (1, "self_test_integers"), (2, "self_test_lanes")] {
         script.fail(Fault::Wrong, after);
-        let error = DeviceBackend::open(Failing(Emulator, Arc::clone(&script))).map(drop).unwrap_err();
+        let error =
+            DeviceBackend::open(Failing(Emulator::default(), Arc::clone(&script))).map(drop).unwrap_err();
         contains(&error, &[NAME, kernel, "element 5", "is right"]);
         assert!(error.is_device_fault());
     }
@@ -295,10 +297,35 @@ fn every_allocation_that_fails_says_what_for_and_the_next_run_is_whole() {
 }
 
 #[test]
-fn an_arena_beyond_one_binding_is_refused_with_the_numbers() {
+fn what_one_binding_does_not_hold_is_refused_with_the_numbers() {
     let script = Arc::new(Script { binding_words: Some(100), ..Script::default() });
-    let error = compiled(&script).run(&x()).unwrap_err();
-    contains(&error, &["bytes for the arena of a run in one binding, of at most 400 bytes, on", NAME]);
+    let rows = 30;
+    let x = vec![0.5f32; rows * 4];
+    let error = compiled(&script).run(&[("x", TensorArg::typed(&[rows, 4], &x))]).unwrap_err();
+    contains(
+        &error,
+        &["360 bytes for the result of linear at", "in one binding", "at most 256 bytes", "another device"],
+    );
+    assert!(error.is_device_fault());
+}
+
+/// A state is named with its bytes, the limit and what needs less.
+#[test]
+fn a_cache_beyond_one_binding_is_refused_by_name() {
+    let script = Arc::new(Script { binding_words: Some(CACHE / 2 - 1), ..Script::default() });
+    let error = Decode::on(&session(&script)).step(0).unwrap_err();
+    let (bytes, limit) = (CACHE / 2 * 4, (CACHE / 2 - 1) * 4);
+    contains(
+        &error,
+        &[
+            "state k",
+            NAME,
+            &bytes.to_string(),
+            &format!("at most {limit} bytes"),
+            "shorter context",
+            "type of cache",
+        ],
+    );
 }
 
 /// A device that is lost in mid-run has written outputs; the caller's buffers hold what they held.

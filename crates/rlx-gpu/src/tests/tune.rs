@@ -55,7 +55,7 @@ impl Driver for Timed {
     }
 
     fn limits(&self) -> Limits {
-        Limits { compact: self.compact, ..Emulator.limits() }
+        Limits { compact: self.compact, ..Emulator::default().limits() }
     }
 
     fn now(&self) -> Duration {
@@ -63,11 +63,11 @@ impl Driver for Timed {
     }
 
     fn allocate(&self, what: &str, words: usize) -> Result<Self::Buffer, BackendError> {
-        Emulator.allocate(what, words)
+        Emulator::default().allocate(what, words)
     }
 
     fn upload(&self, what: &str, to: &Self::Buffer, at: usize, words: &[u32]) -> Result<(), BackendError> {
-        Emulator.upload(what, to, at, words)
+        Emulator::default().upload(what, to, at, words)
     }
 
     fn download(
@@ -77,7 +77,7 @@ impl Driver for Timed {
         at: usize,
         count: usize,
     ) -> Result<Vec<u32>, BackendError> {
-        Emulator.download(what, from, at, count)
+        Emulator::default().download(what, from, at, count)
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<Kernel, BackendError> {
@@ -98,6 +98,7 @@ impl Driver for Timed {
         let batch = Batch::<'_, Emulator> {
             graph: batch.graph,
             arena: batch.arena,
+            further: batch.further,
             arguments: batch.arguments,
             pitch: batch.pitch,
             writes: batch
@@ -117,7 +118,7 @@ impl Driver for Timed {
                 .collect(),
             reads: batch.reads.iter().map(|r| Read { from: r.from, at: r.at, count: r.count }).collect(),
         };
-        Emulator.submit(work, &batch)
+        Emulator::default().submit(work, &batch)
     }
 
     fn read(&self, _work: &mut (), pending: Vec<u32>) -> Result<Vec<u32>, BackendError> {

@@ -2,10 +2,11 @@
 
 use crate::cpu::{check_decoder, check_encoder, open, stepped};
 use crate::gguf::{patched, unchanged, written};
-use crate::goldens::{Golden, folders, largest_difference, name_of, open_folder, range};
+use crate::goldens::{Golden, folders, ids_of, largest_difference, name_of, open_folder, range};
 use rlx::backend::reference::ReferenceBackend;
 use rlx::backend::{Backend, DeviceProbe, Traffic};
 use rlx::config::{ByteSize, Config};
+use rlx_models::embed::embed_tokens;
 use rlx_models::gguf::GgufModel;
 use rlx_models::sampling::SamplingOptions;
 use rlx_models::{Built, Model, OpenOptions, TextOptions};
@@ -19,6 +20,35 @@ fn an_encoder_by_the_interpreter_of_kernels() {
     let model = open(&folder, &rlx_gpu::emulated());
     let Built::Encoder(encoder) = model.built() else { panic!("bert-mean is an encoder") };
     check_encoder("bert-mean by the interpreter", &model, encoder, &Golden::open(&folder));
+}
+
+/// Bits of the first texts' tokens, a prompt cut in two, by the interpreter of kernels with bindings of so many bytes.
+fn within(folder: &Path, bytes: usize) -> Vec<u32> {
+    let model = open(folder, &rlx_gpu::emulated_within(bytes));
+    let golden = Golden::open(folder);
+    let found = match model.built() {
+        Built::Decoder(decoder) => {
+            let prompts = golden.ids("prompts");
+            let prompt = prompts.iter().max_by_key(|prompt| prompt.len()).unwrap();
+            stepped(&model, decoder, &prompt[..prompt.len().min(6)], 4).concat()
+        }
+        Built::Encoder(encoder) => {
+            let texts = golden.json["texts"].as_array().unwrap();
+            let sequences: Vec<Vec<u32>> = texts[..2].iter().map(|text| ids_of(&text["ids"])).collect();
+            embed_tokens(&mut model.encoder_runner(64).unwrap(), &encoder.info, &sequences).unwrap().concat()
+        }
+        _ => unreachable!("a model is a decoder or an encoder"),
+    };
+    found.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Arenas in several segments and weights in bands.
+#[test]
+fn small_bindings_give_what_large_ones_give() {
+    for (name, bytes) in [("bert-mean", 256 << 10), ("mistral", 448 << 10), ("mixtral", 448 << 10)] {
+        let folder = folders().into_iter().find(|folder| name_of(folder) == name).unwrap();
+        assert_eq!(within(&folder, bytes), within(&folder, usize::MAX), "{name}");
+    }
 }
 
 #[test]
