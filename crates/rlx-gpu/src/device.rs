@@ -68,6 +68,8 @@ struct OpenDevice<D: Driver> {
     kernels: Shared<String, D::Kernel>,
     /// Where schedules come from, if they are timed.
     tuner: Option<Tuner>,
+    /// The launches of the template asked about last: memory is asked for before a program is loaded.
+    planned: Mutex<Option<(Weak<Template>, Arc<Plan>)>>,
     moved: Moved,
 }
 
@@ -157,11 +159,25 @@ impl<D: Driver> DeviceBackend<D> {
         self_test::run(&driver)?;
         let name = driver.name();
         let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
-        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, tuner, moved })))
+        let planned = Mutex::default();
+        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, tuner, planned, moved })))
+    }
+
+    /// The launches of a template, made once for all who ask in a row.
+    fn plan(&self, template: &Arc<Template>) -> Result<Arc<Plan>, BackendError> {
+        let lock = || self.0.planned.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, plan)) = &*lock()
+            && of.upgrade().is_some_and(|of| Arc::ptr_eq(&of, template))
+        {
+            return Ok(Arc::clone(plan));
+        }
+        let plan = Arc::new(self.planned(template)?);
+        *lock() = Some((Arc::downgrade(template), Arc::clone(&plan)));
+        Ok(plan)
     }
 
     /// The launches of a template, under schedules that were timed if the device has any.
-    fn plan(&self, template: &Template) -> Result<Plan, BackendError> {
+    fn planned(&self, template: &Template) -> Result<Plan, BackendError> {
         let Limits { binding_words, compact, .. } = self.0.driver.limits();
         let choices = Choices { compact, ..Choices::default() };
         let plan = Plan::of(template, binding_words, &choices)?;
@@ -312,7 +328,7 @@ impl<D: Driver> DeviceBackend<D> {
 struct Loaded<D: Driver> {
     device: Arc<OpenDevice<D>>,
     template: Arc<Template>,
-    plan: Plan,
+    plan: Arc<Plan>,
     kernels: Vec<Arc<D::Kernel>>,
     weights: HashMap<Bound, Arc<D::Buffer>>,
 }

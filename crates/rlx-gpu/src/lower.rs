@@ -545,7 +545,6 @@ impl<'t> LowerCx<'t> {
             return Err(self.unsupported(format!("it reads elements of {dtype} out of their blocks")));
         }
         let kernel = b.finish();
-        verify(&kernel).map_err(|fault| self.unsupported(fault.to_string()))?;
         let bound = weights.len() + states.len();
         if bound > MAX_BOUND {
             let reason = format!("its kernel binds {bound} weights and states, of at most {MAX_BOUND}");
@@ -566,8 +565,16 @@ impl<'t> LowerCx<'t> {
                 return Err(self.unsupported(format!("{}: a wide load would not be aligned", kernel.name)));
             }
         }
-        let kernel = self.kernels.entry(kernel.to_string()).or_insert_with(|| Arc::new(kernel));
-        let kernel = Arc::clone(kernel);
+        let text = kernel.to_string();
+        let kernel = match self.kernels.get(&text) {
+            Some(known) => Arc::clone(known),
+            None => {
+                verify(&kernel).map_err(|fault| self.unsupported(fault.to_string()))?;
+                let kernel = Arc::new(kernel);
+                self.kernels.insert(text, Arc::clone(&kernel));
+                kernel
+            }
+        };
         self.launches.push(Launch { step: self.step, kernel, sizes, views, weights, states, programs });
         Ok(())
     }
