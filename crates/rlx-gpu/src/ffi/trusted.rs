@@ -16,7 +16,7 @@ use std::ffi::CStr;
 pub(crate) fn instance() -> wgpu::Instance {
     use wgpu::hal::{InstanceDescriptor, api::Vulkan, vulkan};
     const WINDOWS: [&CStr; 3] = [c"VK_KHR_wayland_surface", c"VK_KHR_xcb_surface", c"VK_KHR_xlib_surface"];
-    let plain = wgpu::InstanceDescriptor::new_without_display_handle();
+    let plain = descriptor();
     let desc = InstanceDescriptor {
         name: "rlx",
         flags: plain.flags,
@@ -40,7 +40,14 @@ pub(crate) fn instance() -> wgpu::Instance {
 /// An instance of wgpu that shows nothing on a screen.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+    wgpu::Instance::new(descriptor())
+}
+
+fn descriptor() -> wgpu::InstanceDescriptor {
+    let mut plain = wgpu::InstanceDescriptor::new_without_display_handle();
+    // A debug build would note each instruction's line, for which the text is counted from its beginning each time.
+    plain.flags.remove(wgpu::InstanceFlags::DEBUG);
+    plain
 }
 
 /// A module of a kernel's text; release builds leave out the checks of indices and loops, which cost up to a hundred times a loop's
