@@ -247,6 +247,8 @@ impl Driver for Gpu {
             argument_words: self.limits.min_storage_buffer_offset_alignment.max(4) as usize / 4,
             grid: GRID.min(self.limits.max_compute_workgroups_per_dimension as usize),
             compact: false,
+            // Where a device has none, naga prints what gives the same.
+            dots: true,
         }
     }
 

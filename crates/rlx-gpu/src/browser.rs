@@ -38,6 +38,7 @@ pub fn backend() -> Result<Arc<dyn Backend>, BackendError> {
         argument_words: alignment.max(4) / 4,
         grid: GRID,
         compact: of("software") == Some("1"),
+        dots: of("dots") == Some("1"),
     };
     Ok(Arc::new(DeviceBackend::open(Browser { name: name.to_owned(), limits })?))
 }

@@ -211,7 +211,7 @@ impl Driver for Cuda {
     /// A kernel counts elements with 31 bits.
     fn limits(&self) -> Limits {
         let most = i32::MAX as usize;
-        Limits { binding_words: most, argument_words: 4, grid: most, compact: false }
+        Limits { binding_words: most, argument_words: 4, grid: most, compact: false, dots: true }
     }
 
     fn free_bytes(&self) -> Option<u64> {

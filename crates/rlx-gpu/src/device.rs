@@ -178,13 +178,13 @@ impl<D: Driver> DeviceBackend<D> {
 
     /// The launches of a template, under schedules that were timed if the device has any.
     fn planned(&self, template: &Template) -> Result<Plan, BackendError> {
-        let Limits { binding_words, compact, .. } = self.0.driver.limits();
-        let choices = Choices { compact, ..Choices::default() };
+        let Limits { binding_words, compact, dots, .. } = self.0.driver.limits();
+        let choices = Choices { compact, without_dots: !dots, ..Choices::default() };
         let plan = Plan::of(template, binding_words, &choices)?;
         match &self.0.tuner {
             Some(tuner) if !plan.classes.is_empty() => {
                 let classes = tuner.choices(&self.0.driver, &plan.classes)?;
-                Plan::of(template, binding_words, &Choices { classes, compact })
+                Plan::of(template, binding_words, &Choices { classes, ..choices })
             }
             _ => Ok(plan),
         }

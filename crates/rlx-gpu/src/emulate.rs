@@ -70,7 +70,13 @@ impl Driver for Emulator {
     }
 
     fn limits(&self) -> Limits {
-        Limits { binding_words: self.binding_words, argument_words: 1, grid: usize::MAX, compact: false }
+        Limits {
+            binding_words: self.binding_words,
+            argument_words: 1,
+            grid: usize::MAX,
+            compact: false,
+            dots: true,
+        }
     }
 
     fn allocate(&self, _what: &str, words: usize) -> Result<Words, BackendError> {

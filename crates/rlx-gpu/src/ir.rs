@@ -308,6 +308,8 @@ pub enum Inst {
     Select(Value, Value, Value),
     /// `a * b + c` of floats, rounded once where the device can.
     Fma(Value, Value, Value),
+    /// `c` and the products of the four signed bytes of `a` and `b`, of integers.
+    Dot4(Value, Value, Value),
     /// The coordinate at `axis` of a linear index into `extents`, which for the first axis may lie beyond its extent.
     Digit {
         /// The linear index.

@@ -8,6 +8,7 @@
 mod attention;
 pub(crate) mod blocks;
 pub(crate) mod cache;
+mod dot;
 mod elementwise;
 mod few;
 mod flash;
@@ -19,6 +20,7 @@ mod moe;
 mod moves;
 mod plain;
 mod product;
+mod quantise;
 mod rope;
 mod rows;
 pub(crate) mod schedules;

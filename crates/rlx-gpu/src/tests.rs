@@ -2,6 +2,7 @@
 
 mod bands;
 mod conformance;
+mod dots;
 mod faults;
 mod flash;
 mod grouped;

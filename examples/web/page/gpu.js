@@ -108,6 +108,7 @@ class Gpu {
       `alignment ${minStorageBufferOffsetAlignment}`,
       `buffers ${maxStorageBuffersPerShaderStage}`,
       `software ${Number(this.#software)}`,
+      `dots ${Number(navigator.gpu.wgslLanguageFeatures?.has('packed_4x8_integer_dot_product') ?? false)}`,
     ].join('\n');
   }
 

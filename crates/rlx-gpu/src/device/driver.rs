@@ -19,6 +19,8 @@ pub(crate) struct Limits {
     pub grid: usize,
     /// Whether kernels should be of little text: the device's compiler takes seconds for one of much.
     pub compact: bool,
+    /// Whether kernels may multiply four bytes at a time.
+    pub dots: bool,
 }
 
 /// Words to be written before the first kernel.

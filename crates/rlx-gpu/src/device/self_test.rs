@@ -62,6 +62,21 @@ fn integers() -> Kernel {
     b.finish()
 }
 
+/// `out[i]` is `x[i]` and the products of its bytes with those of `!x[i]`.
+fn bytes() -> Kernel {
+    let mut b = Builder::new("self_test_bytes", LANES);
+    let count = b.known(COUNT as i32);
+    let x = b.view(Binding::Arena, INTEGER, Access::Read, &[count]);
+    let out = b.view(Binding::Arena, INTEGER, Access::Write, &[count]);
+    let (i, inside) = element(&mut b);
+    let x = b.load(x, &[i], Some(inside));
+    let all = b.int(-1);
+    let other = b.binary(BinaryFn::Xor, x, all);
+    let y = b.dot4(x, other, x);
+    b.store(out, &[i], y, Some(inside));
+    b.finish()
+}
+
 /// `out[i]` is the lane's element less those of all lanes by their numbers, plus the sum and the largest of a program's elements.
 fn lanes() -> Kernel {
     let mut b = Builder::new("self_test_lanes", LANES);
@@ -93,7 +108,8 @@ struct Trial {
     weight: Vec<u32>,
 }
 
-fn trials() -> Vec<Trial> {
+/// The trials; `dots` for a device that multiplies bytes.
+fn trials(dots: bool) -> Vec<Trial> {
     let float = |i: usize| ((i * 37 % 101) as f32 / 25.0 - 2.0).to_bits();
     let integer = |i: usize| (i as u32).wrapping_mul(2_654_435_761) ^ 0x5a5a;
     let pair = |i: usize| (float(2 * i) >> 16) | (float(2 * i + 1) & 0xffff_0000);
@@ -110,11 +126,14 @@ fn trials() -> Vec<Trial> {
         Trial { kernel, arguments, operand, weight }
     };
     let floats_in: Vec<u32> = (0..COUNT).map(float).collect();
-    vec![
+    let integers_in: Vec<u32> = (0..COUNT).map(integer).collect();
+    let bytes = dots.then(|| of(bytes(), integers_in.clone(), Vec::new()));
+    let trials = [
         of(floats(), floats_in.clone(), (0..COUNT / 2).map(pair).collect()),
-        of(integers(), (0..COUNT).map(integer).collect(), Vec::new()),
+        of(integers(), integers_in, Vec::new()),
         of(lanes(), floats_in, Vec::new()),
-    ]
+    ];
+    trials.into_iter().chain(bytes).collect()
 }
 
 /// The interpreter's results.
@@ -173,7 +192,7 @@ fn agrees(element: Element, found: u32, expected: u32) -> bool {
 /// [`BackendError::Unsupported`] names the kernel, an element, and both values; what the device says against it.
 pub(super) fn run<D: Driver>(driver: &D) -> Result<(), BackendError> {
     let device = driver.name();
-    let trials = trials();
+    let trials = trials(driver.limits().dots);
     let kernels = driver.compile_all(&trials.iter().map(|trial| &trial.kernel).collect::<Vec<_>>())?;
     for (trial, kernel) in trials.iter().zip(&kernels) {
         let name = format!("kernel {}", trial.kernel.name);
@@ -198,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_kernels_are_valid_and_their_results_vary() {
-        for trial in trials() {
+        for trial in trials(true) {
             verify(&trial.kernel).unwrap();
             let words = expected(&trial).unwrap();
             let distinct: std::collections::BTreeSet<u32> = words.iter().copied().collect();

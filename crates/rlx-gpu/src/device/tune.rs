@@ -4,7 +4,7 @@
 //! that cannot be read, or that was made of other kernels, counts as none, and is told of.
 
 use super::DeviceTarget;
-use super::driver::{Batch, Call, Driver, Read, Write};
+use super::driver::{Batch, Call, Driver, Limits, Read, Write};
 use super::plan::Plan;
 use crate::lower::Home;
 use crate::lower::schedules::{Choice, Choices, Class};
@@ -173,8 +173,10 @@ impl Trials {
         let wrong = |e: &dyn std::fmt::Display| super::driver::refused(&driver.name(), &class.to_string(), e);
         let graph: Graph = graph_of(class).parse().map_err(|e| wrong(&e))?;
         let template = Template::build(&graph, &DeviceTarget).map_err(|e| wrong(&e))?;
-        let words = driver.limits().binding_words;
-        let plan = |choice: Choice| Ok((choice, Plan::of(&template, words, &only(class, choice))?));
+        let limits = driver.limits();
+        let plan = |choice: Choice| {
+            Ok((choice, Plan::of(&template, limits.binding_words, &only(class, choice, limits))?))
+        };
         let plans: Result<Vec<_>, BackendError> = Choice::candidates(class.matrices).map(plan).collect();
         Ok(Trials { class, plans: plans?, template: Arc::new(template) })
     }
@@ -211,8 +213,9 @@ impl Trials {
     }
 
     fn without_few<D: Driver>(&self, driver: &D, choice: Choice) -> Result<Plan, BackendError> {
-        let choices = only(self.class, Choice { few: 0, ..choice });
-        Plan::of(&self.template, driver.limits().binding_words, &choices)
+        let limits = driver.limits();
+        let choices = only(self.class, Choice { few: 0, ..choice }, limits);
+        Plan::of(&self.template, limits.binding_words, &choices)
     }
 
     /// The shortest time of some runs of so many rows.
@@ -281,8 +284,8 @@ impl Trials {
     }
 }
 
-fn only(class: Class, choice: Choice) -> Choices {
-    Choices { classes: [(class, choice)].into(), compact: false }
+fn only(class: Class, choice: Choice, limits: Limits) -> Choices {
+    Choices { classes: [(class, choice)].into(), compact: false, without_dots: !limits.dots }
 }
 
 /// A linear layer of a class's sizes.

@@ -275,6 +275,12 @@ impl Builder {
         self.emit(Element::F32, uniform, Inst::Fma(a, b, c))
     }
 
+    /// `c` and the products of four signed bytes.
+    pub fn dot4(&mut self, a: Value, b: Value, c: Value) -> Value {
+        let uniform = [a, b, c].map(|v| self.ty(v).uniform) == [true; 3];
+        self.emit(Element::I32, uniform, Inst::Dot4(a, b, c))
+    }
+
     /// Writes the element at coordinates.
     pub fn store(&mut self, view: ViewId, at: &[Value], value: Value, mask: Option<Value>) {
         self.push(Vec::new(), Inst::Store { view, at: at.to_vec(), value, mask });

@@ -206,6 +206,11 @@ impl Run<'_, '_> {
             Inst::Fma(a, b, c) => self.set(result, |run, lane| {
                 f(run.at(*a, lane)).mul_add(f(run.at(*b, lane)), f(run.at(*c, lane))).to_bits()
             }),
+            Inst::Dot4(a, b, c) => self.set(result, |run, lane| {
+                let [a, b] = [a, b].map(|v| run.at(*v, lane).to_le_bytes().map(|byte| i32::from(byte as i8)));
+                let sum: i32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
+                run.at(*c, lane).wrapping_add(sum as u32)
+            }),
             Inst::Digit { linear, extents, axis } => self.set(result, |run, lane| {
                 let after = &extents[*axis as usize + 1..];
                 let after: i64 = after.iter().map(|e| i64::from(run.argument(*e))).product();

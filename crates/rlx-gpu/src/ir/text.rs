@@ -26,6 +26,7 @@ fn block(f: &mut fmt::Formatter<'_>, body: &[Stmt], depth: usize) -> fmt::Result
             Inst::Binary(function, a, b) => writeln!(f, "{function:?} %{}, %{}", a.0, b.0)?,
             Inst::Select(c, a, b) => writeln!(f, "select {}", values(&[*c, *a, *b]))?,
             Inst::Fma(a, b, c) => writeln!(f, "fma {}", values(&[*a, *b, *c]))?,
+            Inst::Dot4(a, b, c) => writeln!(f, "dot4 {}", values(&[*a, *b, *c]))?,
             Inst::Put { tile, at, values: list } => {
                 writeln!(f, "put tile{}[%{}] <- {}", tile.0, at.0, values(list))?;
             }

@@ -135,13 +135,8 @@ impl<'k> Verifier<'k> {
                 let b = self.wants(*b, a.element)?;
                 self.gives(stmt, a.element, c.uniform && a.uniform && b.uniform)
             }
-            Inst::Fma(a, b, c) => {
-                let mut uniform = true;
-                for value in [a, b, c] {
-                    uniform &= self.wants(*value, Element::F32)?.uniform;
-                }
-                self.gives(stmt, Element::F32, uniform)
-            }
+            Inst::Fma(a, b, c) => self.three(stmt, [*a, *b, *c], Element::F32),
+            Inst::Dot4(a, b, c) => self.three(stmt, [*a, *b, *c], Element::I32),
             Inst::Digit { linear, extents, axis } => {
                 let ty = self.wants(*linear, Element::I32)?;
                 if *axis as usize >= extents.len() || !self.nonnegative(*linear) {
@@ -211,6 +206,15 @@ impl<'k> Verifier<'k> {
             Inst::Barrier => Ok(()),
             Inst::Loop(turn) => self.repeat(stmt, turn),
         }
+    }
+
+    /// A function of three values of one element, which it gives.
+    fn three(&self, stmt: &Stmt, values: [Value; 3], element: Element) -> Result<(), String> {
+        let mut uniform = true;
+        for value in values {
+            uniform &= self.wants(value, element)?.uniform;
+        }
+        self.gives(stmt, element, uniform)
     }
 
     fn mma(

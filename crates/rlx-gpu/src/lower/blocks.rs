@@ -7,6 +7,8 @@
 //! | Q4_K | 8 of 4 bits a word | scale and minimum of 8 bits each for 32, two binary16 for 256 |
 //! | Q6_K | 8 of 4 bits a word, then 16 of the upper 2 bits | a scale of 8 bits for 16, a binary16 for 256 |
 //!
+//! Code `i` of a word has its bits in byte `i % 4`, so a shift and a mask make a word of four codes that follow each other.
+//!
 //! Every other type is decoded when it is uploaded, to a word an element.
 
 use super::{Amount, Draft, Operand};
@@ -52,6 +54,18 @@ pub(crate) fn is_packed(dtype: DType) -> bool {
     !planes(dtype).is_empty()
 }
 
+/// Whether elements of a packed type are scaled codes less a minimum.
+pub(super) fn has_minima(dtype: DType) -> bool {
+    dtype == DType::Q4_K
+}
+
+/// Whether a matrix `[lines, k]` is of packed blocks that stand one after another.
+pub(super) fn is_whole(operand: &Operand) -> bool {
+    let known = matches!(operand.dims.as_slice(), [Amount::Known(_), Amount::Known(k)] if k % 32 == 0);
+    let plain = operand.base == Amount::Known(0) && operand.strides == super::contiguous(&operand.dims);
+    is_packed(operand.dtype) && known && plain
+}
+
 /// Words of an uploaded weight.
 pub(crate) fn words(dtype: DType, elements: usize) -> usize {
     match planes(dtype) {
@@ -87,6 +101,16 @@ impl Fields<'_> {
     }
 }
 
+/// Which of the fields of 4 bits of a word holds one of its 8 codes.
+fn nibble(code: usize) -> usize {
+    code % 4 * 2 + code / 4
+}
+
+/// Which of the fields of 2 bits of a word holds the upper bits of one of its 16 codes.
+fn quarter(code: usize) -> usize {
+    code % 4 * 4 + code / 4
+}
+
 /// Blocks as words of a device; `None` if they are none of this type.
 pub(crate) fn upload(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
     let (per, size) = dtype.block();
@@ -115,12 +139,12 @@ pub(crate) fn upload(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
             }
             DType::Q4_0 => {
                 let code = |i: usize| u32::from(block[2 + i % 16] >> (i / 16 * 4) & 15);
-                (0..32).for_each(|i| fields[0].set(first + i, code(i)));
+                (0..32).for_each(|i| fields[0].set(first + i / 8 * 8 + nibble(i % 8), code(i)));
                 fields[1].set(number, half(0));
             }
             DType::Q4_K => {
                 let code = |i: usize| u32::from(block[16 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15);
-                (0..256).for_each(|i| fields[0].set(first + i, code(i)));
+                (0..256).for_each(|i| fields[0].set(first + i / 8 * 8 + nibble(i % 8), code(i)));
                 (0..8)
                     .for_each(|group| fields[1].set(number * 8 + group, scale_and_min(&block[4..16], group)));
                 fields[2].set(number, half(0) | half(2) << 16);
@@ -128,8 +152,8 @@ pub(crate) fn upload(dtype: DType, bytes: &[u8]) -> Option<Vec<u32>> {
             _ => {
                 let low = |i: usize| u32::from(block[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 15);
                 let high = |i: usize| u32::from(block[128 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3);
-                (0..256).for_each(|i| fields[0].set(first + i, low(i)));
-                (0..256).for_each(|i| fields[1].set(first + i, high(i)));
+                (0..256).for_each(|i| fields[0].set(first + i / 8 * 8 + nibble(i % 8), low(i)));
+                (0..256).for_each(|i| fields[1].set(first + i / 16 * 16 + quarter(i % 16), high(i)));
                 (0..16).for_each(|group| fields[2].set(number * 16 + group, u32::from(block[192 + group])));
                 fields[3].set(number, half(208));
             }
@@ -166,13 +190,11 @@ impl Blocks {
         else {
             return None;
         };
-        let parts = planes(dtype);
-        // A word of each plane belongs to one line, but of scales for 256 there may be an odd number.
-        let plain = operand.base == Amount::Known(0) && operand.strides == super::contiguous(&operand.dims);
-        if parts.is_empty() || !plain || k % 32 != 0 {
+        if !is_whole(operand) {
             return None;
         }
-        let (lines, k) = (*lines, *k);
+        // A word of each plane belongs to one line, but of scales for 256 there may be an odd number.
+        let (parts, lines, k) = (planes(dtype), *lines, *k);
         let (mut views, mut widths) = (Vec::new(), Vec::new());
         for (at, part) in parts.iter().enumerate() {
             let fields = k / part.per;
@@ -279,90 +301,126 @@ impl Blocks {
 
     /// The elements of what was fetched for `k`.
     pub fn decode(&self, d: &mut Draft<'_>, raw: &[Value], k: Value, count: u32) -> Vec<Value> {
-        let codes = (count * self.code_bits() / 32) as usize;
-        let (words, scales) = raw.split_at(codes);
-        match self.dtype {
-            DType::Q8_0 => {
-                let codes: Vec<Value> = words.iter().flat_map(|&w| signed_bytes(d, w)).collect();
-                codes.into_iter().map(|c| d.b.mul(scales[0], c)).collect()
-            }
-            DType::Q4_0 => {
-                let codes: Vec<Value> = words
-                    .iter()
-                    .flat_map(|&w| (0..8).map(|i| field(d, w, i * 4, 15)).collect::<Vec<_>>())
-                    .collect();
-                let scaled = |c: Value| {
-                    let code = less(d, c, 8);
-                    d.b.mul(scales[0], code)
+        let (scales, minima) = self.scales(d, raw, k, count);
+        let (words, rest) = raw.split_at((count * self.code_bits() / 32) as usize);
+        let codes: Vec<Value> = match self.dtype {
+            DType::Q8_0 => words.iter().flat_map(|&w| signed_bytes(d, w)).collect(),
+            DType::Q6_K => {
+                let high = self.upper(d, rest, k, count);
+                let code = |i: u32| {
+                    let low = field(d, words[i as usize / 8], nibble(i as usize % 8) as u32 * 4, 15);
+                    let top = field(d, high[i as usize / 16], quarter(i as usize % 16) as u32 * 2, 3);
+                    let up = d.b.int(16);
+                    let top = d.b.mul(top, up);
+                    let code = d.b.add(low, top);
+                    less(d, code, 32)
                 };
-                codes.into_iter().map(scaled).collect()
+                (0..count).map(code).collect()
             }
+            _ => {
+                let code = |i: u32| {
+                    let code = field(d, words[i as usize / 8], nibble(i as usize % 8) as u32 * 4, 15);
+                    if self.dtype == DType::Q4_0 { less(d, code, 8) } else { number(d, code) }
+                };
+                (0..count).map(code).collect()
+            }
+        };
+        let each = count as usize / scales.len();
+        let scaled = |(i, code): (usize, Value)| match minima.get(i / each) {
+            Some(&minus) => d.b.fma(scales[i / each], code, minus),
+            None => d.b.mul(scales[i / each], code),
+        };
+        codes.into_iter().enumerate().map(scaled).collect()
+    }
+
+    /// What the codes of so many elements are multiplied by, a scale for each [`Blocks::per_scale`] of them, and the minima with the
+    /// sign changed, which some types have.
+    pub fn scales(&self, d: &mut Draft<'_>, raw: &[Value], k: Value, count: u32) -> (Vec<Value>, Vec<Value>) {
+        let rest = &raw[(count * self.code_bits() / 32) as usize..];
+        match self.dtype {
+            DType::Q8_0 | DType::Q4_0 => (vec![rest[0]], Vec::new()),
             DType::Q4_K => {
                 let (half, sixteen) = (d.b.halves(k, 32).0, d.b.int(16));
                 let one = d.b.int(1);
                 let odd = d.b.binary(BinaryFn::And, half, one);
                 let by = d.b.mul(odd, sixteen);
-                let pair = d.b.binary(BinaryFn::ShiftRight, scales[0], by);
+                let pair = d.b.binary(BinaryFn::ShiftRight, rest[0], by);
                 let (scale, min) = (field(d, pair, 0, 255), field(d, pair, 8, 255));
-                let [most, least] = [UnaryFn::LowHalf, UnaryFn::HighHalf].map(|f| d.b.unary(f, scales[1]));
+                let [most, least] = [UnaryFn::LowHalf, UnaryFn::HighHalf].map(|f| d.b.unary(f, rest[1]));
                 let (scale, min) = (number(d, scale), number(d, min));
                 let (scale, min) = (d.b.mul(most, scale), d.b.mul(least, min));
-                let minus = d.b.unary(UnaryFn::Neg, min);
-                let codes: Vec<Value> = words
-                    .iter()
-                    .flat_map(|&w| (0..8).map(|i| field(d, w, i * 4, 15)).collect::<Vec<_>>())
-                    .collect();
-                let scaled = |c: Value| {
-                    let code = number(d, c);
-                    d.b.fma(scale, code, minus)
-                };
-                codes.into_iter().map(scaled).collect()
+                (vec![scale], vec![d.b.unary(UnaryFn::Neg, min)])
             }
-            _ => self.decode_six(d, words, scales, k, count),
+            _ => {
+                let scales = &rest[count.div_ceil(16) as usize..];
+                // Where in the word of scales the elements begin.
+                let (three, eight, group) = (d.b.int(3), d.b.int(8), d.b.halves(k, 16).0);
+                let low = d.b.binary(BinaryFn::And, group, three);
+                let shift = d.b.mul(low, eight);
+                let first = d.b.binary(BinaryFn::ShiftRight, scales[0], shift);
+                let scale = |group: u32| {
+                    let byte = field(d, first, group * 8, 255);
+                    let byte = signed(d, byte);
+                    d.b.mul(scales[1], byte)
+                };
+                ((0..count.div_ceil(16)).map(scale).collect(), Vec::new())
+            }
         }
     }
 
-    fn decode_six(
-        &self,
-        d: &mut Draft<'_>,
-        words: &[Value],
-        rest: &[Value],
-        k: Value,
-        count: u32,
-    ) -> Vec<Value> {
-        let highs = if count == 32 { 2 } else { 1 };
-        let (highs, scales) = rest.split_at(highs);
-        // Where in the word of upper bits the elements begin, and in the word of scales.
-        let (one, two, three, eight) = (d.b.int(1), d.b.int(2), d.b.int(3), d.b.int(8));
-        let group = d.b.halves(k, 16).0;
-        let low = d.b.binary(BinaryFn::And, group, three);
-        let shift = d.b.mul(low, eight);
-        let first = d.b.binary(BinaryFn::ShiftRight, scales[0], shift);
-        let mut high = highs.to_vec();
+    /// Words of the upper bits, of which the first begins with the first element.
+    fn upper(&self, d: &mut Draft<'_>, rest: &[Value], k: Value, count: u32) -> Vec<Value> {
+        let mut high = rest[..count.div_ceil(16) as usize].to_vec();
         if count == 8 {
-            let half = d.b.halves(k, 8).0;
+            let (half, one, four) = (d.b.halves(k, 8).0, d.b.int(1), d.b.int(4));
             let odd = d.b.binary(BinaryFn::And, half, one);
-            let by = d.b.mul(odd, eight);
-            let by = d.b.mul(by, two);
+            let by = d.b.mul(odd, four);
             high[0] = d.b.binary(BinaryFn::ShiftRight, high[0], by);
         }
-        let scale = |d: &mut Draft<'_>, group: u32| {
-            let byte = field(d, first, group * 8, 255);
-            let byte = signed(d, byte);
-            d.b.mul(scales[1], byte)
-        };
-        let scales: Vec<Value> = (0..count.div_ceil(16)).map(|group| scale(d, group)).collect();
-        (0..count)
-            .map(|i| {
-                let low = field(d, words[i as usize / 8], i % 8 * 4, 15);
-                let top = field(d, high[i as usize / 16], i % 16 * 2, 3);
-                let up = d.b.int(16);
-                let top = d.b.mul(top, up);
-                let code = d.b.add(low, top);
-                let code = less(d, code, 32);
-                d.b.mul(scales[i as usize / 16], code)
-            })
-            .collect()
+        high
+    }
+
+    /// Whether a minimum is added to scaled codes.
+    pub fn has_minima(&self) -> bool {
+        has_minima(self.dtype)
+    }
+
+    /// Elements that share a scale, or scale and minimum.
+    pub fn per_scale(&self) -> u32 {
+        if self.dtype == DType::Q6_K { 16 } else { 32 }
+    }
+
+    /// The codes of 16 or 32 elements as signed bytes, four that follow each other in a word.
+    pub fn bytes(&self, d: &mut Draft<'_>, raw: &[Value], k: Value, count: u32) -> Vec<Value> {
+        let (words, rest) = raw.split_at((count * self.code_bits() / 32) as usize);
+        if self.dtype == DType::Q8_0 {
+            return words.to_vec();
+        }
+        let nibbles: Vec<Value> =
+            words.iter().flat_map(|&w| [0, 4].map(|at| field(d, w, at, 0x0f0f_0f0f))).collect();
+        match self.dtype {
+            DType::Q4_0 => nibbles.into_iter().map(|w| bytes_less(d, w, 8)).collect(),
+            DType::Q4_K => nibbles,
+            _ => {
+                let high = self.upper(d, rest, k, count);
+                let code = |(at, low): (usize, Value)| {
+                    let two = high[at / 4];
+                    let moved = match at % 4 {
+                        2 => two,
+                        3 => shifted(d, two, 2),
+                        at => {
+                            let up = d.b.int(16 >> (2 * at));
+                            d.b.mul(two, up)
+                        }
+                    };
+                    let mask = d.b.int(0x3030_3030);
+                    let top = d.b.binary(BinaryFn::And, moved, mask);
+                    let both = d.b.binary(BinaryFn::Or, low, top);
+                    bytes_less(d, both, 32)
+                };
+                nibbles.into_iter().enumerate().map(code).collect()
+            }
+        }
     }
 
     /// One element.
@@ -381,16 +439,24 @@ impl Blocks {
     }
 }
 
+fn shifted(d: &mut Draft<'_>, word: Value, by: u32) -> Value {
+    if by == 0 {
+        return word;
+    }
+    let by = d.b.int(by as i32);
+    d.b.binary(BinaryFn::ShiftRight, word, by)
+}
+
 fn field(d: &mut Draft<'_>, word: Value, at: u32, mask: i32) -> Value {
-    let shifted = match at {
-        0 => word,
-        _ => {
-            let by = d.b.int(at as i32);
-            d.b.binary(BinaryFn::ShiftRight, word, by)
-        }
-    };
-    let mask = d.b.int(mask);
+    let (shifted, mask) = (shifted(d, word, at), d.b.int(mask));
     d.b.binary(BinaryFn::And, shifted, mask)
+}
+
+/// Four bytes below 128, each less a number up to 64: none borrows from the next.
+fn bytes_less(d: &mut Draft<'_>, word: Value, by: u8) -> Value {
+    let (up, sign) = (d.b.int(i32::from_le_bytes([128 - by; 4])), d.b.int(i32::from_le_bytes([128; 4])));
+    let sum = d.b.add(word, up);
+    d.b.binary(BinaryFn::Xor, sum, sign)
 }
 
 fn number(d: &mut Draft<'_>, code: Value) -> Value {

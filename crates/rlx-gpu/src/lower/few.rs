@@ -24,7 +24,7 @@ pub(super) struct Form {
 }
 
 /// The forms for up to [`super::product::FEW`] rows of one matrix or two: tiles of at most 16 KiB.
-pub(super) fn forms(matrices: usize) -> [Form; 2] {
+fn forms(matrices: usize) -> [Form; 2] {
     match matrices {
         1 => [Form { from: 0, rows: 1, depth: 32 }, Form { from: 2, rows: 8, depth: 16 }],
         _ => [Form { from: 0, rows: 2, depth: 16 }, Form { from: 3, rows: 8, depth: 16 }],
@@ -53,8 +53,20 @@ fn pairs(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32) -> Stager {
 }
 
 impl Product<'_> {
+    /// The forms for few rows.
+    pub fn few_forms(&self) -> [Form; 2] {
+        forms(if self.codes.is_some() { 1 } else { self.b.len() })
+    }
+
     /// A product of few rows.
     pub fn few(&self, d: &mut Draft<'_>, form: Form, spot: &Spot<'_>, finish: &Finish<'_>) {
+        match self.codes {
+            Some(codes) => self.few_dots(d, codes, form.rows, spot, finish),
+            None => self.few_floats(d, form, spot, finish),
+        }
+    }
+
+    fn few_floats(&self, d: &mut Draft<'_>, form: Form, spot: &Spot<'_>, finish: &Finish<'_>) {
         let lines = Lines::of_rows(d, self);
         let mut a = pairs(d, lines, form.rows, form.depth);
         let first_row = a.begin(d, spot);

@@ -4,7 +4,7 @@
 //! What stands where the groups are is made on the device (`moe.rs`), in tables: a *place* is a row with one of its matrices, a *position* a
 //! place in the order of groups, a *block* the positions of one program.
 
-use super::few::{COLUMNS, LANES as FEW_LANES, forms};
+use super::few::{COLUMNS, LANES as FEW_LANES};
 use super::product::{FEW, Finish, Product, Schedule, Spot, Stands, scaled};
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{BinaryFn, Value, ViewId};
@@ -124,7 +124,7 @@ impl Grouped<'_> {
 
     /// Programs of a place each.
     fn few(&self, d: &mut Draft<'_>, tables: &Tables, finish: &Finish<'_>) {
-        let form = forms(self.product.b.len())[0];
+        let form = self.product.few_forms()[0];
         let (place, column, inside) = self.program(d, &tables.chosen.dims[0], COLUMNS);
         let matrix = entry(d, &tables.chosen, place, inside);
         let one = d.b.int(1);
@@ -156,17 +156,17 @@ impl Grouped<'_> {
     ) -> Result<(), BackendError> {
         let columns = &self.product.dims[1];
         let blocks = tables.blocks[0].dims[0].clone();
-        let schedule = self.schedule();
+        let (schedule, by) = (self.schedule(), self.product.by());
         let programs = Amount::product(&[blocks.clone(), columns.ceil_div(schedule.columns as usize)]);
         if let Some(programs) = rows.when(FEW + 1, usize::MAX, programs) {
-            let mut d = cx.draft_of(format!("{name}_grouped"), schedule.lanes());
+            let mut d = cx.draft_of(format!("{name}_grouped{by}"), schedule.lanes());
             let finish = prepare(&mut d);
             self.many(&mut d, tables, &blocks, &*finish);
             cx.launch(d, programs)?;
         }
         let programs = Amount::product(&[tables.chosen.dims[0].clone(), columns.ceil_div(COLUMNS as usize)]);
         if let Some(programs) = rows.when(0, FEW, programs) {
-            let mut d = cx.draft_of(format!("{name}_few"), FEW_LANES);
+            let mut d = cx.draft_of(format!("{name}_few{by}"), FEW_LANES);
             let finish = prepare(&mut d);
             self.few(&mut d, tables, &*finish);
             cx.launch(d, programs)?;

@@ -3,7 +3,8 @@
 use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation};
 use super::product::{Finish, Product, Rows};
-use super::{Amount, Band, Draft, GpuOp, LowerCx, Operand};
+use super::quantise::{Codes, codes_of};
+use super::{Amount, Band, Draft, GpuOp, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, ViewId};
 use rlx::backend::BackendError;
 use rlx::plan::StepSpec;
@@ -53,7 +54,7 @@ impl GpuOp for GpuMatMul {
             };
             let a = with_lead(&a, &to.dims[lead]);
             let b = [with_lead(&b, &to.dims[lead + 1])];
-            let product = Product { a: Rows::Stored(&a), b: &b, dims: &to.dims, k: &k };
+            let product = Product { a: Rows::Stored(&a), codes: None, b: &b, dims: &to.dims, k: &k };
             let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
                 let (write, dtype) = (d.write(&to), to.dtype);
                 Box::new(move |d, at, mask, sums| {
@@ -88,7 +89,10 @@ impl GpuOp for GpuLinear {
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
         let op = step.op.downcast::<Linear>().ok_or_else(|| cx.mismatched())?.clone();
         let (from, to) = (cx.inputs(step), cx.operand(&step.outputs[0]));
-        layer(cx, &op, &from, &to, None)
+        let mut room = Room::default();
+        layer(cx, &op, &from, &to, None, &mut room)?;
+        cx.scratch.push(room.words());
+        Ok(())
     }
 }
 
@@ -100,15 +104,18 @@ pub(super) struct Update {
     pub slots: Operand,
 }
 
-/// Launches of a linear layer.
+/// Launches of a linear layer; `room` is what its step has of scratch memory.
 pub(super) fn layer(
     cx: &mut LowerCx<'_>,
     op: &Linear,
     from: &[Operand],
     to: &Operand,
     update: Option<&Update>,
+    room: &mut Room,
 ) -> Result<(), BackendError> {
     let (x, to) = (from[0].rows(), to.rows());
+    // One quantising serves all parts.
+    let codes = codes_of(cx, &x, &from[1..1 + op.parts], room)?;
     let residual = op.residual.then(|| from[op.arity() - 1].rows());
     let turned = |o: &Operand| if op.transposed { o.axes(&[1, 0]) } else { o.clone() };
     let columns_axis = usize::from(op.transposed);
@@ -142,6 +149,7 @@ pub(super) fn layer(
             });
             let spec = Part {
                 x: &x,
+                codes: codes.as_ref().filter(|_| super::dot::takes(&matrices)),
                 matrices: &bound,
                 biases: &biases.iter().map(|bias| bias.shifted(&behind)).collect::<Vec<_>>(),
                 residual: residual.as_ref().map(|o| window(o, &start)),
@@ -160,6 +168,7 @@ pub(super) fn layer(
 /// Some columns of a linear layer's result.
 struct Part<'p> {
     x: &'p Operand,
+    codes: Option<&'p Codes>,
     matrices: &'p [Operand],
     biases: &'p [Operand],
     residual: Option<Operand>,
@@ -175,7 +184,8 @@ impl Part<'_> {
         let x = Operand { dims: vec![self.to.dims[0].clone(), k.clone()], ..self.x.clone() };
         let columns = |o: &Operand| Operand { dims: vec![self.to.dims[1].clone(), k.clone()], ..o.clone() };
         let matrices: Vec<Operand> = self.matrices.iter().map(columns).collect();
-        let product = Product { a: Rows::Stored(&x), b: &matrices, dims: &self.to.dims, k: &k };
+        let (a, dims) = (Rows::Stored(&x), &self.to.dims);
+        let product = Product { a, codes: self.codes, b: &matrices, dims, k: &k };
         let vector = |o: &Operand| Operand { dims: vec![self.to.dims[1].clone()], ..o.clone() };
         let kind = self.activation;
         let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {

@@ -45,11 +45,12 @@ impl GpuOp for GpuLoraLinear {
         }
         let widths = (0..op.parts).map(|part| from[1 + part].dims[usize::from(op.transposed)].clone());
         let updates = Updates::new(&op, &from, widths.collect(), &mut room);
-        cx.scratch.push(room.words());
         updates.shrink(cx)?;
         updates.expand(cx)?;
         let update = Update { values: updates.values.clone(), slots: updates.slots.clone() };
-        layer(cx, &op.linear(), &from[..op.slots_at()], &to, Some(&update))
+        layer(cx, &op.linear(), &from[..op.slots_at()], &to, Some(&update), &mut room)?;
+        cx.scratch.push(room.words());
+        Ok(())
     }
 }
 

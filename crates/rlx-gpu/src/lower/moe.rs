@@ -5,6 +5,7 @@ use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation, map};
 use super::grouped::{BLOCK, Grouped, Tables, blocks, stored};
 use super::product::{FEW, Finish, Product, Rows, offset};
+use super::quantise::codes_of;
 use super::topk::{SEEKERS, seek};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value};
@@ -58,13 +59,16 @@ impl GpuOp for GpuMoe {
         for role in &roles {
             stacks.push(stacked(cx, role, &mut room)?);
         }
-        cx.scratch.push(room.words());
         mixture.route(cx, &from[1])?;
         mixture.group(cx)?;
+        let experts = &from[2..];
+        let codes = codes_of(cx, &x, &experts[..1], &mut room)?;
         let (mut begin, width) = (0, x.dims[1].clone());
         for ((gate, count), (up, _)) in stacks[0].iter().zip(&stacks[1]) {
             let bound = [gate.clone(), up.clone()];
-            let product = Product { a: Rows::Stored(&x), b: &bound, dims: &mixture.inner.dims, k: &width };
+            let (a, dims) = (Rows::Stored(&x), &mixture.inner.dims);
+            let codes = codes.as_ref().filter(|_| super::dot::takes(&bound));
+            let product = Product { a, codes, b: &bound, dims, k: &width };
             let (kind, inner) = (op.activation, &mixture.inner);
             let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
                 let write = d.write(inner);
@@ -78,11 +82,14 @@ impl GpuOp for GpuMoe {
             grouped.launch(cx, "moe_gated", &mixture.rows, &mixture.tables, &prepare)?;
             begin += count;
         }
+        let codes = codes_of(cx, &mixture.inner, &experts[2..3], &mut room)?;
+        cx.scratch.push(room.words());
         let (mut begin, inner) = (0, mixture.inner.dims[1].clone());
         for (down, count) in &stacks[2] {
             let bound = std::slice::from_ref(down);
-            let product =
-                Product { a: Rows::Stored(&mixture.inner), b: bound, dims: &mixture.y.dims, k: &inner };
+            let (a, dims) = (Rows::Stored(&mixture.inner), &mixture.y.dims);
+            let codes = codes.as_ref().filter(|_| super::dot::takes(bound));
+            let product = Product { a, codes, b: bound, dims, k: &inner };
             let prepare = |d: &mut Draft<'_>| stored(d.write(&mixture.y));
             let grouped = mixture.grouped(product, None, down, [begin, *count]);
             grouped.launch(cx, "moe_down", &mixture.rows, &mixture.tables, &prepare)?;

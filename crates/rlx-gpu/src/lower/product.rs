@@ -4,6 +4,7 @@
 //! after another. So a row has the same bits whichever form a run's number of rows chooses.
 
 use super::blocks::{Blocks, is_packed};
+use super::quantise::Codes;
 use super::schedules::Class;
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{self, BinaryFn, Pairs, TileId, UnaryFn, Value, ViewId};
@@ -53,11 +54,11 @@ impl Schedule {
         self.depth * (self.rows + 4 + matrices as u32 * (self.columns + 4))
     }
 
-    fn down(self) -> u32 {
+    pub fn down(self) -> u32 {
         self.rows / self.each[0]
     }
 
-    fn across(self) -> u32 {
+    pub fn across(self) -> u32 {
         self.columns / self.each[1]
     }
 
@@ -81,6 +82,8 @@ pub(super) enum Rows<'p> {
 /// Operands of a product, with the extents `[lead, m, n]` of the result.
 pub(super) struct Product<'p> {
     pub a: Rows<'p>,
+    /// The rows quantised, for matrices that [are multiplied so](super::dot::takes).
+    pub codes: Option<&'p Codes>,
     /// One matrix, or gate and up.
     pub b: &'p [Operand],
     pub dims: &'p [Amount],
@@ -459,6 +462,9 @@ impl Product<'_> {
 
     /// A product of any number of rows: a program stages a block of rows and of columns, a lane sums a block of both in registers.
     pub fn many(&self, d: &mut Draft<'_>, schedule: Schedule, spot: &Spot<'_>, finish: &Finish<'_>) {
+        if let Some(codes) = self.codes {
+            return self.many_dots(d, codes, schedule, spot, finish);
+        }
         let [down, across] = schedule.each;
         let pitches = [schedule.rows + 4, schedule.columns + 4];
         let rows = Lines::of_rows(d, self);
@@ -520,6 +526,20 @@ impl Product<'_> {
             [sums, fetched].concat()
         };
         let sums = chunks(d, spot.end, schedule.depth, &zeros, &fetch, &step);
+        self.finish_block(d, schedule, spot, [row, column], &sums, finish);
+    }
+
+    /// Finishes a lane's sums, those of each matrix by rows and columns.
+    pub fn finish_block(
+        &self,
+        d: &mut Draft<'_>,
+        schedule: Schedule,
+        spot: &Spot<'_>,
+        [row, column]: [Value; 2],
+        sums: &[Value],
+        finish: &Finish<'_>,
+    ) {
+        let [down, across] = schedule.each;
         for i in 0..down {
             let own = offset(d, row, i / 4 * 4 * schedule.down() + i % 4);
             let (row, known) = self.row(d, spot, own, spot.inside);
@@ -528,10 +548,16 @@ impl Product<'_> {
                 let column = d.b.add(spot.firsts[1], own);
                 let mask = self.known(d, column, 1, known);
                 let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
-                let values: Vec<Value> = sums.chunks(each).map(|s| s[(i * across + j) as usize]).collect();
+                let all = sums.chunks((down * across) as usize);
+                let values: Vec<Value> = all.map(|s| s[(i * across + j) as usize]).collect();
                 finish(d, &at, mask, &values);
             }
         }
+    }
+
+    /// What kernels' names say of how they multiply.
+    pub fn by(&self) -> &'static str {
+        if self.codes.is_some() { "_q8" } else { "" }
     }
 
     /// Whether it is staged at all. Only k and the columns decide, so that all rows of a product are summed in one order.
@@ -563,7 +589,8 @@ impl Product<'_> {
             return cx.launch(d, Amount::product(&self.grid(side, side)));
         }
         let choice = cx.choices.of(self.b, columns);
-        let schedule = Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)];
+        let schedule = self.fitted(Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)]);
+        let by = self.by();
         if let Some(class) = Class::of(self.b).filter(|class| !cx.classes.contains(class)) {
             cx.classes.push(class);
         }
@@ -571,7 +598,7 @@ impl Product<'_> {
         let few = self.dims.len() == 2;
         let first = if few && choice.few > 0 { choice.few + 1 } else { 0 };
         if let Some(programs) = rows.when(first, usize::MAX, programs) {
-            let mut d = cx.draft_of(format!("{name}_tiled"), schedule.lanes());
+            let mut d = cx.draft_of(format!("{name}_tiled{by}"), schedule.lanes());
             let finish = prepare(&mut d);
             let spot = self.place(&mut d, schedule.rows, schedule.columns);
             self.many(&mut d, schedule, &spot, &*finish);
@@ -580,11 +607,11 @@ impl Product<'_> {
         if !few || choice.few == 0 {
             return Ok(());
         }
-        for form in super::few::forms(self.b.len()).into_iter().filter(|form| form.from <= choice.few) {
+        for form in self.few_forms().into_iter().filter(|form| form.from <= choice.few) {
             let programs = Amount::product(&self.grid(form.rows, super::few::COLUMNS));
             let most = choice.few.min(form.rows as usize);
             if let Some(programs) = rows.when(form.from, most, programs) {
-                let mut d = cx.draft_of(format!("{name}_few{}", form.rows), super::few::LANES);
+                let mut d = cx.draft_of(format!("{name}_few{}{by}", form.rows), super::few::LANES);
                 let finish = prepare(&mut d);
                 let spot = self.place(&mut d, form.rows, super::few::COLUMNS);
                 self.few(&mut d, form, &spot, &*finish);

@@ -122,6 +122,8 @@ pub(crate) struct Choices {
     pub classes: HashMap<Class, Choice>,
     /// Kernels of little text, for a device that takes long to compile them.
     pub compact: bool,
+    /// Packed weights as floats, for a device that has no product of bytes.
+    pub without_dots: bool,
 }
 
 impl Choices {

@@ -230,7 +230,7 @@ impl<'i> Image<'i> {
             ..w.clone()
         };
         let make = |d: &mut Draft<'_>| self.element(d, &places, &taps);
-        let product = Product { a: Rows::Made(&make), b: &[matrix], dims: &dims, k: &k };
+        let product = Product { a: Rows::Made(&make), codes: None, b: &[matrix], dims: &dims, k: &k };
         let prepare = |d: &mut Draft<'_>| self.finish(d, &places);
         product.launch(cx, "conv", &prepare)
     }

@@ -138,6 +138,7 @@ impl Printer<'_> {
             Inst::Binary(function, a, b) => self.set(result, &self.binary(*function, *a, *b)),
             Inst::Select(c, a, b) => self.set(result, &format!("v{} ? v{} : v{}", c.0, a.0, b.0)),
             Inst::Fma(a, b, c) => self.set(result, &format!("__fmaf_rn(v{}, v{}, v{})", a.0, b.0, c.0)),
+            Inst::Dot4(a, b, c) => self.set(result, &format!("__dp4a(v{}, v{}, v{})", a.0, b.0, c.0)),
             Inst::Put { tile, at, values } => self.put(*tile, *at, values),
             Inst::Take { tile, at } => self.take(&stmt.results, *tile, *at),
             Inst::Mma { pairs, tiles, at, pitches, sums } => {

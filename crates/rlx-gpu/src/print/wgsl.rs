@@ -153,6 +153,10 @@ impl Printer<'_> {
                 self.line(format_args!("let v{v} = select(v{}, v{}, v{});", b.0, a.0, c.0))
             }
             Inst::Fma(a, b, c) => self.line(format_args!("let v{v} = fma(v{}, v{}, v{});", a.0, b.0, c.0)),
+            Inst::Dot4(a, b, c) => {
+                let dot = format!("dot4I8Packed(bitcast<u32>(v{}), bitcast<u32>(v{}))", a.0, b.0);
+                self.line(format_args!("let v{v} = {dot} + v{};", c.0))
+            }
             Inst::Put { tile, at, values } => values.iter().enumerate().try_for_each(|(i, value)| {
                 self.line(format_args!("tile{}[v{} + {i}] = v{};", tile.0, at.0, value.0))
             }),

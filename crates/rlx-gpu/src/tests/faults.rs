@@ -106,7 +106,7 @@ impl Driver for Failing {
     fn limits(&self) -> Limits {
         let limits = self.0.limits();
         let binding_words = self.1.binding_words.unwrap_or(limits.binding_words);
-        Limits { binding_words, argument_words: 16, grid: 3, compact: false }
+        Limits { binding_words, argument_words: 16, grid: 3, compact: false, dots: true }
     }
 
     fn allocate(&self, what: &str, words: usize) -> Result<Self::Buffer, BackendError> {

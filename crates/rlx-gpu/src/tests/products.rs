@@ -108,7 +108,27 @@ pub(super) fn results(
     inputs.iter().map(run).collect()
 }
 
+/// Whether devices keep such a weight packed.
+pub(super) fn is_packed(dtype: DType) -> bool {
+    matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_K | DType::Q6_K)
+}
+
+/// Rows as they are after they were quantised: a scale for each 32 elements.
+pub(super) fn quantised(x: &[f32]) -> Vec<f32> {
+    let cell = |cell: &[f32]| {
+        let most = cell.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let (scale, inverse) = (most / 127.0, 127.0 / most);
+        cell.iter().map(|x| (x * inverse).round_ties_even() * scale).collect::<Vec<_>>()
+    };
+    x.chunks(32).flat_map(cell).collect()
+}
+
+/// Holds a layer to the reference; a device that multiplies bytes to that of its quantised rows.
 pub(super) fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
+    check_as(layer, backend, is_packed(layer.dtype));
+}
+
+pub(super) fn check_as(layer: &Layer, backend: &Arc<dyn Backend>, by_bytes: bool) {
     const ROWS: usize = 40;
     let (x, r) = (numbers(ROWS * layer.k, 1), numbers(ROWS * layer.n, 2));
     let some = |rows: usize| {
@@ -119,7 +139,11 @@ pub(super) fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
     let (graph, params) = (layer.graph(), layer.params());
     let found = results(backend, &graph, &params, &counts.map(some));
     let reference: Arc<dyn Backend> = Arc::new(ReferenceBackend::default());
-    let expected = results(&reference, &graph, &params, &[some(ROWS)]);
+    let mut of_reference = some(ROWS);
+    if by_bytes {
+        of_reference[0].1 = Tensor::from_slice(&[ROWS, layer.k], &quantised(&x)).unwrap();
+    }
+    let expected = results(&reference, &graph, &params, &[of_reference]);
     let name = format!("{} {}x{} on {}", layer.dtype, layer.n, layer.k, backend.name());
     let tolerance = layer.k as f32 * f32::EPSILON;
     for (i, (a, b)) in found[0].iter().zip(&expected[0]).enumerate() {

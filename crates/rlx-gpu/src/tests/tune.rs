@@ -10,6 +10,7 @@ use crate::emulated;
 use crate::ir::Kernel;
 use crate::lower::LowerCx;
 use crate::lower::schedules::{Choice, Choices, Class};
+use rlx::Session;
 use rlx::aot::AotCache;
 use rlx::backend::{Backend, BackendError};
 use rlx::config::Config;
@@ -26,13 +27,14 @@ struct Timed {
     passed: Arc<AtomicU64>,
     timed: Arc<AtomicU64>,
     compact: bool,
+    dots: bool,
     fingerprint: &'static str,
 }
 
 impl Timed {
     fn new(cost: fn(&Kernel) -> u64) -> Self {
         let (passed, timed) = (Arc::default(), Arc::default());
-        Timed { cost, passed, timed, compact: false, fingerprint: "a card, driver 1" }
+        Timed { cost, passed, timed, compact: false, dots: true, fingerprint: "a card, driver 1" }
     }
 }
 
@@ -55,7 +57,7 @@ impl Driver for Timed {
     }
 
     fn limits(&self) -> Limits {
-        Limits { compact: self.compact, ..Emulator::default().limits() }
+        Limits { compact: self.compact, dots: self.dots, ..Emulator::default().limits() }
     }
 
     fn now(&self) -> Duration {
@@ -232,6 +234,23 @@ fn compact_kernels_give_the_same_bits() {
     assert_eq!(run(&backend), run(&emulated()));
 }
 
+/// A device that has no product of bytes multiplies packed weights as floats, and its kernels' names say so.
+#[test]
+fn a_device_without_products_of_bytes_multiplies_floats() {
+    for dots in [true, false] {
+        let driver = Timed { dots, ..Timed::new(by_tile) };
+        let backend: Arc<dyn Backend> = Arc::new(DeviceBackend::open(driver).unwrap());
+        let layer = &LAYERS[9];
+        products::check_as(layer, &backend, dots);
+        let compiled = Session::with_backend(Arc::clone(&backend)).compile(&layer.graph()).unwrap();
+        layer.params().iter().for_each(|(name, value)| compiled.set_param(name, value).unwrap());
+        let kernels: String =
+            compiled.program().unwrap().kernels().iter().map(|k| k.kernel.clone()).collect();
+        assert_eq!(kernels.contains("_q8"), dots, "{kernels}");
+        assert_eq!(kernels.contains("quantise_rows"), dots, "{kernels}");
+    }
+}
+
 /// For those who go over every kernel: a layer of each storage under every choice.
 pub(super) fn kernels() -> Vec<Arc<Kernel>> {
     let mut kernels = Vec::new();
@@ -245,10 +264,19 @@ pub(super) fn kernels() -> Vec<Arc<Kernel>> {
             template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
             let classes = cx.classes.iter().map(|&class| (class, choice)).collect();
             let mut cx = LowerCx::new(&template);
-            cx.choices = Choices { classes, compact: false };
+            cx.choices = Choices { classes, ..Choices::default() };
             template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
             kernels.extend(cx.kernels());
         }
+    }
+    for (layer, compact) in [(&LAYERS[7], true), (&LAYERS[9], true), (&LAYERS[9], false)] {
+        let (legal, _) =
+            rlx_graph::passes::compile_passes(&layer.graph(), &super::Runs, &Default::default()).unwrap();
+        let template = rlx::plan::Template::build(&legal, &super::Runs).unwrap();
+        let mut cx = LowerCx::new(&template);
+        (cx.choices.compact, cx.choices.without_dots) = (compact, !compact);
+        template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
+        kernels.extend(cx.kernels());
     }
     let template = rlx::plan::Template::build(&HEADS[0].graph(), &super::Runs).unwrap();
     let mut cx = LowerCx::new(&template);

@@ -125,7 +125,7 @@ pub fn patched(name: &str, patch: Patch, into: &Path) -> PathBuf {
     copy
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
