@@ -5,6 +5,7 @@ mod conformance;
 mod dots;
 mod faults;
 mod flash;
+mod functions;
 mod grouped;
 mod images;
 mod kernels;

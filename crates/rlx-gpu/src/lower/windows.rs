@@ -381,8 +381,10 @@ impl GpuOp for GpuPoolWindow {
 
     fn supports(&self, op: &dyn OpDef, inputs: &[&Shape], outputs: &[&Shape]) -> bool {
         use WindowPool::{Lp, Max, Mean};
-        let op = op.as_any().downcast_ref::<PoolWindow>();
-        computes(inputs, &outputs[..1]) && op.is_some_and(|o| matches!(o.kind, Max | Mean | Lp))
+        let Some(op) = op.as_any().downcast_ref::<PoolWindow>() else { return false };
+        // The largest of integers is one of them, of whatever width.
+        let held = inputs.iter().chain(&outputs[..1]).all(|s| element(s.dtype()).is_some());
+        (held && op.kind == Max) || (computes(inputs, &outputs[..1]) && matches!(op.kind, Mean | Lp))
     }
 
     fn lower(&self, cx: &mut LowerCx<'_>, step: &StepSpec) -> Result<(), BackendError> {
