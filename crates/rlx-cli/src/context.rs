@@ -82,6 +82,18 @@ impl Context {
         chain.skip_while(|device| **device != first).skip(1).copied().filter(|&d| is_found(d)).collect()
     }
 
+    /// Of the chain, devices before the one that was taken which the machine does not have, and why.
+    pub fn passed_over(&self, taken: DeviceId) -> Vec<String> {
+        let chain = self.config.device_chain.iter().flatten().filter(|_| self.config.device.is_none());
+        let why = |device: &DeviceId| match BackendRegistry::global().probe(device.kind) {
+            Ok(DeviceProbe::Present(count)) if device.index < count => None,
+            Ok(DeviceProbe::Present(count)) => Some(format!("not on {device}: the machine has {count}")),
+            Ok(DeviceProbe::Absent(reason)) => Some(format!("not on {device}: {reason}")),
+            Err(_) => Some(format!("not on {device}: this build has no backend for it")),
+        };
+        chain.take_while(|device| **device != taken).filter_map(why).collect()
+    }
+
     /// The same invocation, with no device asked for.
     pub fn without_device(&self) -> Context {
         let mut config = self.config.clone();

@@ -68,7 +68,9 @@ impl Engine {
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
         let plan = if model.pipeline().plans_found() > 0 { "plan from the cache" } else { "plan made" };
         let steps = model.compiled().template().steps().len();
-        context.detail(format!("opened in {load_ms:.1} ms: {steps} steps, {plan}"));
+        context.passed_over(device).iter().for_each(|text| context.detail(text));
+        let on = model.backend().name();
+        context.detail(format!("opened in {load_ms:.1} ms on {on}: {steps} steps, {plan}"));
         Ok(Engine { source, model, isa, load_ms })
     }
 

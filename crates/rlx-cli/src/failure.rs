@@ -204,11 +204,15 @@ impl From<ModelError> for Failure {
             ModelError::Logits { .. } => {
                 ("the weight files", "fetch the model again; report it if it still fails")
             }
+            _ if of_device => ("the device", ANOTHER_DEVICE),
             _ => ("the model", "run again with -v; report it with the model's name if it still fails"),
         };
         Failure { of_device, ..Failure::new(whole, place, advice) }
     }
 }
+
+/// What a device does not do another one may.
+pub const ANOTHER_DEVICE: &str = "use --device cpu, or name devices in order, RLX_DEVICE_CHAIN=gpu,cpu: what one does not run goes on with the next";
 
 /// A compiled file cannot be rebuilt from itself.
 pub fn aot_failure(error: &AotCacheError) -> Failure {

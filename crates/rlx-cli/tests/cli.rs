@@ -879,7 +879,10 @@ fn what_a_device_cannot_run_is_refused_by_name_or_goes_to_the_next_of_the_chain(
     let (model, input, out) = (path("relu.onnx"), format!("x={}", path("x.npy")), path("out"));
     let arguments = ["run", &model, "--input", &input, "--out", &out];
     let alone = run(&[&arguments[..], &["--device", "gpu"]].concat());
-    assert!(alone.starts_with("status 1\n") && alone.contains("(Relu)"), "{alone}");
+    // The node, the op with its place, the dtype, and what to do.
+    for part in ["status 1\n", "(Relu)", "does not run", "f64", "RLX_DEVICE_CHAIN"] {
+        assert!(alone.contains(part), "{alone} should name {part:?}");
+    }
     let mut chained = rlx(&[&arguments[..], &["--json"]].concat());
     let output = chained.env("RLX_DEVICE_CHAIN", "gpu,cpu").output().expect("the binary starts");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -888,6 +891,26 @@ fn what_a_device_cannot_run_is_refused_by_name_or_goes_to_the_next_of_the_chain(
     let devices = report["nodes"]["devices"].as_object().expect("steps by device");
     assert!(devices.keys().eq(["cpu"]), "{report}");
     assert_eq!(report["nodes"]["moved"].as_array().map(Vec::len), Some(1));
+}
+
+/// The first device of the chain that the machine has is taken, and `-v` says which, and what the others lack.
+#[cfg(feature = "gpu")]
+#[test]
+fn a_text_is_continued_on_the_first_device_of_the_chain_that_there_is() {
+    let arguments = ["generate", "--prompt", "Once upon", "--max-tokens", "3", "-v"];
+    let on = |chain: &str| {
+        let output = rlx(&arguments).env("RLX_DEVICE_CHAIN", chain).output().expect("the binary starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        (String::from_utf8_lossy(&output.stdout).into_owned(), told)
+    };
+    let (text, told) = on("rocm,gpu:0,cpu");
+    assert!(told.contains("not on rocm: this build has no backend for it"), "{told}");
+    assert!(told.contains(" ms on gpu ("), "{told}");
+    let (expected, told) = on("metal,gpu:99,cpu");
+    assert!(told.contains("not on metal: ") && told.contains("not on gpu:99: the machine has "), "{told}");
+    assert!(told.contains(" ms on cpu"), "{told}");
+    assert_eq!(text, expected);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::bench::measure::{UNTIMED_RUNS, shares_of, timed};
 use super::compile::Made;
 use super::sizes::Sizes;
 use crate::context::Context;
-use crate::failure::{Failure, Result};
+use crate::failure::{ANOTHER_DEVICE, Failure, Result};
 use crate::output::{self, Stage, StepShare};
 use rlx::aot::AotCacheError;
 use rlx::backend::reference::ReferenceBackend;
@@ -64,6 +64,7 @@ pub fn failure(error: &OnnxError, place: &str) -> Failure {
         OnnxError::Region { source, .. } if let SessionError::Aot(error) = &**source => {
             return compiled_failure(error, place);
         }
+        OnnxError::Region { source, .. } if source.is_device_fault() => ANOTHER_DEVICE,
         OnnxError::NotOneGraph { .. } => {
             "give the ONNX file itself to `rlx run`, `rlx plan`, `rlx explain` or `rlx bench`"
         }

@@ -143,14 +143,27 @@ fn signed(d: &mut Draft<'_>, x: Value, y: Value) -> Value {
     d.b.select(negative, minus, y)
 }
 
+/// By powers, and up to 1/4, where their difference would lose bits, by the series up to x^9: what it leaves out is less than 1e-8 of it.
 pub(super) fn tanh(d: &mut Draft<'_>, x: Value) -> Value {
     let size = d.b.unary(UnaryFn::Abs, x);
+    let square = d.b.mul(x, x);
+    let mut sum = d.b.float(62.0 / 2835.0);
+    for coefficient in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0] {
+        let (product, c) = (d.b.mul(sum, square), d.b.float(coefficient));
+        sum = d.b.add(product, c);
+    }
+    let cube = d.b.mul(square, x);
+    let bent = d.b.mul(sum, cube);
+    let near = d.b.add(x, bent);
+    let quarter = d.b.float(0.25);
+    let small = d.b.less(size, quarter);
     let (two, one) = (d.b.float(-2.0), d.b.float(1.0));
     let scaled = d.b.mul(two, size);
     let power = d.b.unary(UnaryFn::Exp, scaled);
     let (above, below) = (d.b.sub(one, power), d.b.add(one, power));
     let y = d.b.div(above, below);
-    signed(d, x, y)
+    let far = signed(d, x, y);
+    d.b.select(small, near, far)
 }
 
 fn sigmoid(d: &mut Draft<'_>, x: Value) -> Value {
