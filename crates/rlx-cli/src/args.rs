@@ -26,7 +26,7 @@ pub struct Shared {
     /// Worker threads of a run [default: the CPUs granted to the process]
     #[arg(short, long, global = true, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Precision of matrix products [default: bf16 for a bf16 checkpoint where the CPU has vdpbf16ps, else f32]
+    /// Precision of matrix products [default: bf16 for a bf16 checkpoint where the device has instructions for it, else f32]
     #[arg(long, global = true)]
     pub precision: Option<Precision>,
     /// Element type of key and value caches [default: f16 for a file with quantised weights, else f32]

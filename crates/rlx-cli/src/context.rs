@@ -43,6 +43,7 @@ impl Context {
         let mut config = Config::global()?.clone();
         config.threads = shared.threads.or(config.threads);
         config.device = shared.device.or(config.device);
+        config.precision = shared.precision.map(Into::into).or(config.precision);
         if shared.offline {
             config.set_offline();
         }

@@ -5,12 +5,14 @@ use crate::context::Context;
 use crate::demo;
 use crate::failure::{Failure, Result};
 use crate::source::Source;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendRegistry};
 use rlx::devices::DeviceId;
 use rlx::import::hf::HfFolder;
+use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
 use rlx_models::gguf::GgufModel;
-use rlx_models::{Beside, Model, OpenOptions};
+use rlx_models::{Beside, Model, OpenOptions, precision_of};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -45,7 +47,7 @@ impl Engine {
             threads: Some(context.threads()),
             isa: Some(isa),
             cache_dtype: context.shared.cache_type.map(CacheType::dtype),
-            precision: context.shared.precision.map(Into::into),
+            precision: context.config.precision,
             expert_budget: context.shared.expert_budget.map(usize::from),
             beside,
             ..OpenOptions::default()
@@ -92,26 +94,41 @@ fn open_on(source: &Source, device: DeviceId, options: &OpenOptions, context: &C
     let folder = match source {
         Source::Compiled(path) if device == DeviceId::CPU => return Ok(Model::open_with(path, options)?),
         Source::Compiled(path) => {
-            return Ok(Model::open_artefact(path, options, backend(device, context)?)?);
+            return Ok(Model::open_artefact(path, options, backend(device, None, context)?)?);
         }
         Source::Gguf(path) if device == DeviceId::CPU => {
             return Ok(Model::from_gguf(&GgufModel::open(path)?, options)?);
         }
         Source::Gguf(path) => {
             let model = GgufModel::open(path)?;
-            return Ok(Model::gguf_on_backend(&model, options, backend(device, context)?)?);
+            let backend = backend(device, Some(model.stored()), context)?;
+            return Ok(Model::gguf_on_backend(&model, options, backend)?);
         }
         Source::Demo | Source::Folder(_) => folder(source, context)?,
     };
     Ok(match device {
         DeviceId::CPU => Model::from_folder(folder, options)?,
-        other => Model::on_backend(folder, options, backend(other, context)?)?,
+        other => {
+            let weights = folder.loader()?;
+            Model::on_backend(folder, options, backend(other, Some(&*weights), context)?)?
+        }
     })
 }
 
-/// The backend of a device, set up as the settings say.
-fn backend(device: DeviceId, context: &Context) -> Result<Arc<dyn Backend>> {
-    let opened = BackendRegistry::global().open(device, &context.config);
+/// The backend of a device, set up as the settings say; in the precision of the weights, if none is asked for and it is bf16 and the
+/// device's own.
+fn backend(
+    device: DeviceId,
+    weights: Option<&dyn WeightLoader>,
+    context: &Context,
+) -> Result<Arc<dyn Backend>> {
+    let (registry, mut config) = (BackendRegistry::global(), context.config.clone());
+    if let (None, Some(weights)) = (config.precision, weights)
+        && registry.precision_of_bf16(device) == Precision::Bf16
+    {
+        config.precision = Some(precision_of(weights)?);
+    }
+    let opened = registry.open(device, &config);
     Ok(opened.map_err(rlx_models::ModelError::from)?)
 }
 

@@ -618,6 +618,21 @@ fn a_build_with_cuda_starts_without_a_driver_and_says_what_is_missing() {
 
 #[cfg(feature = "gpu")]
 #[test]
+fn devices_are_opened_in_the_precision_that_is_asked_for_and_say_so() {
+    let of_gpu = |arguments: &[&str]| {
+        let report = json(arguments);
+        let rows = report["devices"].as_array().expect("rows").clone();
+        let row = rows.into_iter().find(|row| row["device"] == "gpu").expect("a row for gpu:0");
+        row["capabilities"].to_string()
+    };
+    let (default, asked) =
+        (of_gpu(&["devices", "--json"]), of_gpu(&["devices", "--json", "--precision", "bf16"]));
+    assert!(default.contains("\"f32\"") && !default.contains("bf16"), "{default}");
+    assert!(asked.contains("\"bf16 without matrix units\""), "{asked}");
+}
+
+#[cfg(feature = "gpu")]
+#[test]
 fn devices_are_found_without_a_word_of_their_drivers() {
     let output = rlx(&["devices"]).output().expect("the binary starts");
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));

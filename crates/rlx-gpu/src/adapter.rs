@@ -67,7 +67,7 @@ impl BackendProvider for GpuProvider {
         })?;
         let gpu = Gpu::open(adapter, AotCache::from_config(config))?;
         let tuner = Tuner::of(config, &gpu);
-        Ok(Arc::new(DeviceBackend::tuned(gpu, tuner)?))
+        Ok(Arc::new(DeviceBackend::set_up(gpu, tuner, config.precision.unwrap_or_default())?))
     }
 }
 

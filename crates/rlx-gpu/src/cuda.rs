@@ -12,6 +12,7 @@ use crate::ir::Kernel;
 use crate::print::cuda as text;
 use rlx::aot::AotCache;
 use rlx::aot::container::Stamp;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
 use rlx::config::Config;
 use rlx::devices::Device;
@@ -50,7 +51,12 @@ impl BackendProvider for CudaProvider {
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
         let card = Cuda::open(index, AotCache::from_config(config))?;
         let tuner = Tuner::of(config, &card);
-        Ok(Arc::new(DeviceBackend::tuned(card, tuner)?))
+        Ok(Arc::new(DeviceBackend::set_up(card, tuner, config.precision.unwrap_or_default())?))
+    }
+
+    fn precision_of_bf16(&self, index: u32) -> Precision {
+        let units = Card::open(index as usize).and_then(|card| card.capability());
+        if units.is_ok_and(|(major, _)| has_matrix_units(major)) { Precision::Bf16 } else { Precision::F32 }
     }
 }
 
@@ -60,11 +66,18 @@ fn architecture(major: i32, minor: i32) -> String {
     format!("sm_{major}{minor}{own}")
 }
 
+/// Whether cards of this capability multiply warps' bfloat16 as kernels ask them to: the architectures that this is known of. A card whose
+/// results differ is found when it is opened.
+fn has_matrix_units(major: i32) -> bool {
+    matches!(major, 8 | 9 | 10 | 12)
+}
+
 /// A card.
 struct Cuda {
     card: Card,
     name: String,
     architecture: String,
+    matrix_units: bool,
     versions: String,
     cache: Option<AotCache>,
     counted: AtomicU64,
@@ -104,8 +117,8 @@ impl Cuda {
         let name = format!("cuda ({})", card.name().map_err(failed)?);
         let (driver, (compiler, update)) = (library::driver_version(), library::compiler_version());
         let versions = format!("driver {driver}, nvrtc {compiler}.{update}");
-        let architecture = architecture(major, minor);
-        Ok(Cuda { card, name, architecture, versions, cache, counted: AtomicU64::new(0) })
+        let (architecture, matrix_units) = (architecture(major, minor), has_matrix_units(major));
+        Ok(Cuda { card, name, architecture, matrix_units, versions, cache, counted: AtomicU64::new(0) })
     }
 
     fn numbered<T>(&self, inner: T) -> Numbered<T> {
@@ -212,6 +225,10 @@ impl Driver for Cuda {
     fn limits(&self) -> Limits {
         let most = i32::MAX as usize;
         Limits { binding_words: most, argument_words: 4, grid: most, compact: false, dots: true }
+    }
+
+    fn matrix_units(&self) -> bool {
+        self.matrix_units
     }
 
     fn free_bytes(&self) -> Option<u64> {

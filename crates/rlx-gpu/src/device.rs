@@ -13,9 +13,11 @@ mod segments;
 mod self_test;
 mod states;
 pub(crate) mod tune;
+mod units;
 mod words;
 
 use crate::ir::Kernel;
+use crate::lower::operands::Operands;
 use crate::lower::schedules::Choices;
 use crate::lower::{Band, Bound, Home, find};
 use context::DeviceContext;
@@ -23,6 +25,7 @@ use driver::{Driver, Limits, refused};
 #[cfg(test)]
 pub(crate) use layout::buffer_dtypes;
 use plan::Plan;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, Context, KernelChoice, Program, Traffic};
 use rlx::plan::{BufferKind, Lir, PlanTarget, Template};
 use rlx::weights::{WeightHandle, WeightRegistry};
@@ -70,6 +73,10 @@ struct OpenDevice<D: Driver> {
     tuner: Option<Tuner>,
     /// The launches of the template asked about last: memory is asked for before a program is loaded.
     planned: Mutex<Option<(Weak<Template>, Arc<Plan>)>>,
+    precision: Precision,
+    /// What products of weights multiply, and how it came to that, for reports.
+    operands: Operands,
+    multiplied: String,
     moved: Moved,
 }
 
@@ -143,24 +150,38 @@ fn banded(bytes: &[u8], band: Option<Band>) -> Cow<'_, [u8]> {
 pub(crate) struct DeviceBackend<D: Driver>(Arc<OpenDevice<D>>);
 
 impl<D: Driver> DeviceBackend<D> {
-    /// A device that computes as the interpreter does, which is tried first.
+    /// A device that computes as the interpreter does, which is tried first. Products are in f32.
     ///
     /// # Errors
     /// What the device says against it; [`BackendError::Unsupported`] names the kernel that gave other results.
+    #[cfg(any(target_arch = "wasm32", test))]
     pub fn open(driver: D) -> Result<Self, BackendError> {
-        Self::tuned(driver, None)
+        Self::set_up(driver, None, Precision::F32)
     }
 
-    /// As [`DeviceBackend::open`], with schedules that were timed on the device.
+    /// As [`DeviceBackend::open`], with schedules that were timed on the device, and products in this precision: in bf16 by matrix units,
+    /// if the device has such and they pass a test.
     ///
     /// # Errors
     /// As there.
-    pub fn tuned(driver: D, tuner: Option<Tuner>) -> Result<Self, BackendError> {
+    pub fn set_up(driver: D, tuner: Option<Tuner>, precision: Precision) -> Result<Self, BackendError> {
         self_test::run(&driver)?;
+        let (operands, multiplied) = units::choose(&driver, precision)?;
         let name = driver.name();
         let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
         let planned = Mutex::default();
-        Ok(Self(Arc::new(OpenDevice { driver, name, weights, kernels, tuner, planned, moved })))
+        Ok(Self(Arc::new(OpenDevice {
+            driver,
+            name,
+            weights,
+            kernels,
+            tuner,
+            planned,
+            precision,
+            operands,
+            multiplied,
+            moved,
+        })))
     }
 
     /// The launches of a template, made once for all who ask in a row.
@@ -179,7 +200,8 @@ impl<D: Driver> DeviceBackend<D> {
     /// The launches of a template, under schedules that were timed if the device has any.
     fn planned(&self, template: &Template) -> Result<Plan, BackendError> {
         let Limits { binding_words, compact, dots, .. } = self.0.driver.limits();
-        let choices = Choices { compact, without_dots: !dots, ..Choices::default() };
+        let operands = self.0.operands;
+        let choices = Choices { compact, without_dots: !dots, operands, ..Choices::default() };
         let plan = Plan::of(template, binding_words, &choices)?;
         match &self.0.tuner {
             Some(tuner) if !plan.classes.is_empty() => {
@@ -220,12 +242,17 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     }
 
     fn fingerprint(&self) -> String {
-        self.0.driver.fingerprint()
+        format!("{}, {}", self.0.driver.fingerprint(), self.0.operands.told())
+    }
+
+    fn precision(&self) -> Option<Precision> {
+        Some(self.0.precision)
     }
 
     fn capabilities(&self) -> Vec<String> {
         let tuned = self.0.tuner.as_ref().map(Tuner::told);
-        self.0.driver.capabilities().into_iter().chain(tuned).collect()
+        let own = self.0.driver.capabilities().into_iter().chain([self.0.multiplied.clone()]);
+        own.chain(tuned).collect()
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -6,33 +6,42 @@ use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, refused};
 use crate::ir::Kernel;
 use crate::ir::interpret::Machine;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// The interpreter with bindings of at most so many words.
+/// The interpreter with bindings of at most so many words, and with matrix units where they are asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Emulator {
-    binding_words: usize,
+    pub binding_words: usize,
+    pub units: bool,
 }
 
 impl Default for Emulator {
     fn default() -> Self {
-        Emulator { binding_words: usize::MAX }
+        Emulator { binding_words: usize::MAX, units: false }
     }
 }
 
 /// A backend that runs the kernels of devices by their interpreter, and fails where one reads or writes what it must not.
 pub fn emulated() -> Arc<dyn Backend> {
-    backend(Emulator::default())
+    backend(Emulator::default(), Precision::F32)
 }
 
 /// As [`emulated`], where one binding has at most so many bytes: a thousand words or more.
 pub fn emulated_within(bytes: usize) -> Arc<dyn Backend> {
-    backend(Emulator { binding_words: (bytes / 4).max(1000) })
+    let emulator = Emulator { binding_words: (bytes / 4).max(1000), ..Emulator::default() };
+    backend(emulator, Precision::F32)
 }
 
-fn backend(emulator: Emulator) -> Arc<dyn Backend> {
-    match DeviceBackend::open(emulator) {
+/// As [`emulated`] for products in this precision, with matrix units or without.
+#[cfg(test)]
+pub(crate) fn emulated_in(precision: Precision, units: bool) -> Arc<dyn Backend> {
+    backend(Emulator { units, ..Emulator::default() }, precision)
+}
+
+fn backend(emulator: Emulator, precision: Precision) -> Arc<dyn Backend> {
+    match DeviceBackend::set_up(emulator, None, precision) {
         Ok(backend) => Arc::new(backend),
         Err(error) => unreachable!("the interpreter agrees with itself: {error}"),
     }
@@ -67,6 +76,10 @@ impl Driver for Emulator {
 
     fn fingerprint(&self) -> String {
         format!("emulated gpu {}", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn matrix_units(&self) -> bool {
+        self.units
     }
 
     fn limits(&self) -> Limits {

@@ -231,6 +231,8 @@ pub enum BinaryFn {
     LessEqual,
     /// Two floats rounded to binary16: the first in the low bits of an integer, the second in the high ones.
     PackHalves,
+    /// The same, rounded to bfloat16.
+    PackBrains,
 }
 
 impl BinaryFn {
@@ -375,18 +377,28 @@ pub enum Inst {
         /// The first word.
         at: Value,
     },
+    /// For each 32 lanes together, 16 lines of 8 words of a tile, of which each lane has four words: with `g` and `t` its number among the 32
+    /// divided by 4 and the rest, word `t` of lines `g` and `g + 8`, then word `t + 4` of both.
+    Fragment {
+        /// A tile of integers.
+        tile: TileId,
+        /// The first word of the first line: a multiple of 4, the same in the 32 lanes.
+        at: Value,
+        /// Words from one line to the next: a multiple of 4.
+        pitch: u32,
+        /// How many lines there are, a power of two up to 16; behind the last comes the first again.
+        lines: u32,
+    },
     /// For each 32 lanes together, `a b^T` of 16 rows and 8 columns over 16 products added to sums, of which each lane has four: with `g` and
-    /// `t` its number among the 32 divided by 4 and the rest, those of rows `g`, `g`, `g + 8`, `g + 8` and columns `2 t`, `2 t + 1`, `2 t`,
-    /// `2 t + 1`. The order of the sums is the device's, the same wherever a row or column stands. Results: the new sums.
+    /// `t` as for fragments, those of rows `g`, `g`, `g + 8`, `g + 8` and columns `2 t`, `2 t + 1`, `2 t`, `2 t + 1`. The order of the sums is
+    /// the device's, the same wherever a row or column stands. Results: the new sums.
     Mma {
-        /// What the 16-bit floats are, which stand in pairs in both tiles.
+        /// What the 16-bit floats are, which stand in pairs in both operands.
         pairs: Pairs,
-        /// Tiles of integers: rows, and columns, each along the products.
-        tiles: [TileId; 2],
-        /// The first word of the first row and column; the same in the 32 lanes.
-        at: [Value; 2],
-        /// Words from one row, and column, to the next.
-        pitches: [u32; 2],
+        /// A fragment, whose lines are the rows.
+        rows: [Value; 4],
+        /// The first and third word of a fragment, whose lines `g` are the columns, or its second and fourth, for lines `g + 8`.
+        columns: [Value; 2],
         /// The sums so far.
         sums: [Value; 4],
     },

@@ -18,6 +18,7 @@ mod lora;
 mod mma;
 mod moe;
 mod moves;
+pub(crate) mod operands;
 mod plain;
 mod product;
 mod quantise;
@@ -332,8 +333,6 @@ pub(crate) struct LowerCx<'t> {
     resident: Arc<[bool]>,
     step: usize,
     kernels: HashMap<String, Arc<Kernel>>,
-    /// Whether products of weights of 16 bits are for matrix units, which round the other operand too.
-    pub matrix_units: bool,
     /// Words that one binding may have.
     pub binding_words: usize,
     /// Schedules that are not the ones that shapes decide.
@@ -350,14 +349,13 @@ impl<'t> LowerCx<'t> {
     pub fn new(template: &'t Template) -> Self {
         let (kernels, resident) = (HashMap::new(), resident(template));
         let (scratch, launches, guards) = (Vec::new(), Vec::new(), Vec::new());
-        let (matrix_units, binding_words) = (false, usize::MAX);
+        let binding_words = usize::MAX;
         let (choices, classes) = (Choices::default(), Vec::new());
         Self {
             template,
             resident,
             step: 0,
             kernels,
-            matrix_units,
             binding_words,
             choices,
             classes,

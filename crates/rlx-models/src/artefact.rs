@@ -3,7 +3,7 @@
 use crate::arch::{Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::blocks::rope::Rope;
 use crate::error::{ModelError, Result};
-use crate::model::{Model, OpenOptions};
+use crate::model::{Model, OpenOptions, has_precision};
 use crate::plan::PlanRequest;
 use crate::template::TEMPLATE_FILE;
 use crate::tokenizer::{StoredTokenizer, TextTokenizer};
@@ -93,6 +93,7 @@ impl Model {
     /// # Errors
     /// [`rlx::SessionError::Aot`] for a file that is damaged, or made for another version, device, instruction set or precision.
     pub fn open_artefact(path: &Path, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
+        has_precision(options, &*backend)?;
         let refused = |error: WireError| {
             let reason = format!("the model's sizes, {error}");
             rlx::SessionError::from(AotCacheError::Refused { path: path.to_path_buf(), reason })

@@ -27,6 +27,6 @@ pub use arch::{
 pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
 pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};
-pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions};
+pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions, precision_of};
 pub use plan::{ModelPlan, PlanRequest};
 pub use runtime::Beside;

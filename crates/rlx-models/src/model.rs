@@ -46,7 +46,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
-    /// Precision of matrix products. If not given: bf16 for a bf16 folder where the CPU has `vdpbf16ps`, else f32.
+    /// Precision of matrix products; `RLX_PRECISION`, else bf16 for a bf16 checkpoint where the CPU has `vdpbf16ps`, else f32, if not
+    /// given. A model that is opened on a backend of the caller's has the backend's, and what is asked for must be it.
     pub precision: Option<Precision>,
     /// Element type of KV caches, F32, F16, BF16 or Q8_0 (8-bit integers, 32 elements of a head with one scale). If not given: F16
     /// for a GGUF file with weights in blocks, else F32.
@@ -242,11 +243,22 @@ impl Default for TextOptions {
     }
 }
 
-/// bf16 where the processor has an instruction for it and most of the checkpoint's bytes are bf16.
-fn default_precision(weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> {
-    if isa != Isa::Avx512 || !CpuFeatures::detect().avx512_bf16 {
-        return Ok(Precision::F32);
+/// The precision asked for, else bf16 where the processor has an instruction for it and most of the checkpoint's bytes are bf16.
+fn precision_on_cpu(options: &OpenOptions, weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> {
+    let asked = Config::global().map_err(rlx::SessionError::from)?.precision;
+    match options.precision.or(asked) {
+        Some(precision) => Ok(precision),
+        None if isa != Isa::Avx512 || !CpuFeatures::detect().avx512_bf16 => Ok(Precision::F32),
+        None => precision_of(weights),
     }
+}
+
+/// bf16 of a checkpoint most of whose bytes are bf16, else f32: what a device that multiplies such operands faster is asked for where
+/// nobody asks for another precision.
+///
+/// # Errors
+/// Weights that cannot be found.
+pub fn precision_of(weights: &dyn WeightLoader) -> Result<Precision> {
     let (mut bf16, mut all) = (0, 0);
     for name in weights.names() {
         let Some(tensor) = weights.tensor(name)? else { continue };
@@ -254,6 +266,21 @@ fn default_precision(weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> 
         bf16 += if tensor.dtype == DType::BF16 { tensor.bytes.len() } else { 0 };
     }
     Ok(if bf16 > all / 2 { Precision::Bf16 } else { Precision::F32 })
+}
+
+/// Whether a backend of the caller's has the precision that is asked for. One that tells none computes in f32 or wider.
+///
+/// # Errors
+/// [`ModelError::Setting`] if not.
+pub(crate) fn has_precision(options: &OpenOptions, backend: &dyn Backend) -> Result<()> {
+    let own = backend.precision().unwrap_or_default();
+    match options.precision {
+        Some(asked) if asked != own => {
+            let (setting, expected) = ("precision", "the precision that the backend was opened with");
+            Err(ModelError::Setting { setting, expected, found: format!("{asked}, opened with {own}") })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A pool that keeps `slots` experts of each layer.
@@ -309,10 +336,7 @@ impl Model {
     /// As [`Model::open_with`].
     pub fn from_gguf(model: &GgufModel, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
-        let precision = match options.precision {
-            Some(precision) => precision,
-            None => default_precision(model.stored(), backend.isa())?,
-        };
+        let precision = precision_on_cpu(options, model.stored(), backend.isa())?;
         Self::on_cpu(backend, precision, options, |backend, cache| {
             Self::gguf_on(model, options, backend, cache)
         })
@@ -327,6 +351,7 @@ impl Model {
         options: &OpenOptions,
         backend: Arc<dyn Backend>,
     ) -> Result<Self> {
+        has_precision(options, &*backend)?;
         Self::gguf_on(model, options, backend, None)
     }
 
@@ -360,10 +385,7 @@ impl Model {
     pub fn from_folder(folder: HfFolder, options: &OpenOptions) -> Result<Self> {
         let backend = cpu_backend(options.isa, options.threads)?;
         let weights = folder.loader()?;
-        let precision = match options.precision {
-            Some(precision) => precision,
-            None => default_precision(weights.as_ref(), backend.isa())?,
-        };
+        let precision = precision_on_cpu(options, weights.as_ref(), backend.isa())?;
         Self::on_cpu(backend, precision, options, |backend, cache| {
             Self::on_weights(folder, weights, options, backend, cache)
         })
@@ -393,6 +415,7 @@ impl Model {
     /// # Errors
     /// As [`Model::open_with`].
     pub fn on_backend(folder: HfFolder, options: &OpenOptions, backend: Arc<dyn Backend>) -> Result<Self> {
+        has_precision(options, &*backend)?;
         let weights = folder.loader()?;
         Self::on_weights(folder, weights, options, backend, None)
     }
@@ -556,9 +579,9 @@ impl Model {
         &self.backend
     }
 
-    /// The precision of matrix products; `None` of a model that was opened on a backend of the caller's.
+    /// The precision of matrix products; `None` of a backend that has no choice of them, such as the reference evaluation.
     pub fn precision(&self) -> Option<Precision> {
-        self.precision
+        self.precision.or_else(|| self.backend.precision())
     }
 
     /// The checkpoint.

@@ -34,6 +34,11 @@ pub trait Backend: Send + Sync {
         self.name().to_owned()
     }
 
+    /// The precision of products of weights; `None` of a backend that has none to choose from, and computes in f32 or wider.
+    fn precision(&self) -> Option<cpu::Precision> {
+        None
+    }
+
     /// What it can do, in words of reports.
     fn capabilities(&self) -> Vec<String> {
         Vec::new()

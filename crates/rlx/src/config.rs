@@ -7,6 +7,7 @@ mod value;
 
 use crate::devices::{Device, DeviceId};
 use crate::import::hf::HfCacheDirs;
+use rlx_kernels::gemm::Precision;
 use rlx_kernels::isa::Isa;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -83,6 +84,8 @@ settings! {
     threads: NonZeroUsize, "RLX_THREADS", default "the CPUs granted to the process";
     /// Instruction set of the CPU kernels.
     isa: Isa, "RLX_ISA", default "the best this CPU has";
+    /// Precision of matrix products.
+    precision: Precision, "RLX_PRECISION", default "bf16 for a bf16 checkpoint where the device has it, else f32";
     /// Time schedules of products on a GPU when a model is loaded, once for each kind of product; the cache folder keeps what was found.
     gpu_tune: Switch, "RLX_GPU_TUNE", default "off";
     /// Folder of packed weights and plans that later runs map.

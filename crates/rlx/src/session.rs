@@ -72,6 +72,7 @@ pub(crate) fn cpu_backend_of(config: &Config) -> Result<CpuBackend, SessionError
     }
     let threads = config.threads.map(NonZeroUsize::get);
     let backend = CpuBackend::new(isa, threads.unwrap_or_else(|| default_threads(Path::new("/"))));
+    let backend = backend.with_precision(config.precision.unwrap_or_default());
     Ok(match AotCache::from_config(config) {
         Some(cache) => backend.with_cache(cache),
         None => backend,

@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::failure::{ANOTHER_DEVICE, Failure, Result};
 use crate::output::{self, Stage, StepShare};
 use rlx::aot::AotCacheError;
+use rlx::backend::cpu::Precision;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::config::ByteSize;
 use rlx::devices::{Device, DeviceId};
@@ -51,6 +52,10 @@ fn counted(ops: &BTreeMap<String, usize>) -> String {
 
 fn session(device: DeviceId, context: &Context) -> Result<Session> {
     if device.kind == Device::Reference {
+        if context.config.precision == Some(Precision::Bf16) {
+            let what = "the reference evaluation rounds no operands to bf16";
+            return Err(Failure::usage(what, "--precision", "leave it out, or use another device"));
+        }
         return Ok(Session::with_backend(Arc::new(ReferenceBackend::default())));
     }
     let opened = Session::open(device, BackendRegistry::global(), &context.config);

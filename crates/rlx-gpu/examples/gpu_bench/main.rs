@@ -9,6 +9,7 @@
 mod graphs;
 
 use graphs::{Sizes, WIDTH};
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
 use rlx::config::Config;
 use rlx::{CompiledGraph, Session, SessionError, State, TensorArg};
@@ -75,7 +76,10 @@ struct Row {
 
 /// A device with what was measured on it.
 struct Bench<'s> {
+    /// With products in f32.
     backend: Arc<dyn Backend>,
+    /// With products in other ways, each with what its rows are told by.
+    others: Vec<(&'static str, Arc<dyn Backend>)>,
     scale: &'s Scale,
     rows: Vec<Row>,
     refused: Vec<String>,
@@ -97,9 +101,32 @@ fn noise(bytes: usize, dtype: DType) -> Vec<u8> {
     words
 }
 
-impl Bench<'_> {
+impl<'s> Bench<'s> {
+    /// The device in each precision.
+    fn open(provider: &dyn BackendProvider, index: u32, config: &Config, scale: &'s Scale) -> Outcome<Self> {
+        let open = |precision: Precision| -> Outcome<Arc<dyn Backend>> {
+            let mut config = config.clone();
+            config.precision = Some(precision);
+            let backend = provider.open(index, &config)?;
+            println!("{}: {}", backend.name(), backend.capabilities().join(", "));
+            Ok(backend)
+        };
+        let (backend, others) = (open(Precision::F32)?, vec![("", open(Precision::Bf16)?)]);
+        Ok(Bench { backend, others, scale, rows: Vec::new(), refused: Vec::new() })
+    }
+
+    /// The device under each way of multiplying weights of bf16.
+    fn ways(&self) -> Vec<(&'static str, Arc<dyn Backend>)> {
+        let wide = (", f32 operands", Arc::clone(&self.backend));
+        std::iter::once(wide).chain(self.others.iter().cloned()).collect()
+    }
+
     fn compile(&self, graph: &Graph) -> Outcome<CompiledGraph> {
-        let compiled = Session::with_backend(Arc::clone(&self.backend)).compile(graph)?;
+        Self::compile_on(&self.backend, graph)
+    }
+
+    fn compile_on(backend: &Arc<dyn Backend>, graph: &Graph) -> Outcome<CompiledGraph> {
+        let compiled = Session::with_backend(Arc::clone(backend)).compile(graph)?;
         for param in compiled.params() {
             let dtype = param.shape.dtype();
             let elements: usize = param.shape.dims().iter().map(|dim| dim.known().unwrap_or(1)).product();
@@ -135,7 +162,7 @@ impl Bench<'_> {
 
     fn row(&mut self, work: impl Into<String>, seconds: f64, amount: f64, unit: &'static str) {
         let row = Row { work: work.into(), milliseconds: seconds * 1e3, rate: amount / seconds, unit };
-        println!("{:36} {:10.3} ms {:12.1} {}", row.work, row.milliseconds, row.rate, row.unit);
+        println!("{:44} {:10.3} ms {:12.1} {}", row.work, row.milliseconds, row.rate, row.unit);
         self.rows.push(row);
     }
 
@@ -192,16 +219,19 @@ impl Bench<'_> {
 
     fn products(&mut self) -> Outcome<()> {
         let (width, layers) = self.scale.vectors;
-        let compiled = self.compile(&graphs::vectors(width, layers)?)?;
-        let x = vec![0.01f32; width];
-        let dims = [1, width];
-        let inputs = [("x", TensorArg::typed(&dims, &x))];
-        let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
-        let bytes = (width * width * layers * 2) as f64 / 1e9;
-        self.row("decode GEMV bf16", seconds, bytes, "GB/s");
-        let n = self.scale.product;
-        let seconds = self.alone(&graphs::product(n)?)?;
-        self.row(format!("GEMM bf16 {n}^3"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
+        for (way, backend) in self.ways() {
+            let compiled = Self::compile_on(&backend, &graphs::vectors(width, layers)?)?;
+            let x = vec![0.01f32; width];
+            let dims = [1, width];
+            let inputs = [("x", TensorArg::typed(&dims, &x))];
+            let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
+            let bytes = (width * width * layers * 2) as f64 / 1e9;
+            self.row(format!("decode GEMV bf16{way}"), seconds, bytes, "GB/s");
+            let n = self.scale.product;
+            let compiled = Self::compile_on(&backend, &graphs::product(n)?)?;
+            let seconds = self.seconds(&compiled, &mut State::default(), &[])?;
+            self.row(format!("GEMM bf16 {n}^3{way}"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
+        }
         Ok(())
     }
 
@@ -221,8 +251,13 @@ impl Bench<'_> {
     }
 
     fn decoders(&mut self) -> Outcome<()> {
-        for &(name, sizes) in self.scale.decoders {
-            let compiled = self.compile(&graphs::decoder(sizes)?)?;
+        let models = self
+            .scale
+            .decoders
+            .iter()
+            .flat_map(|&model| self.ways().into_iter().map(move |way| (model, way)));
+        for ((name, sizes), (way, backend)) in models.collect::<Vec<_>>() {
+            let compiled = Self::compile_on(&backend, &graphs::decoder(sizes)?)?;
             let prompt = self.scale.prompt;
             let blocks = (prompt + 1).div_ceil(64);
             let mut state = compiled.new_state(&DimBinding::new().with("blocks", blocks))?;
@@ -241,7 +276,7 @@ impl Bench<'_> {
                     ("block_table", TensorArg::typed(&blocks_of, &table)),
                 ];
                 let seconds = self.seconds(&compiled, &mut state, &inputs)?;
-                self.row(format!("{name}, {work} {prompt}"), seconds, count as f64, "tokens/s");
+                self.row(format!("{name}, {work} {prompt}{way}"), seconds, count as f64, "tokens/s");
             }
         }
         Ok(())
@@ -265,6 +300,7 @@ impl Bench<'_> {
             "device": device,
             "name": self.backend.name(),
             "capabilities": self.backend.capabilities(),
+            "others": self.others.iter().map(|(_, other)| other.capabilities()).collect::<Vec<_>>(),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "left_out": self.refused,
         })
@@ -293,9 +329,8 @@ fn run(args: &[String]) -> Outcome<()> {
     let scale = if has("--dry") { &DRY } else { &WHOLE };
     let mut reports = Vec::new();
     for (name, provider, index) in devices(wanted.map(String::as_str)) {
-        let backend = provider.open(index, &Config::default())?;
-        println!("\n{name}: {}, {}", backend.name(), backend.capabilities().join(", "));
-        let mut bench = Bench { backend, scale, rows: Vec::new(), refused: Vec::new() };
+        println!("\n{name}");
+        let mut bench = Bench::open(&*provider, index, &Config::default(), scale)?;
         bench.run()?;
         reports.push(bench.json(&name));
     }
@@ -334,17 +369,20 @@ mod tests {
         let (_, provider, index) = found.expect("Vulkan shows an adapter; Mesa's software driver is enough");
         let mut config = Config::default();
         config.cache_bytes = Some(rlx::config::ByteSize(0));
-        let backend = provider.open(index, &config).unwrap();
-        let mut bench = Bench { backend, scale: &DRY, rows: Vec::new(), refused: Vec::new() };
+        let mut bench = Bench::open(&*provider, index, &config, &DRY).unwrap();
         bench.run().unwrap();
         let works: Vec<&str> = bench.rows.iter().map(|row| row.work.as_str()).collect();
         let expected = [
             "copy",
             "fused elementwise",
             "rms norm",
+            "decode GEMV bf16, f32 operands",
+            "GEMM bf16 64^3, f32 operands",
             "decode GEMV bf16",
             "GEMM bf16 64^3",
             "MiniLM 2x8",
+            "tiny decoder, prefill 9, f32 operands",
+            "tiny decoder, decode 9, f32 operands",
             "tiny decoder, prefill 9",
             "tiny decoder, decode 9",
         ];

@@ -118,6 +118,10 @@ pub(crate) trait Driver: Send + Sync + 'static {
     fn free_bytes(&self) -> Option<u64> {
         None
     }
+    /// Whether warps of 32 lanes multiply together: of devices that are known to, and then held to the interpreter before it is relied on.
+    fn matrix_units(&self) -> bool {
+        false
+    }
     /// The time, for what is measured on it.
     fn now(&self) -> Duration {
         static BEGUN: OnceLock<Instant> = OnceLock::new();

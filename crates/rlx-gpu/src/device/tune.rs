@@ -285,7 +285,7 @@ impl Trials {
 }
 
 fn only(class: Class, choice: Choice, limits: Limits) -> Choices {
-    Choices { classes: [(class, choice)].into(), compact: false, without_dots: !limits.dots }
+    Choices { classes: [(class, choice)].into(), without_dots: !limits.dots, ..Choices::default() }
 }
 
 /// A linear layer of a class's sizes.

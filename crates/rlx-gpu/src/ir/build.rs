@@ -158,7 +158,7 @@ impl Builder {
     pub fn binary(&mut self, function: BinaryFn, a: Value, b: Value) -> Value {
         let (x, y) = (self.ty(a), self.ty(b));
         let element = match function {
-            BinaryFn::PackHalves => Element::I32,
+            BinaryFn::PackHalves | BinaryFn::PackBrains => Element::I32,
             _ if function.compares() => Element::Bool,
             _ => x.element,
         };
@@ -250,17 +250,23 @@ impl Builder {
         values
     }
 
+    /// 16 lines of 8 words, shared out among a warp; see [`Inst::Fragment`].
+    pub fn fragment(&mut self, tile: TileId, at: Value, pitch: u32, lines: u32) -> [Value; 4] {
+        let results = [(); 4].map(|()| self.value(Element::I32, false, false));
+        self.push(results.to_vec(), Inst::Fragment { tile, at, pitch, lines });
+        results
+    }
+
     /// Products of 16 rows and 8 columns added to a warp's sums; see [`Inst::Mma`].
     pub fn mma(
         &mut self,
         pairs: Pairs,
-        tiles: [TileId; 2],
-        at: [Value; 2],
-        pitches: [u32; 2],
+        rows: [Value; 4],
+        columns: [Value; 2],
         sums: [Value; 4],
     ) -> [Value; 4] {
         let results = sums.map(|_| self.value(Element::F32, false, false));
-        self.push(results.to_vec(), Inst::Mma { pairs, tiles, at, pitches, sums });
+        self.push(results.to_vec(), Inst::Mma { pairs, rows, columns, sums });
         results
     }
 

@@ -270,37 +270,45 @@ impl Run<'_, '_> {
                     }
                 }
             }
-            Inst::Mma { .. } => self.mma(stmt)?,
+            Inst::Fragment { .. } => self.fragment(stmt)?,
+            Inst::Mma { .. } => self.mma(stmt),
             Inst::Barrier => self.phase += 1,
             Inst::Loop(turn) => self.repeat(&stmt.results, turn)?,
         }
         Ok(())
     }
 
-    /// Products in order, each added to the sum; a device may add them otherwise.
-    fn mma(&mut self, stmt: &Stmt) -> Result<(), Violation> {
-        let Inst::Mma { pairs, tiles, at, pitches, sums } = &stmt.inst else { return Ok(()) };
-        let pairs = *pairs;
+    fn fragment(&mut self, stmt: &Stmt) -> Result<(), Violation> {
+        let Inst::Fragment { tile, at, pitch, lines } = &stmt.inst else { return Ok(()) };
         for lane in 0..self.lanes {
             let (group, place) = (lane % 32 / 4, lane % 4);
+            for (i, &result) in stmt.results.iter().enumerate() {
+                let line = (group + i % 2 * 8) % *lines as usize;
+                let word = self.at(*at, lane) as usize + line * *pitch as usize + place + i / 2 * 4;
+                self.values[result.0 as usize * self.lanes + lane] = self.take(*tile, word, lane)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Products in order, each added to the sum; a device may add them otherwise.
+    fn mma(&mut self, stmt: &Stmt) {
+        let Inst::Mma { pairs, rows, columns, sums } = &stmt.inst else { return };
+        for lane in 0..self.lanes {
+            let (warp, group, place) = (lane / 32 * 32, lane % 32 / 4, lane % 4);
             for (i, (&sum, &result)) in sums.iter().zip(&stmt.results).enumerate() {
-                let lines = [group + i / 2 * 8, 2 * place + i % 2];
                 let mut total = f(self.at(sum, lane));
                 for word in 0..8 {
-                    let mut both = [0; 2];
-                    for (side, bits) in both.iter_mut().enumerate() {
-                        let first = self.at(at[side], lane) as usize + lines[side] * pitches[side] as usize;
-                        *bits = self.take(tiles[side], first + word, lane)?;
-                    }
+                    let row = self.at(rows[i / 2 + word / 4 * 2], warp + group * 4 + word % 4);
+                    let column = self.at(columns[word / 4], warp + (2 * place + i % 2) * 4 + word % 4);
                     for shift in [0, 16] {
-                        let [a, b] = both.map(|bits| pair_of(pairs, bits >> shift));
+                        let [a, b] = [row, column].map(|bits| pair_of(*pairs, bits >> shift));
                         total = f(a).mul_add(f(b), total);
                     }
                 }
                 self.values[result.0 as usize * self.lanes + lane] = total.to_bits();
             }
         }
-        Ok(())
     }
 
     fn shared(&mut self, tile: TileId, word: usize) -> Result<&mut Shared, Violation> {
@@ -492,6 +500,10 @@ fn binary_float(function: BinaryFn, a: f32, b: f32) -> u32 {
             let [a, b] = [a, b].map(|x| u32::from(half::f16::from_f32(x).to_bits()));
             a | b << 16
         }
+        BinaryFn::PackBrains => {
+            let [a, b] = [a, b].map(|x| u32::from(half::bf16::from_f32(x).to_bits()));
+            a | b << 16
+        }
         _ => truth(a == b),
     }
 }
@@ -514,6 +526,7 @@ fn binary_int(function: BinaryFn, a: i32, b: i32) -> i32 {
         BinaryFn::ShiftRight => ((a as u32) >> (b as u32 & 31)) as i32,
         BinaryFn::Less => truth(a < b),
         BinaryFn::LessEqual => truth(a <= b),
-        BinaryFn::Equal | BinaryFn::Pow | BinaryFn::PackHalves => truth(a == b),
+        BinaryFn::Equal | BinaryFn::Pow => truth(a == b),
+        BinaryFn::PackHalves | BinaryFn::PackBrains => 0,
     }
 }

@@ -31,9 +31,12 @@ fn block(f: &mut fmt::Formatter<'_>, body: &[Stmt], depth: usize) -> fmt::Result
                 writeln!(f, "put tile{}[%{}] <- {}", tile.0, at.0, values(list))?;
             }
             Inst::Take { tile, at } => writeln!(f, "take tile{}[%{}]", tile.0, at.0)?,
-            Inst::Mma { pairs, tiles: [a, b], at, pitches, sums } => {
-                let (at, sums) = (values(at), values(sums));
-                writeln!(f, "mma {pairs:?} tile{} tile{} at {at} by {pitches:?} to {sums}", a.0, b.0)?;
+            Inst::Fragment { tile, at, pitch, lines } => {
+                writeln!(f, "fragment tile{}[%{}] of {lines} by {pitch}", tile.0, at.0)?;
+            }
+            Inst::Mma { pairs, rows, columns, sums } => {
+                let (rows, columns, sums) = (values(rows), values(columns), values(sums));
+                writeln!(f, "mma {pairs:?} {rows} by {columns} to {sums}")?;
             }
             Inst::Barrier => writeln!(f, "barrier")?,
             Inst::Digit { linear, extents, axis } => {

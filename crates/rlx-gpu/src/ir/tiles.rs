@@ -56,8 +56,7 @@ impl<'k> Tiles<'k> {
             match &stmt.inst {
                 Inst::Barrier => *phase = Phase::default(),
                 Inst::Put { tile, at, values } => self.put(*tile, *at, values.len(), phase)?,
-                Inst::Take { tile, .. } => take(*tile, phase)?,
-                Inst::Mma { tiles, .. } => tiles.iter().try_for_each(|tile| take(*tile, phase))?,
+                Inst::Take { tile, .. } | Inst::Fragment { tile, .. } => take(*tile, phase)?,
                 Inst::Loop(turn) => {
                     let before = phase.clone();
                     // A second turn begins with what the first has left; a third would with no more.

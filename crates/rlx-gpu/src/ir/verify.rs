@@ -96,7 +96,8 @@ impl<'k> Verifier<'k> {
     }
 
     fn gives(&self, stmt: &Stmt, element: Element, uniform: bool) -> Result<(), String> {
-        let wide = matches!(stmt.inst, Inst::Load { .. } | Inst::Take { .. } | Inst::Mma { .. });
+        let of_warp = matches!(stmt.inst, Inst::Fragment { .. } | Inst::Mma { .. });
+        let wide = of_warp || matches!(stmt.inst, Inst::Load { .. } | Inst::Take { .. });
         if !matches!(stmt.results.len(), 1 | 2 | 4) || (stmt.results.len() > 1 && !wide) {
             return Err(format!("a statement has {} results", stmt.results.len()));
         }
@@ -202,7 +203,8 @@ impl<'k> Verifier<'k> {
                 }
                 self.gives(stmt, element, false)
             }
-            Inst::Mma { tiles, at, pitches, sums, .. } => self.mma(stmt, *tiles, *at, *pitches, sums),
+            Inst::Fragment { tile, at, pitch, lines } => self.fragment(stmt, *tile, *at, *pitch, *lines),
+            Inst::Mma { rows, columns, sums, .. } => self.mma(stmt, rows, columns, sums),
             Inst::Barrier => Ok(()),
             Inst::Loop(turn) => self.repeat(stmt, turn),
         }
@@ -217,27 +219,38 @@ impl<'k> Verifier<'k> {
         self.gives(stmt, element, uniform)
     }
 
+    fn of_warps(&self, stmt: &Stmt) -> Result<(), String> {
+        match self.kernel.lanes.is_multiple_of(32) && stmt.results.len() == 4 {
+            true => Ok(()),
+            false => Err("what warps do together is not of whole warps".to_owned()),
+        }
+    }
+
     fn mma(
         &self,
         stmt: &Stmt,
-        tiles: [TileId; 2],
-        at: [Value; 2],
-        pitches: [u32; 2],
+        rows: &[Value; 4],
+        columns: &[Value; 2],
         sums: &[Value; 4],
     ) -> Result<(), String> {
-        for (((tile, at), pitch), lines) in tiles.into_iter().zip(at).zip(pitches).zip([16, 8]) {
-            let (element, words) = self.tile(tile)?;
-            let last = (lines - 1) * i64::from(pitch) + 7;
-            let inside = self.range(at).is_some_and(|(low, high)| low >= 0 && high + last < words);
-            if element != Element::I32 || !inside || !self.is_of_warp(at) {
-                return Err(format!("%{} is not known to be {lines} lines of tile{}", at.0, tile.0));
-            }
-        }
-        if !self.kernel.lanes.is_multiple_of(32) || stmt.results.len() != 4 {
-            return Err("an mma is not of whole warps".to_owned());
-        }
+        rows.iter().chain(columns).try_for_each(|&word| self.wants(word, Element::I32).map(drop))?;
         sums.iter().try_for_each(|&sum| self.wants(sum, Element::F32).map(drop))?;
+        self.of_warps(stmt)?;
         self.gives(stmt, Element::F32, false)
+    }
+
+    fn fragment(&self, stmt: &Stmt, id: TileId, at: Value, pitch: u32, lines: u32) -> Result<(), String> {
+        let (element, words) = self.tile(id)?;
+        self.wants(at, Element::I32)?;
+        self.of_warps(stmt)?;
+        let last = i64::from(lines.saturating_sub(1)) * i64::from(pitch) + 7;
+        let inside = self.range(at).is_some_and(|(low, high)| low >= 0 && high + last < words);
+        let whole = pitch.is_multiple_of(4) && self.is_multiple(at, 4);
+        let counted = lines.is_power_of_two() && lines <= 16;
+        if element != Element::I32 || !inside || !whole || !counted || !self.is_of_warp(at) {
+            return Err(format!("%{} is not known to be {lines} lines of tile{}", at.0, id.0));
+        }
+        self.gives(stmt, Element::I32, false)
     }
 
     /// Whether an integer is the same in each 32 lanes.
@@ -350,7 +363,7 @@ impl<'k> Verifier<'k> {
         let x = self.plain(a)?;
         let y = self.wants(b, x.element)?;
         let fits = match function {
-            BinaryFn::Pow | BinaryFn::PackHalves => x.element == Element::F32,
+            BinaryFn::Pow | BinaryFn::PackHalves | BinaryFn::PackBrains => x.element == Element::F32,
             BinaryFn::Rem | BinaryFn::ShiftRight => x.element == Element::I32,
             BinaryFn::And | BinaryFn::Or | BinaryFn::Xor => x.element != Element::F32,
             BinaryFn::Equal => true,
@@ -360,7 +373,7 @@ impl<'k> Verifier<'k> {
             return Err(format!("{function:?} is not defined for {:?}", x.element));
         }
         let element = match function {
-            BinaryFn::PackHalves => Element::I32,
+            BinaryFn::PackHalves | BinaryFn::PackBrains => Element::I32,
             _ if function.compares() => Element::Bool,
             _ => x.element,
         };

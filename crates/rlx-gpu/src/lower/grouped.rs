@@ -4,7 +4,9 @@
 //! What stands where the groups are is made on the device (`moe.rs`), in tables: a *place* is a row with one of its matrices, a *position* a
 //! place in the order of groups, a *block* the positions of one program.
 
-use super::few::{COLUMNS, LANES as FEW_LANES};
+use super::few;
+use super::mma;
+use super::operands::Operands;
 use super::product::{FEW, Finish, Product, Schedule, Spot, Stands, scaled};
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{BinaryFn, Value, ViewId};
@@ -53,6 +55,20 @@ impl Grouped<'_> {
         }
     }
 
+    fn by_units(&self) -> bool {
+        matches!(self.product.operands, Operands::Units { .. })
+    }
+
+    /// Columns and lanes of a program of a block, then of a place.
+    fn sides(&self) -> [[u32; 2]; 2] {
+        if self.by_units() {
+            let block = mma::Form::GROUP;
+            return [[block.columns, block.lanes()], [mma::FEW_COLUMNS, mma::FEW_LANES]];
+        }
+        let schedule = self.schedule();
+        [[schedule.columns, schedule.lanes()], [few::COLUMNS, few::LANES]]
+    }
+
     /// A program's block, its first column, and whether there is such a program.
     fn program(&self, d: &mut Draft<'_>, blocks: &Amount, columns: u32) -> (Value, Value, Value) {
         let grid = [blocks.clone(), self.product.dims[1].ceil_div(columns as usize)];
@@ -97,8 +113,7 @@ impl Grouped<'_> {
 
     /// Programs of a block each.
     fn many(&self, d: &mut Draft<'_>, tables: &Tables, blocks: &Amount, finish: &Finish<'_>) {
-        let schedule = self.schedule();
-        let (block, column, inside) = self.program(d, blocks, schedule.columns);
+        let (block, column, inside) = self.program(d, blocks, self.sides()[0][0]);
         let [matrix, first, last] = [0, 1, 2].map(|i| entry(d, &tables.blocks[i], block, inside));
         let sorted = self.shared.map(|_| d.read(&tables.sorted));
         let positions = d.size(&tables.sorted.dims[0]);
@@ -119,13 +134,15 @@ impl Grouped<'_> {
             d.b.select(there, row, none)
         };
         let spot = self.spot(d, matrix, [first, last], column, inside, &stands);
-        self.product.many(d, schedule, &spot, finish);
+        match self.by_units() {
+            true => self.product.many_by_units(d, mma::Form::GROUP, &spot, finish),
+            false => self.product.many(d, self.schedule(), &spot, finish),
+        }
     }
 
     /// Programs of a place each.
     fn few(&self, d: &mut Draft<'_>, tables: &Tables, finish: &Finish<'_>) {
-        let form = self.product.few_forms()[0];
-        let (place, column, inside) = self.program(d, &tables.chosen.dims[0], COLUMNS);
+        let (place, column, inside) = self.program(d, &tables.chosen.dims[0], self.sides()[1][0]);
         let matrix = entry(d, &tables.chosen, place, inside);
         let one = d.b.int(1);
         let last = d.b.add(place, one);
@@ -142,7 +159,10 @@ impl Grouped<'_> {
             d.b.select(there, row, none)
         };
         let spot = self.spot(d, matrix, [place, last], column, inside, &stands);
-        self.product.few(d, form, &spot, finish);
+        match self.by_units() {
+            true => self.product.few_by_units(d, mma::FEW[0], &spot, finish),
+            false => self.product.few(d, self.product.few_forms()[0], &spot, finish),
+        }
     }
 
     /// Launches for every number of `rows`; `prepare` makes what finishes an element in each kernel.
@@ -156,17 +176,18 @@ impl Grouped<'_> {
     ) -> Result<(), BackendError> {
         let columns = &self.product.dims[1];
         let blocks = tables.blocks[0].dims[0].clone();
-        let (schedule, by) = (self.schedule(), self.product.by());
-        let programs = Amount::product(&[blocks.clone(), columns.ceil_div(schedule.columns as usize)]);
+        let [block, place] = self.sides();
+        let by = if self.by_units() { "_mma" } else { self.product.by() };
+        let programs = Amount::product(&[blocks.clone(), columns.ceil_div(block[0] as usize)]);
         if let Some(programs) = rows.when(FEW + 1, usize::MAX, programs) {
-            let mut d = cx.draft_of(format!("{name}_grouped{by}"), schedule.lanes());
+            let mut d = cx.draft_of(format!("{name}_grouped{by}"), block[1]);
             let finish = prepare(&mut d);
             self.many(&mut d, tables, &blocks, &*finish);
             cx.launch(d, programs)?;
         }
-        let programs = Amount::product(&[tables.chosen.dims[0].clone(), columns.ceil_div(COLUMNS as usize)]);
+        let programs = Amount::product(&[tables.chosen.dims[0].clone(), columns.ceil_div(place[0] as usize)]);
         if let Some(programs) = rows.when(0, FEW, programs) {
-            let mut d = cx.draft_of(format!("{name}_few{by}"), FEW_LANES);
+            let mut d = cx.draft_of(format!("{name}_few{by}"), place[1]);
             let finish = prepare(&mut d);
             self.few(&mut d, tables, &*finish);
             cx.launch(d, programs)?;

@@ -2,6 +2,7 @@
 
 use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation};
+use super::operands::Operands;
 use super::product::{Finish, Product, Rows};
 use super::quantise::{Codes, codes_of};
 use super::{Amount, Band, Draft, GpuOp, LowerCx, Operand, Room};
@@ -54,7 +55,8 @@ impl GpuOp for GpuMatMul {
             };
             let a = with_lead(&a, &to.dims[lead]);
             let b = [with_lead(&b, &to.dims[lead + 1])];
-            let product = Product { a: Rows::Stored(&a), codes: None, b: &b, dims: &to.dims, k: &k };
+            let (a, dims) = (Rows::Stored(&a), &to.dims);
+            let product = Product { a, codes: None, b: &b, dims, k: &k, operands: Operands::Floats };
             let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
                 let (write, dtype) = (d.write(&to), to.dtype);
                 Box::new(move |d, at, mask, sums| {
@@ -185,7 +187,8 @@ impl Part<'_> {
         let columns = |o: &Operand| Operand { dims: vec![self.to.dims[1].clone(), k.clone()], ..o.clone() };
         let matrices: Vec<Operand> = self.matrices.iter().map(columns).collect();
         let (a, dims) = (Rows::Stored(&x), &self.to.dims);
-        let product = Product { a, codes: self.codes, b: &matrices, dims, k: &k };
+        let operands = cx.choices.operands.of(&matrices);
+        let product = Product { a, codes: self.codes, b: &matrices, dims, k: &k, operands };
         let vector = |o: &Operand| Operand { dims: vec![self.to.dims[1].clone()], ..o.clone() };
         let kind = self.activation;
         let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {

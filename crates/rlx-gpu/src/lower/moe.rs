@@ -68,7 +68,8 @@ impl GpuOp for GpuMoe {
             let bound = [gate.clone(), up.clone()];
             let (a, dims) = (Rows::Stored(&x), &mixture.inner.dims);
             let codes = codes.as_ref().filter(|_| super::dot::takes(&bound));
-            let product = Product { a, codes, b: &bound, dims, k: &width };
+            let operands = cx.choices.operands.of(&bound);
+            let product = Product { a, codes, b: &bound, dims, k: &width, operands };
             let (kind, inner) = (op.activation, &mixture.inner);
             let prepare = |d: &mut Draft<'_>| -> Box<Finish<'static>> {
                 let write = d.write(inner);
@@ -89,7 +90,8 @@ impl GpuOp for GpuMoe {
             let bound = std::slice::from_ref(down);
             let (a, dims) = (Rows::Stored(&mixture.inner), &mixture.y.dims);
             let codes = codes.as_ref().filter(|_| super::dot::takes(bound));
-            let product = Product { a, codes, b: bound, dims, k: &inner };
+            let operands = cx.choices.operands.of(bound);
+            let product = Product { a, codes, b: bound, dims, k: &inner, operands };
             let prepare = |d: &mut Draft<'_>| stored(d.write(&mixture.y));
             let grouped = mixture.grouped(product, None, down, [begin, *count]);
             grouped.launch(cx, "moe_down", &mixture.rows, &mixture.tables, &prepare)?;

@@ -63,11 +63,18 @@ impl Product<'_> {
         let firsts = vec![zero; each * b.len()];
         let load = |d: &mut Draft<'_>, view: ViewId, at: &(Value, Value), p: Value| {
             let coordinates: Vec<Value> = block.lead.iter().copied().chain([at.0, p]).collect();
-            d.b.load(view, &coordinates, Some(at.1))
+            let w = d.b.load(view, &coordinates, Some(at.1));
+            self.operands.element(d, w)
         };
         let sums = d.repeat([first, end], 1, &firsts, |d, p, carried| {
-            let left: Vec<Value> =
-                block.rows.iter().map(|row| a(d, &block.lead, [row.0, p], row.1)).collect();
+            let left: Vec<Value> = block
+                .rows
+                .iter()
+                .map(|row| {
+                    let x = a(d, &block.lead, [row.0, p], row.1);
+                    self.operands.element(d, x)
+                })
+                .collect();
             let mut next = Vec::with_capacity(carried.len());
             for (matrix, sums) in b.iter().zip(carried.chunks(each)) {
                 let right: Vec<Value> = block.columns.iter().map(|c| load(d, *matrix, c, p)).collect();

@@ -4,6 +4,7 @@
 //! after another. So a row has the same bits whichever form a run's number of rows chooses.
 
 use super::blocks::{Blocks, is_packed};
+use super::operands::Operands;
 use super::quantise::Codes;
 use super::schedules::Class;
 use super::{Amount, Draft, LowerCx, Operand};
@@ -88,6 +89,8 @@ pub(super) struct Product<'p> {
     pub b: &'p [Operand],
     pub dims: &'p [Amount],
     pub k: &'p Amount,
+    /// What elements are multiplied as.
+    pub operands: Operands,
 }
 
 /// What becomes of an element: its coordinates, whether it is one, and its sums.
@@ -115,7 +118,7 @@ pub(super) struct Spot<'s> {
 
 /// A step along k: what was fetched for it, where it begins and where to fetch for the next, and the sums so far; new sums, and what
 /// was fetched.
-type Step<'f> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], &[Value]) -> Vec<Value> + 'f;
+pub(super) type Step<'f> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], &[Value]) -> Vec<Value> + 'f;
 
 /// How an operand's elements come from memory.
 #[derive(Clone)]
@@ -138,29 +141,32 @@ pub(super) struct Lines {
     form: Form,
     line: Amount,
     k: Amount,
+    operands: Operands,
 }
 
 impl Lines {
     pub fn new(d: &mut Draft<'_>, operand: &Operand) -> Self {
         let rank = operand.dims.len();
         let (line, k) = (operand.dims[rank - 2].clone(), operand.dims[rank - 1].clone());
-        Lines { form: Self::form(d, operand), line, k }
+        Lines { form: Self::form(d, operand), line, k, operands: Operands::Floats }
     }
 
     /// The rows of a product.
     pub fn of_rows(d: &mut Draft<'_>, product: &Product<'_>) -> Self {
+        let operands = product.operands;
         match product.a {
-            Rows::Stored(operand) => Self::new(d, operand),
+            Rows::Stored(operand) => Lines { operands, ..Self::new(d, operand) },
             Rows::Made(make) => {
                 let (line, k) = (product.dims[product.dims.len() - 2].clone(), product.k.clone());
-                Lines { form: Form::Made(make(d)), line, k }
+                Lines { form: Form::Made(make(d)), line, k, operands }
             }
         }
     }
 
     /// The columns of each matrix of a product.
     pub fn of_columns(d: &mut Draft<'_>, product: &Product<'_>) -> Vec<Self> {
-        product.b.iter().map(|operand| Self::new(d, operand)).collect()
+        let operands = product.operands;
+        product.b.iter().map(|operand| Lines { operands, ..Self::new(d, operand) }).collect()
     }
 
     fn form(d: &mut Draft<'_>, operand: &Operand) -> Form {
@@ -274,6 +280,21 @@ impl Lines {
             _ => raw.to_vec(),
         }
     }
+
+    /// The elements of what was fetched for `k`, as they are multiplied.
+    pub fn multiplied(
+        &self,
+        d: &mut Draft<'_>,
+        raw: &[Value],
+        k: impl FnOnce(&mut Draft<'_>) -> Value,
+        count: u32,
+    ) -> Vec<Value> {
+        let elements = self.decode(d, raw, k, count);
+        match (&self.form, self.operands) {
+            (Form::Pairs(_, DType::BF16), _) | (_, Operands::Floats) => elements,
+            _ => elements.into_iter().map(|x| self.operands.element(d, x)).collect(),
+        }
+    }
 }
 
 /// So many elements from `k` on, one at a time.
@@ -345,7 +366,7 @@ impl Stager {
     /// Puts what was loaded for a step that begins at `first`.
     pub fn put(&self, d: &mut Draft<'_>, values: &[Value], first: Value) {
         for (&[_, along, at], raw) in self.units.iter().zip(values.chunks(self.lines.raw(self.group))) {
-            let group = self.lines.decode(d, raw, |d| d.b.add(first, along), self.group);
+            let group = self.lines.multiplied(d, raw, |d| d.b.add(first, along), self.group);
             let each = if self.apart == 1 { 4 } else { 1 };
             for (i, part) in group.chunks(each).enumerate() {
                 let at = offset(d, at, (i * each) as u32 * self.apart);
@@ -390,7 +411,7 @@ fn tall(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32, pitch: u32) ->
 }
 
 /// Goes over k in steps of `depth`: `step` gets what was fetched for it, where to fetch for the next, and the sums of the chunk.
-fn chunks(
+pub(super) fn chunks(
     d: &mut Draft<'_>,
     end: Value,
     depth: u32,
@@ -581,12 +602,8 @@ impl Product<'_> {
             self.plain(&mut d, &*finish);
             return cx.launch(d, self.plain_programs());
         }
-        if let Some(pairs) = self.mma_pairs().filter(|_| cx.matrix_units) {
-            let mut d = cx.draft_of(format!("{name}_mma"), super::mma::LANES);
-            let finish = prepare(&mut d);
-            self.mma(&mut d, pairs, &*finish);
-            let side = super::mma::SIDE;
-            return cx.launch(d, Amount::product(&self.grid(side, side)));
+        if let Operands::Units { wave } = self.operands {
+            return self.launch_by_units(cx, name, wave, prepare);
         }
         let choice = cx.choices.of(self.b, columns);
         let schedule = self.fitted(Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)]);

@@ -1,6 +1,7 @@
 //! Which schedules products have: by shape, or as they were timed on a device. Every schedule sums in one order, so a choice decides how
 //! fast a product is and never what it gives.
 
+use super::operands::Operands;
 use super::product::{FEW, Schedule};
 use super::{Amount, Operand};
 use rlx_tensor::DType;
@@ -116,9 +117,10 @@ const _: () = assert!(Schedule::TABLE[Choice::COMPACT.schedule].turns == 1);
 /// Bytes of tiles that every device has for a program.
 const ROOM: u32 = 16 << 10;
 
-/// What was chosen for classes of products; shapes decide about others.
+/// What was chosen for products: what they multiply, and how classes of them run; shapes decide about others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Choices {
+    pub operands: Operands,
     pub classes: HashMap<Class, Choice>,
     /// Kernels of little text, for a device that takes long to compile them.
     pub compact: bool,

@@ -1,6 +1,7 @@
 //! Windows that move over images: a lane for each element of the result, over the elements of its window one after another.
 
 use super::elementwise::{activation, has_activation, power};
+use super::operands::Operands;
 use super::product::{self, Product, Rows};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes, element};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
@@ -230,7 +231,8 @@ impl<'i> Image<'i> {
             ..w.clone()
         };
         let make = |d: &mut Draft<'_>| self.element(d, &places, &taps);
-        let product = Product { a: Rows::Made(&make), codes: None, b: &[matrix], dims: &dims, k: &k };
+        let (a, operands) = (Rows::Made(&make), Operands::Floats);
+        let product = Product { a, codes: None, b: &[matrix], dims: &dims, k: &k, operands };
         let prepare = |d: &mut Draft<'_>| self.finish(d, &places);
         product.launch(cx, "conv", &prepare)
     }

@@ -25,6 +25,11 @@ __device__ __forceinline__ int pack_halves(float a, float b) {
   asm(\"cvt.rn.f16.f32 %0, %1;\" : \"=h\"(y) : \"f\"(b));
   return (int)((unsigned)x | (unsigned)y << 16);
 }
+__device__ __forceinline__ int pack_brains(float a, float b) {
+  int y;
+  asm(\"cvt.rn.bf16x2.f32 %0, %1, %2;\" : \"=r\"(y) : \"f\"(b), \"f\"(a));
+  return y;
+}
 ";
 
 /// The name of every kernel's function.
@@ -141,9 +146,10 @@ impl Printer<'_> {
             Inst::Dot4(a, b, c) => self.set(result, &format!("__dp4a(v{}, v{}, v{})", a.0, b.0, c.0)),
             Inst::Put { tile, at, values } => self.put(*tile, *at, values),
             Inst::Take { tile, at } => self.take(&stmt.results, *tile, *at),
-            Inst::Mma { pairs, tiles, at, pitches, sums } => {
-                self.mma(&stmt.results, *pairs, *tiles, *at, *pitches, sums)
+            Inst::Fragment { tile, at, pitch, lines } => {
+                self.fragment(&stmt.results, *tile, *at, *pitch, *lines)
             }
+            Inst::Mma { pairs, rows, columns, sums } => self.mma(&stmt.results, *pairs, rows, columns, sums),
             Inst::Barrier => self.line("__syncthreads();"),
             Inst::Digit { linear, extents, axis } => {
                 let after = extents[*axis as usize + 1..].iter().map(|e| format!(" * a{}", e.0));
@@ -228,6 +234,7 @@ impl Printer<'_> {
             BinaryFn::Xor => infix(if truth { "!=" } else { "^" }),
             BinaryFn::ShiftRight => wrapping(">>"),
             BinaryFn::PackHalves => call("pack_halves"),
+            BinaryFn::PackBrains => call("pack_brains"),
             BinaryFn::Equal => infix("=="),
             BinaryFn::Less => infix("<"),
             BinaryFn::LessEqual => infix("<="),
@@ -248,29 +255,41 @@ impl Printer<'_> {
         self.line(&format!("*({kind} *)&tile{}[v{}] = {made};", tile.0, at.0))
     }
 
+    /// Lanes 0 to 15 give where each line begins, the others where its second half does.
+    fn fragment(
+        &mut self,
+        results: &[Value],
+        tile: TileId,
+        at: Value,
+        pitch: u32,
+        lines: u32,
+    ) -> fmt::Result {
+        let names: Vec<String> = results.iter().map(|r| format!("v{}", r.0)).collect();
+        self.line(&format!("int {};", names.join(", ")))?;
+        let word = format!("v{} + (lane & {}) * {pitch} + (lane >> 4 & 1) * 4", at.0, lines - 1);
+        let from = format!("(unsigned)__cvta_generic_to_shared(&tile{}[{word}])", tile.0);
+        let to: Vec<String> = results.iter().map(|r| format!("\"=r\"(v{})", r.0)).collect();
+        let load = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];";
+        self.line(&format!("asm volatile(\"{load}\" : {} : \"r\"({from}) : \"memory\");", to.join(", ")))
+    }
+
     fn mma(
         &mut self,
         results: &[Value],
         pairs: Pairs,
-        tiles: [TileId; 2],
-        at: [Value; 2],
-        pitches: [u32; 2],
+        rows: &[Value; 4],
+        columns: &[Value; 2],
         sums: &[Value; 4],
     ) -> fmt::Result {
         let kind = if pairs == Pairs::Half { "f16" } else { "bf16" };
         let names: Vec<String> =
             results.iter().zip(sums).map(|(r, s)| format!("v{} = v{}", r.0, s.0)).collect();
         self.line(&format!("float {};", names.join(", ")))?;
-        let word = |side: usize, lines: u32, along: u32| {
-            let (tile, at, pitch) = (tiles[side].0, at[side].0, pitches[side]);
-            format!("\"r\"(tile{tile}[v{at} + (lane % 32 / 4 + {lines}) * {pitch} + lane % 4 + {along}])")
-        };
-        let a = [word(0, 0, 0), word(0, 8, 0), word(0, 0, 4), word(0, 8, 4)].join(", ");
-        let b = [word(1, 0, 0), word(1, 0, 4)].join(", ");
+        let words: Vec<String> = rows.iter().chain(columns).map(|w| format!("\"r\"(v{})", w.0)).collect();
         let c: Vec<String> = results.iter().map(|r| format!("\"+f\"(v{})", r.0)).collect();
         let shape = format!("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32");
         let places = "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};";
-        self.line(&format!("asm volatile(\"{shape} {places}\" : {} : {a}, {b});", c.join(", ")))
+        self.line(&format!("asm volatile(\"{shape} {places}\" : {} : {});", c.join(", "), words.join(", ")))
     }
 
     fn take(&mut self, results: &[Value], tile: TileId, at: Value) -> fmt::Result {

@@ -26,11 +26,22 @@ fn to_int(x: f32) -> i32 {
 }
 ";
 
+const BRAINS: &str = "\
+fn brain(x: f32) -> u32 {
+  let bits = bitcast<u32>(x);
+  return select((bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u, (bits >> 16u) | 0x40u, is_nan(x));
+}
+fn pack_brains(a: f32, b: f32) -> i32 { return bitcast<i32>(brain(a) | (brain(b) << 16u)); }
+";
+
 /// The text of a kernel.
 pub fn print(kernel: &Kernel) -> String {
     let mut printer = Printer { kernel, text: String::new(), depth: 1 };
     // Writing to a string does not fail.
     let _ = printer.kernel();
+    if printer.text.contains("pack_brains(") {
+        printer.text.push_str(BRAINS);
+    }
     printer.text
 }
 
@@ -164,7 +175,9 @@ impl Printer<'_> {
                 self.line(format_args!("let v{} = tile{}[v{} + {i}];", result.0, tile.0, at.0))
             }),
             // A device of this language is not asked for it; the text would be refused.
-            Inst::Mma { .. } => self.line(format_args!("warps do not multiply in this language")),
+            Inst::Fragment { .. } | Inst::Mma { .. } => {
+                self.line(format_args!("warps do not multiply in this language"))
+            }
             Inst::Barrier => self.line(format_args!("workgroupBarrier();")),
             Inst::Digit { linear, extents, axis } => {
                 let axis = *axis as usize;
@@ -254,6 +267,7 @@ impl Printer<'_> {
             BinaryFn::Xor => infix(if truth { "!=" } else { "^" }),
             BinaryFn::ShiftRight => format!("bitcast<i32>(bitcast<u32>(v{a}) >> bitcast<u32>(v{b}))"),
             BinaryFn::PackHalves => format!("bitcast<i32>(pack2x16float(vec2<f32>(v{a}, v{b})))"),
+            BinaryFn::PackBrains => call("pack_brains"),
             BinaryFn::Equal => infix("=="),
             BinaryFn::Less => infix("<"),
             BinaryFn::LessEqual => infix("<="),

@@ -5,6 +5,7 @@ use crate::device::driver::{Batch, Call, Driver, Limits, Read, Write, exhausted,
 use crate::device::replay::signature;
 use crate::emulate::Emulator;
 use crate::ir::Kernel;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, BackendProvider, BackendRegistry, CpuProvider, DeviceProbe};
 use rlx::config::Config;
 use rlx::devices::{Device, DeviceId, GraphDevices, GraphDevicesOptions};
@@ -101,6 +102,10 @@ impl Driver for Failing {
 
     fn fingerprint(&self) -> String {
         NAME.to_owned()
+    }
+
+    fn matrix_units(&self) -> bool {
+        self.0.units
     }
 
     fn limits(&self) -> Limits {
@@ -261,6 +266,25 @@ fn a_device_that_computes_something_else_does_not_open() {
         contains(&error, &[NAME, kernel, "element 5", "is right"]);
         assert!(error.is_device_fault());
     }
+}
+
+#[test]
+fn matrix_units_that_compute_something_else_are_not_used_and_the_device_says_so() {
+    let script = Arc::new(Script::default());
+    let driver = || Failing(Emulator { units: true, ..Emulator::default() }, Arc::clone(&script));
+    let open = |precision| DeviceBackend::set_up(driver(), None, precision);
+    let told = || open(Precision::Bf16).unwrap().capabilities().join(", ");
+    assert_eq!(told(), "bf16 by matrix units");
+    assert_eq!(open(Precision::F32).unwrap().capabilities(), ["f32"]);
+    let apart = "element 5 has other bits among 20 rows than among 130";
+    let causes =
+        [(Fault::Wrong, 4, "element 5 is"), (Fault::Wrong, 5, apart), (Fault::Kernel, 4, "line 7: no")];
+    for (fault, after, cause) in causes {
+        script.fail(fault, after);
+        contains(&told(), &["bf16 without matrix units, whose test failed: ", cause]);
+    }
+    script.fail(Fault::MidRun, 4);
+    contains(&open(Precision::Bf16).map(drop).unwrap_err(), &["fell off the bus"]);
 }
 
 fn compiled(script: &Arc<Script>) -> CompiledGraph {

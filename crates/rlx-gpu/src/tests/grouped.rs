@@ -1,8 +1,10 @@
 //! Products of rows that each have a matrix of their own: experts and adapters. A row has the same bits among any number of rows.
 
 use super::products::{is_packed, numbers, results};
+use crate::emulate::emulated_in;
 use crate::emulated;
 use rlx::backend::Backend;
+use rlx::backend::cpu::Precision;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::session::cpu_backend;
 use rlx::{Session, SessionError, TensorArg};
@@ -144,7 +146,9 @@ fn held(
     let found = results(backend, graph, params, inputs);
     let expected = results(right, graph, params, &inputs[..1]);
     let most = expected[0].iter().fold(1.0f32, |most, x| most.max(x.abs()));
-    let tolerance = products as f32 * f32::EPSILON * most;
+    // Operands are within 0.5, and bf16 rounds both by 2^-9.
+    let each = if backend.precision() == Some(Precision::Bf16) { 2f32.powi(-10) } else { f32::EPSILON };
+    let tolerance = products as f32 * each * most;
     for (i, (a, b)) in found[0].iter().zip(&expected[0]).enumerate() {
         let place = format!("row {}, column {} on {}", i / width, i % width, backend.name());
         assert!((a - b).abs() <= tolerance, "{place}: {a}, expected {b} within {tolerance}\n{graph}");
@@ -167,6 +171,15 @@ fn experts_and_adapters_by_the_interpreter() {
     MIXTURES[0].check(&emulated(), &[140, 1, 8, 9]);
     MIXTURES[1..3].iter().for_each(|m| m.check(&emulated(), &[9, 2]));
     check_adapters(&emulated());
+}
+
+#[test]
+fn experts_and_adapters_in_bf16_by_the_interpreter() {
+    for units in [false, true] {
+        let backend = emulated_in(Precision::Bf16, units);
+        MIXTURES[..2].iter().for_each(|m| m.check(&backend, &[40, 1, 8, 9]));
+        check_adapters(&backend);
+    }
 }
 
 #[cfg(feature = "wgpu")]

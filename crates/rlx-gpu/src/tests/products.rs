@@ -129,21 +129,38 @@ pub(super) fn check(layer: &Layer, backend: &Arc<dyn Backend>) {
 }
 
 pub(super) fn check_as(layer: &Layer, backend: &Arc<dyn Backend>, by_bytes: bool) {
-    const ROWS: usize = 40;
-    let (x, r) = (numbers(ROWS * layer.k, 1), numbers(ROWS * layer.n, 2));
+    held(layer, backend, &[40, 1, 2, 3, 8, 9], &|x| if by_bytes { quantised(x) } else { x.to_vec() }, |x| x);
+}
+
+/// As [`check`], of a backend that rounds the operands of products to bf16.
+pub(super) fn check_rounded(layer: &Layer, backend: &Arc<dyn Backend>, counts: &[usize]) {
+    let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+    held(layer, backend, counts, &|x| x.iter().map(|&x| rounded(x)).collect(), rounded);
+}
+
+/// The most rows are held to the reference of operands as the device takes them, the others to those.
+fn held(
+    layer: &Layer,
+    backend: &Arc<dyn Backend>,
+    counts: &[usize],
+    rows_taken: &dyn Fn(&[f32]) -> Vec<f32>,
+    taken: fn(f32) -> f32,
+) {
+    let most = counts[0];
+    let (x, r) = (numbers(most * layer.k, 1), numbers(most * layer.n, 2));
     let some = |rows: usize| {
         let x = Tensor::from_slice(&[rows, layer.k], &x[..rows * layer.k]).unwrap();
         vec![("x", x), ("r", Tensor::from_slice(&[rows, layer.n], &r[..rows * layer.n]).unwrap())]
     };
-    let counts = [ROWS, 1, 2, 3, 8, 9];
+    let inputs: Vec<_> = counts.iter().map(|&rows| some(rows)).collect();
     let (graph, params) = (layer.graph(), layer.params());
-    let found = results(backend, &graph, &params, &counts.map(some));
+    let found = results(backend, &graph, &params, &inputs);
     let reference: Arc<dyn Backend> = Arc::new(ReferenceBackend::default());
-    let mut of_reference = some(ROWS);
-    if by_bytes {
-        of_reference[0].1 = Tensor::from_slice(&[ROWS, layer.k], &quantised(&x)).unwrap();
-    }
-    let expected = results(&reference, &graph, &params, &[of_reference]);
+    let mut own = some(most);
+    own[0].1 = Tensor::from_slice(&[most, layer.k], &rows_taken(&x)).unwrap();
+    let of_reference: Vec<(String, Tensor)> =
+        params.iter().map(|(name, weight)| (name.clone(), as_taken(weight, name, taken))).collect();
+    let expected = results(&reference, &graph, &of_reference, &[own]);
     let name = format!("{} {}x{} on {}", layer.dtype, layer.n, layer.k, backend.name());
     let tolerance = layer.k as f32 * f32::EPSILON;
     for (i, (a, b)) in found[0].iter().zip(&expected[0]).enumerate() {
@@ -151,8 +168,21 @@ pub(super) fn check_as(layer: &Layer, backend: &Arc<dyn Backend>, by_bytes: bool
     }
     for (rows, own) in counts.iter().zip(&found) {
         let same = own.iter().zip(&found[0]).position(|(a, b)| a.to_bits() != b.to_bits());
-        assert_eq!(same, None, "{name}: {rows} rows give other bits than {ROWS}");
+        assert_eq!(same, None, "{name}: {rows} rows give other bits than {most}");
     }
+}
+
+/// A weight with its elements as the device multiplies them, which its dtype must hold.
+fn as_taken(weight: &Tensor, name: &str, taken: fn(f32) -> f32) -> Tensor {
+    if !name.starts_with('w') || weight.dtype().block().0 > 1 {
+        return weight.clone();
+    }
+    let mut values = vec![0.0; weight.len()];
+    rlx_tensor::quant::decode(weight.dtype(), weight.bytes(), &mut values).unwrap();
+    values.iter_mut().for_each(|x| *x = taken(*x));
+    let mut bytes = vec![0; weight.bytes().len()];
+    rlx_tensor::quant::encode(weight.dtype(), &values, &mut bytes).unwrap();
+    Tensor::from_bytes(weight.dims(), weight.dtype(), &bytes).unwrap()
 }
 
 /// Rows of a quantised table are gathered as they decode.

@@ -12,6 +12,7 @@ use crate::lower::LowerCx;
 use crate::lower::schedules::{Choice, Choices, Class};
 use rlx::Session;
 use rlx::aot::AotCache;
+use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError};
 use rlx::config::Config;
 use rlx_graph::Graph;
@@ -212,7 +213,8 @@ fn every_choice_gives_the_same_bits() {
         let driver = Timed::new(cost);
         let timed = Arc::clone(&driver.timed);
         let tuner = Tuner::open(None, driver.fingerprint());
-        let backend: Arc<dyn Backend> = Arc::new(DeviceBackend::tuned(driver, Some(tuner)).unwrap());
+        let backend: Arc<dyn Backend> =
+            Arc::new(DeviceBackend::set_up(driver, Some(tuner), Precision::F32).unwrap());
         assert_eq!(results(&backend, &graph, &params, &inputs), expected);
         assert!(timed.load(Ordering::Relaxed) > 0);
         assert!(backend.capabilities().concat().contains("1 timed now"), "{:?}", backend.capabilities());

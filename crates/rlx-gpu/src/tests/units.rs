@@ -1,131 +1,85 @@
-//! Products by matrix units, which no device is asked for yet: lowered, verified, and run by the interpreter.
+//! Products in bf16: operands rounded in every form, by matrix units or without.
 
 use super::Runs;
-use super::products::{LAYERS, Layer, numbers, results};
-use crate::ir::interpret::Machine;
-use crate::ir::{Kernel, Placement};
-use crate::lower::{Extents, Home, LowerCx, is_weight};
-use half::bf16;
-use rlx::backend::Backend;
-use rlx::backend::reference::ReferenceBackend;
-use rlx::plan::{BufferId, BufferKind, Template};
+use super::products::{LAYERS, Layer, check_rounded};
+use crate::emulate::emulated_in;
+use crate::ir::Kernel;
+use crate::lower::LowerCx;
+use crate::lower::operands::Operands;
+use rlx::backend::cpu::Precision;
+use rlx::plan::Template;
+use rlx_graph::Graph;
 use rlx_graph::passes::{PassOptions, compile_passes};
-use rlx_tensor::{DType, Symbol, Tensor};
-use std::collections::HashMap;
+use rlx_tensor::DType;
 use std::sync::Arc;
 
-fn buffer_of(home: &Home) -> Option<BufferId> {
-    match home {
-        Home::Buffer(buffer) => Some(*buffer),
-        _ => None,
-    }
+/// Wide enough for the large form of one matrix.
+const WIDE: Layer = Layer { dtype: DType::BF16, n: 136, k: 200, gated: false, transposed: false };
+
+/// Layers of every storage that is rounded.
+fn rounded() -> impl Iterator<Item = &'static Layer> {
+    let floats = |l: &&Layer| matches!(l.dtype, DType::F32 | DType::F16 | DType::BF16);
+    LAYERS.iter().filter(floats).chain([&WIDE])
 }
 
-fn template(layer: &Layer) -> Template {
-    let (legal, _) = compile_passes(&layer.graph(), &Runs, &PassOptions::default()).unwrap();
-    Template::build(&legal, &Runs).unwrap()
+/// Whether enough rows take programs of the large form.
+fn is_wide(layer: &Layer) -> bool {
+    layer.n >= if layer.gated { 64 } else { 128 }
 }
 
-/// The layers whose weights matrix units take, but gated ones.
-fn layers() -> impl Iterator<Item = &'static Layer> {
-    LAYERS.iter().filter(|l| matches!(l.dtype, DType::F16 | DType::BF16) && !l.gated)
+/// The kernels of a graph under these operands.
+fn kernels_under(graph: &Graph, operands: Operands) -> Vec<Arc<Kernel>> {
+    let (legal, _) = compile_passes(graph, &Runs, &PassOptions::default()).unwrap();
+    let template = Template::build(&legal, &Runs).unwrap();
+    let mut cx = LowerCx::new(&template);
+    cx.choices.operands = operands;
+    template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
+    cx.kernels()
 }
 
-/// Their kernels.
+/// Kernels in bf16 of layers and experts: by matrix units and without.
 pub(super) fn kernels() -> Vec<Arc<Kernel>> {
-    let own = |layer: &Layer| {
-        let template = template(layer);
-        let mut cx = LowerCx::new(&template);
-        cx.matrix_units = true;
-        template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
-        cx.kernels()
-    };
-    layers().flat_map(own).collect()
+    let graphs = || rounded().map(Layer::graph).chain(super::grouped::graphs());
+    let under = |operands| graphs().flat_map(move |graph| kernels_under(&graph, operands));
+    under(Operands::Units { wave: 1 }).chain(under(Operands::Rounded)).collect()
 }
 
-fn rounded(x: f32, dtype: DType) -> f32 {
-    if dtype == DType::F16 { half::f16::from_f32(x).to_f32() } else { bf16::from_f32(x).to_f32() }
-}
-
-fn words_of(tensor: &Tensor) -> Vec<u32> {
-    match tensor.dtype() {
-        DType::F32 => tensor.as_slice::<f32>().unwrap().iter().map(|x| x.to_bits()).collect(),
-        _ => {
-            let mut bytes = tensor.bytes().to_vec();
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-            bytes.as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect()
-        }
+#[test]
+fn products_of_weights_have_a_form_for_matrix_units_and_others_none() {
+    for layer in LAYERS.iter().chain([&WIDE]) {
+        let kernels = kernels_under(&layer.graph(), Operands::Units { wave: 1 });
+        let by_units = kernels.iter().filter(|kernel| kernel.needs_mma()).count();
+        let floats = matches!(layer.dtype, DType::F32 | DType::F16 | DType::BF16);
+        let forms = 3 + usize::from(is_wide(layer));
+        assert_eq!(by_units, if floats { forms } else { 0 }, "{} {}x{}", layer.dtype, layer.n, layer.k);
+        let without = kernels_under(&layer.graph(), Operands::Rounded);
+        assert!(without.iter().all(|kernel| !kernel.needs_mma()));
     }
 }
 
 #[test]
-fn a_product_by_matrix_units_is_that_of_rounded_operands() {
-    const ROWS: usize = 70;
-    for layer in layers() {
-        let template = template(layer);
-        let mut cx = LowerCx::new(&template);
-        cx.matrix_units = true;
-        template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
-        assert!(cx.launches.iter().any(|l| l.kernel.needs_mma()), "{} {}x{}", layer.dtype, layer.n, layer.k);
-        let (x, r) = (numbers(ROWS * layer.k, 1), numbers(ROWS * layer.n, 2));
-        let x: Vec<f32> = x.into_iter().map(|x| rounded(x, layer.dtype)).collect();
-        let named = [
-            ("x", Tensor::from_slice(&[ROWS, layer.k], &x).unwrap()),
-            ("r", Tensor::from_slice(&[ROWS, layer.n], &r).unwrap()),
-        ];
-        let params: HashMap<String, Tensor> = layer.params().into_iter().collect();
-        let (mut machine, mut next) = (Machine::new(1 << 18), 64);
-        let mut places: HashMap<BufferId, usize> = HashMap::new();
-        let mut weights: HashMap<BufferId, Vec<u32>> = HashMap::new();
-        for (id, buffer) in template.buffer_ids() {
-            let tensor = match &buffer.kind {
-                BufferKind::Input(i) => {
-                    Some(named.iter().find(|(n, _)| *n == template.inputs()[*i].name).unwrap().1.clone())
-                }
-                BufferKind::Param(i) => Some(params[&template.params()[*i].name].clone()),
-                _ => None,
-            };
-            match tensor.map(|t| words_of(&t)) {
-                Some(words) if is_weight(&template, id) => drop(weights.insert(id, words)),
-                Some(words) => {
-                    machine.write(next, &words);
-                    places.insert(id, next);
-                    next += words.len().next_multiple_of(64);
-                }
-                None => {
-                    places.insert(id, next);
-                    next += (ROWS * layer.n).next_multiple_of(64);
-                }
-            }
-        }
-        let mut sizes = Vec::new();
-        template.sizes().eval(&[ROWS], &mut sizes).unwrap();
-        let symbol = |_: &Symbol| Some(ROWS);
-        let run = Extents { sizes: &sizes, symbol: &symbol };
-        for launch in &cx.launches {
-            let own: Vec<usize> = launch.sizes.iter().map(|a| a.eval(&run).unwrap()).collect();
-            let placed: Vec<Placement> = launch
-                .views
-                .iter()
-                .map(|v| Placement {
-                    base: v.base.eval(&run).unwrap()
-                        + buffer_of(&v.home).and_then(|b| places.get(&b)).copied().unwrap_or(0),
-                    strides: v.strides.iter().map(|s| s.eval(&run).unwrap()).collect(),
-                })
-                .collect();
-            let arguments = launch.kernel.arguments(&own, &placed).unwrap();
-            let bound: Vec<&[u32]> =
-                launch.weights.iter().map(|b| weights[&buffer_of(&b.home).unwrap()].as_slice()).collect();
-            let programs = launch.programs.eval(&run).unwrap();
-            machine.run(&launch.kernel, &arguments, &bound, &mut [], programs).unwrap();
-        }
-        let reference: Arc<dyn Backend> = Arc::new(ReferenceBackend::default());
-        let inputs = named.iter().map(|(n, t)| (*n, t.clone())).collect();
-        let expected = results(&reference, &layer.graph(), &layer.params(), &[inputs]);
-        let found = machine.words(places[&template.outputs()[0].place.buffer], ROWS * layer.n);
-        let tolerance = layer.k as f32 * f32::EPSILON;
-        for (i, (a, b)) in found.iter().map(|&w| f32::from_bits(w)).zip(&expected[0]).enumerate() {
-            assert!((a - b).abs() <= tolerance, "{}: element {i} is {a}, expected {b}", layer.dtype);
-        }
+fn a_row_by_matrix_units_has_the_same_bits_among_any_number_of_rows() {
+    let backend = emulated_in(Precision::Bf16, true);
+    for layer in rounded() {
+        check_rounded(
+            layer,
+            &backend,
+            if is_wide(layer) { &[130, 1, 4, 5, 16, 17] } else { &[40, 1, 4, 5, 16, 17] },
+        );
     }
+}
+
+#[test]
+fn a_row_of_rounded_operands_has_the_same_bits_among_any_number_of_rows() {
+    let backend = emulated_in(Precision::Bf16, false);
+    rounded().for_each(|layer| check_rounded(layer, &backend, &[40, 1, 2, 3, 8, 9]));
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_row_of_rounded_operands_has_the_same_bits_on_the_first_adapter() {
+    let mut config = rlx::config::Config::default();
+    config.precision = Some(Precision::Bf16);
+    let backend = crate::provider().unwrap().open(0, &config).unwrap();
+    rounded().for_each(|layer| check_rounded(layer, &backend, &[40, 1, 2, 3, 8, 9]));
 }

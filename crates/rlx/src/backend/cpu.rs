@@ -132,6 +132,10 @@ impl Backend for CpuBackend {
         format!("cpu {} {}", self.isa, self.precision.name())
     }
 
+    fn precision(&self) -> Option<Precision> {
+        Some(self.precision)
+    }
+
     fn capabilities(&self) -> Vec<String> {
         let threads = format!("{} threads", self.pool.threads());
         vec![self.isa.name().to_owned(), self.precision.name().to_owned(), threads]

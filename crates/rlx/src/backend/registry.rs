@@ -1,12 +1,13 @@
 //! Which backends a process has, and which devices they see.
 
-use super::cpu::CpuBackend;
+use super::cpu::{CpuBackend, Precision};
 use super::reference::ReferenceBackend;
 use super::{Backend, BackendError, contain};
 use crate::config::Config;
 use crate::devices::{Device, DeviceError, DeviceId};
 use crate::memory::{MemoryView, SystemProbe};
 use crate::session::{SessionError, cpu_backend_of};
+use rlx_kernels::isa::{CpuFeatures, Isa};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -32,6 +33,12 @@ pub trait BackendProvider: Send + Sync {
     /// # Errors
     /// Whatever keeps the device from being used; [`BackendError::Lost`] if it has gone since the last probe.
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError>;
+
+    /// The precision of a checkpoint of bf16 where none is asked for: bf16 of a device that multiplies such operands faster.
+    fn precision_of_bf16(&self, index: u32) -> Precision {
+        let _ = index;
+        Precision::F32
+    }
 }
 
 /// The backends that can be opened, by kind.
@@ -107,6 +114,12 @@ impl BackendRegistry {
         Ok(contain(|| Ok(provider.probe())).unwrap_or_else(|error| DeviceProbe::Absent(error.to_string())))
     }
 
+    /// The precision that a device has for a checkpoint of bf16 where none is asked for; f32 of one that cannot be used.
+    pub fn precision_of_bf16(&self, device: DeviceId) -> Precision {
+        let Some(provider) = self.provider(device.kind) else { return Precision::F32 };
+        contain(|| Ok(provider.precision_of_bf16(device.index))).unwrap_or_default()
+    }
+
     /// Opens a device.
     ///
     /// # Errors
@@ -161,6 +174,11 @@ impl BackendProvider for CpuProvider {
     fn open(&self, _index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
         let backend: CpuBackend = cpu_backend_of(config)?;
         Ok(Arc::new(backend))
+    }
+
+    fn precision_of_bf16(&self, _index: u32) -> Precision {
+        let has = CpuFeatures::detect().avx512_bf16;
+        if Isa::detect() == Isa::Avx512 && has { Precision::Bf16 } else { Precision::F32 }
     }
 }
 

@@ -23,6 +23,7 @@ fn values_of_each_kind_are_read() {
         ("RLX_DEVICE_CHAIN", "cuda:1,cpu"),
         ("RLX_THREADS", "3"),
         ("RLX_ISA", "AVX2"),
+        ("RLX_PRECISION", "bf16"),
         ("RLX_SOFT_MEMORY_FRACTION", "0.5"),
         ("RLX_SOFT_MEMORY_BUDGET_BYTES", "12GiB"),
         ("RLX_CACHE_BYTES", "0"),
@@ -34,6 +35,7 @@ fn values_of_each_kind_are_read() {
     assert_eq!(config.device_chain, Some(vec![DeviceId { kind: Device::Cuda, index: 1 }, DeviceId::CPU]));
     assert_eq!(config.threads, NonZeroUsize::new(3));
     assert_eq!(config.isa, Some(Isa::Avx2));
+    assert_eq!(config.precision, Some(Precision::Bf16));
     assert_eq!(config.soft_memory_fraction.map(Fraction::value), Some(0.5));
     assert_eq!(config.soft_memory_budget_bytes, Some(ByteSize(12 << 30)));
     assert_eq!(config.cache_bytes, Some(ByteSize(0)));
@@ -57,6 +59,7 @@ fn an_invalid_value_names_variable_and_text() {
         ("RLX_THREADS", "0"),
         ("RLX_THREADS", "two"),
         ("RLX_ISA", "sse2"),
+        ("RLX_PRECISION", "f8"),
         ("RLX_CACHE_BYTES", "1.5"),
         ("HF_HUB_OFFLINE", "maybe"),
     ];

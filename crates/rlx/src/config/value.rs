@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use crate::devices::{Device, DeviceId};
+use rlx_kernels::gemm::Precision;
 use rlx_kernels::isa::Isa;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -161,6 +162,7 @@ from_text! {
     Fraction: "number in (0, 1]";
     Switch: "0 or 1";
     DeviceId: "device";
+    Precision: "f32 or bf16";
     Isa: "scalar, simd128, neon, avx2 or avx512";
 }
 

@@ -1,0 +1,153 @@
+//! Whether a device's matrix units are used: where products are in bf16, the device has such units, and they pass a test.
+
+use super::DeviceTarget;
+use super::driver::{Batch, Call, Driver, Read, Write, refused};
+use super::plan::Plan;
+use super::words;
+use crate::emulate::Emulator;
+use crate::lower::operands::Operands;
+use crate::lower::schedules::Choices;
+use half::bf16;
+use rlx::backend::BackendError;
+use rlx::backend::cpu::Precision;
+use rlx::plan::Template;
+use rlx_graph::Graph;
+use rlx_tensor::{DType, DimBinding};
+use std::sync::Arc;
+
+/// Programs that a device is taken to run at once.
+const WAVE: usize = 128;
+const COLUMNS: usize = 128;
+/// Products of an element: two chunks, and no whole number of instructions.
+const DEPTH: usize = 136;
+/// Numbers of rows that each take another form, the most first.
+const ROWS: [usize; 4] = [130, 20, 7, 3];
+/// How far sums of so many products of numbers between -1 and 1 may be apart, summed in other orders.
+const APART: f32 = 2e-3;
+
+/// What products multiply on a device that was asked for a precision, and that in words.
+///
+/// # Errors
+/// What the device says, but not that it refuses a kernel for matrix units.
+pub(super) fn choose<D: Driver>(
+    driver: &D,
+    precision: Precision,
+) -> Result<(Operands, String), BackendError> {
+    let told = |operands: Operands| Ok((operands, operands.told().to_owned()));
+    match precision {
+        Precision::F32 => return told(Operands::Floats),
+        Precision::Bf16 if !driver.matrix_units() => return told(Operands::Rounded),
+        Precision::Bf16 => {}
+    }
+    match differs(driver) {
+        Ok(None) => told(Operands::Units { wave: WAVE }),
+        Ok(Some(cause)) | Err(BackendError::Unsupported { reason: cause, .. }) => {
+            let (operands, cause) = (Operands::Rounded, cause.lines().next().unwrap_or_default().to_owned());
+            Ok((operands, format!("{}, whose test failed: {cause}", operands.told())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How the device's results differ from the interpreter's, or those of one form from another's.
+fn differs<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
+    let trial = Trial::new()?;
+    let [most, rest @ ..] = ROWS;
+    let (expected, found) =
+        (trial.run(&Emulator { units: true, ..Emulator::default() }, most)?, trial.run(driver, most)?);
+    let floats = |words: &[u32]| words.iter().map(|&w| f32::from_bits(w)).collect::<Vec<_>>();
+    let pairs = floats(&found).into_iter().zip(floats(&expected));
+    // A result that is no number agrees with nothing.
+    let agrees = |(a, b): (f32, f32)| (a - b).abs() <= APART;
+    if let Some((at, (a, b))) = pairs.enumerate().find(|&(_, pair)| !agrees(pair)) {
+        return Ok(Some(format!("element {at} is {a} on the device, {b} is right")));
+    }
+    for rows in rest {
+        let few = trial.run(driver, rows)?;
+        if let Some(at) = few.iter().zip(&found).position(|(a, b)| a != b) {
+            let text = format!("element {at} has other bits among {rows} rows than among {most}");
+            return Ok(Some(text));
+        }
+    }
+    Ok(None)
+}
+
+/// Numbers between -1 and 1 of several magnitudes.
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let number = |i: usize| {
+        let bits = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(2_246_822_519);
+        let unit = (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        unit / (1 << (bits & 7)) as f32
+    };
+    (0..count).map(number).collect()
+}
+
+/// A linear layer, with its operands.
+struct Trial {
+    template: Arc<Template>,
+    weight: Vec<u32>,
+    rows: Vec<f32>,
+}
+
+impl Trial {
+    fn new() -> Result<Self, BackendError> {
+        let wrong = |e: &dyn std::fmt::Display| refused("the self-test", "matrix units", e);
+        let text = format!(
+            "graph \"a test of matrix units\" {{
+  input @x : f32[rows, {DEPTH}]
+  param @w : bf16[{COLUMNS}, {DEPTH}]
+  %2 : f32[rows, {COLUMNS}] = linear(@x, @w) {{parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}}
+  return \"y\": %2
+}}"
+        );
+        let graph: Graph = text.parse().map_err(|e| wrong(&e))?;
+        let template = Template::build(&graph, &DeviceTarget).map_err(|e| wrong(&e))?;
+        let weight = numbers(COLUMNS * DEPTH, 7);
+        let bytes: Vec<u8> = weight.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
+        let weight = words::packed("w", DType::BF16, &bytes)?;
+        Ok(Trial { template: Arc::new(template), weight, rows: numbers(ROWS[0] * DEPTH, 3) })
+    }
+
+    /// The results of so many rows.
+    fn run<D: Driver>(&self, driver: &D, rows: usize) -> Result<Vec<u32>, BackendError> {
+        let (template, limits) = (&self.template, driver.limits());
+        let choices = Choices { operands: Operands::Units { wave: 1 }, ..Choices::default() };
+        let plan = Plan::of(template, limits.binding_words, &choices)?;
+        let binding = DimBinding::new().with("rows", rows);
+        let lir = template.specialize(&binding).map_err(|e| refused(&driver.name(), "matrix units", e))?;
+        let layout = plan.layout(&lir, usize::MAX)?;
+        let schedule = plan.schedule(template, &layout, limits, lir.capacities(), &[rows], &|_| 0)?;
+        let what = template.name();
+        let arena = driver.allocate(what, layout.words())?;
+        let arguments = driver.allocate(what, schedule.arguments.len())?;
+        let weight = driver.allocate(what, self.weight.len())?;
+        driver.upload(what, &weight, 0, &self.weight)?;
+        let place = |entry: &rlx::plan::InterfaceEntry| layout.offset(entry.place.buffer);
+        let words = self.rows[..rows * DEPTH].iter().map(|x| x.to_bits()).collect();
+        let kernels = schedule.planned.iter().map(|of| driver.compile(&plan.launches[of.launch].kernel));
+        let kernels: Vec<D::Kernel> = kernels.collect::<Result<_, _>>()?;
+        let calls = schedule.planned.iter().zip(&kernels).map(|(planned, kernel)| Call {
+            kernel,
+            arguments: planned.arguments,
+            bound: vec![&weight],
+            grid: planned.grid,
+        });
+        let calls = calls.collect();
+        let batch = Batch {
+            graph: what,
+            arena: &arena,
+            further: &[],
+            arguments: &arguments,
+            pitch: schedule.pitch,
+            writes: vec![
+                Write { to: &arguments, at: 0, words: schedule.arguments },
+                Write { to: &arena, at: place(&template.inputs()[0]), words },
+            ],
+            calls,
+            reads: vec![Read { from: &arena, at: place(&template.outputs()[0]), count: rows * COLUMNS }],
+        };
+        let mut work = driver.work()?;
+        let pending = driver.submit(&mut work, &batch)?;
+        driver.read(&mut work, pending)
+    }
+}
