@@ -14,6 +14,7 @@ mod few;
 mod flash;
 mod grouped;
 mod linear;
+mod lines;
 mod lora;
 mod mma;
 mod moe;

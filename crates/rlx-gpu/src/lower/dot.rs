@@ -9,8 +9,10 @@
 
 use super::blocks::Blocks;
 use super::few::COLUMNS;
-use super::product::{Finish, Product, Schedule, Spot, offset, scaled};
+use super::lines::{offset, scaled};
+use super::product::{Finish, Product, Spot};
 use super::quantise::{CELL, CodeViews, Codes};
+use super::schedules::Schedule;
 use super::{Amount, Draft, Operand, blocks};
 use crate::ir::{BinaryFn, Element, TileId, UnaryFn, Value};
 

@@ -2,7 +2,8 @@
 //! each lane then sums one chunk of one column for all rows, and the chunks are added in their order.
 
 use super::Draft;
-use super::product::{CHUNK, Finish, Lines, Product, Spot, Stager, offset, scaled};
+use super::lines::{Lines, offset, scaled};
+use super::product::{CHUNK, Finish, Product, Spot, Stager};
 use crate::ir::{BinaryFn, Element, Value};
 
 /// Columns of a program.
@@ -23,7 +24,7 @@ pub(super) struct Form {
     pub depth: u32,
 }
 
-/// The forms for up to [`super::product::FEW`] rows of one matrix or two: tiles of at most 16 KiB.
+/// The forms for up to [`super::schedules::FEW`] rows of one matrix or two: tiles of at most 16 KiB.
 fn forms(matrices: usize) -> [Form; 2] {
     match matrices {
         1 => [Form { from: 0, rows: 1, depth: 32 }, Form { from: 2, rows: 8, depth: 16 }],
@@ -67,10 +68,10 @@ impl Product<'_> {
     }
 
     fn few_floats(&self, d: &mut Draft<'_>, form: Form, spot: &Spot<'_>, finish: &Finish<'_>) {
-        let lines = Lines::of_rows(d, self);
+        let lines = self.row_lines(d);
         let mut a = pairs(d, lines, form.rows, form.depth);
         let first_row = a.begin(d, spot);
-        let columns = Lines::of_columns(d, self);
+        let columns = self.column_lines(d);
         let b: Vec<Stager> = columns.into_iter().map(|lines| pairs(d, lines, COLUMNS, form.depth)).collect();
         let parts: Vec<_> = b.iter().map(|_| d.b.tile(Element::F32, form.rows * LANES)).collect();
         let lane = d.b.lane();
@@ -167,4 +168,4 @@ impl Product<'_> {
     }
 }
 
-const _: () = assert!(CHUNKS as usize >= super::product::FEW);
+const _: () = assert!(CHUNKS as usize >= super::schedules::FEW);

@@ -5,9 +5,11 @@
 //! place in the order of groups, a *block* the positions of one program.
 
 use super::few;
+use super::lines::scaled;
 use super::mma;
 use super::operands::Operands;
-use super::product::{FEW, Finish, Product, Schedule, Spot, Stands, scaled};
+use super::product::{Finish, Product, Spot, Stands};
+use super::schedules::{FEW, Schedule};
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{BinaryFn, Value, ViewId};
 use rlx::backend::BackendError;

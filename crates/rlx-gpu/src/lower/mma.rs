@@ -4,7 +4,8 @@
 //! products after another, and the chunks one after another. Rows stand in the instruction's rows and columns in its columns, so that a row
 //! has the same bits whichever form a run's number of rows chooses; within an instruction a device adds in an order of its own.
 
-use super::product::{CHUNK, Finish, Lines, Product, Spot, Stager, chunks, offset, scaled};
+use super::lines::{Lines, offset, scaled};
+use super::product::{CHUNK, Finish, Product, Spot, Stager, chunks};
 use super::{Amount, Draft, LowerCx};
 use crate::ir::{BinaryFn, Element, Pairs, TileId, Value};
 use rlx::backend::BackendError;
@@ -173,10 +174,10 @@ impl Product<'_> {
         buffers: usize,
         spot: &Spot<'_>,
     ) -> (Operands, Value) {
-        let lines = Lines::of_rows(d, self);
+        let lines = self.row_lines(d);
         let mut a = Staged::new(d, lines, rows, chunks, buffers);
         let first_row = a.fetches.begin(d, spot);
-        let lines = Lines::of_columns(d, self);
+        let lines = self.column_lines(d);
         let b = lines.into_iter().map(|lines| Staged::new(d, lines, columns, chunks, buffers)).collect();
         (Operands { a, b }, first_row)
     }

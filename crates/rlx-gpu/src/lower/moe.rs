@@ -4,8 +4,10 @@
 use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation, map};
 use super::grouped::{BLOCK, Grouped, Tables, blocks, stored};
-use super::product::{FEW, Finish, Product, Rows, offset};
+use super::lines::offset;
+use super::product::{Finish, Product, Rows};
 use super::quantise::codes_of;
+use super::schedules::FEW;
 use super::topk::{SEEKERS, seek};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value};

@@ -1,6 +1,7 @@
 //! Matrix products too small to be staged: each lane sums a small block of the result in registers.
 
-use super::product::{Element, Finish, Product, Rows};
+use super::lines::MadeElement;
+use super::product::{Finish, Product, Rows};
 use super::{Amount, Draft, LANES};
 use crate::ir::{Value, ViewId};
 use std::rc::Rc;
@@ -46,7 +47,7 @@ impl Product<'_> {
 
     /// The sums of a block, rows by columns, for each matrix.
     fn sums(&self, d: &mut Draft<'_>, block: &Block) -> Vec<Vec<Value>> {
-        let a: Rc<Element<'static>> = match self.a {
+        let a: Rc<MadeElement<'static>> = match self.a {
             Rows::Made(make) => make(d),
             Rows::Stored(operand) => {
                 let view = d.read(operand);

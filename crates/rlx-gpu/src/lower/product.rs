@@ -3,81 +3,25 @@
 //! Every form sums in one order, which k alone decides: chunks of [`CHUNK`] products, each from its first to its last, and the chunks one
 //! after another. So a row has the same bits whichever form a run's number of rows chooses.
 
-use super::blocks::{Blocks, is_packed};
+use super::blocks::is_packed;
+use super::lines::{Lines, MadeElement, offset, scaled};
 use super::operands::Operands;
 use super::quantise::Codes;
-use super::schedules::Class;
+use super::schedules::{Class, Schedule};
 use super::{Amount, Draft, LowerCx, Operand};
-use crate::ir::{self, BinaryFn, Pairs, TileId, UnaryFn, Value, ViewId};
+use crate::ir::{self, BinaryFn, TileId, Value};
 use rlx::backend::BackendError;
-use rlx_tensor::DType;
 use std::rc::Rc;
 
 /// Products that are summed one after another before they are added to what came before.
 pub(super) const CHUNK: u32 = 128;
-/// Rows that the form for few rows takes at most.
-pub(crate) const FEW: usize = 8;
-
-/// How programs and lanes share a product of many rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Schedule {
-    /// Rows of a program.
-    pub rows: u32,
-    /// Columns of a program.
-    pub columns: u32,
-    /// Products of each element that stand in tiles at once.
-    pub depth: u32,
-    /// Rows and columns of a lane.
-    pub each: [u32; 2],
-    /// Products of each element that are written out one after another.
-    pub turns: u32,
-}
-
-impl Schedule {
-    pub const LARGE: Schedule = Schedule { rows: 64, columns: 64, depth: 16, each: [8, 4], turns: 4 };
-    pub const PAIR: Schedule = Schedule { rows: 32, columns: 64, depth: 16, each: [4, 4], turns: 4 };
-    pub const SMALL: Schedule = Schedule { rows: 32, columns: 32, depth: 16, each: [4, 4], turns: 4 };
-    /// Of little text, for a device that takes long to compile it.
-    pub const COMPACT: Schedule = Schedule { rows: 16, columns: 32, depth: 16, each: [4, 2], turns: 1 };
-
-    /// All that may be chosen.
-    pub const TABLE: [Schedule; 6] = [
-        Self::LARGE,
-        Self::PAIR,
-        Self::SMALL,
-        Schedule { rows: 64, columns: 32, depth: 16, each: [8, 4], turns: 4 },
-        Schedule { rows: 32, columns: 32, depth: 32, each: [4, 4], turns: 4 },
-        Self::COMPACT,
-    ];
-
-    /// Words of the tiles of a product of so many matrices.
-    pub fn tile_words(&self, matrices: usize) -> u32 {
-        self.depth * (self.rows + 4 + matrices as u32 * (self.columns + 4))
-    }
-
-    pub fn down(self) -> u32 {
-        self.rows / self.each[0]
-    }
-
-    pub fn across(self) -> u32 {
-        self.columns / self.each[1]
-    }
-
-    pub fn lanes(self) -> u32 {
-        self.down() * self.across()
-    }
-}
-
-/// An element of rows that stand nowhere: given lead coordinates, row and place along k, and whether there is one.
-pub(super) type Element<'e> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], Value) -> Value + 'e;
-
 /// The rows of a product.
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'p> {
     /// As they stand.
     Stored(&'p Operand),
     /// Computed where they are needed, by what is made for each kernel.
-    Made(&'p dyn Fn(&mut Draft<'_>) -> Rc<Element<'static>>),
+    Made(&'p dyn Fn(&mut Draft<'_>) -> Rc<MadeElement<'static>>),
 }
 
 /// Operands of a product, with the extents `[lead, m, n]` of the result.
@@ -119,212 +63,6 @@ pub(super) struct Spot<'s> {
 /// A step along k: what was fetched for it, where it begins and where to fetch for the next, and the sums so far; new sums, and what
 /// was fetched.
 pub(super) type Step<'f> = dyn Fn(&mut Draft<'_>, &[Value], [Value; 2], &[Value]) -> Vec<Value> + 'f;
-
-/// How an operand's elements come from memory.
-#[derive(Clone)]
-enum Form {
-    /// One at a time, made from others.
-    Made(Rc<Element<'static>>),
-    /// One at a time; `true` if neighbours along k are neighbours in memory.
-    Single(ViewId, bool),
-    /// Four floats at a time.
-    Wide(ViewId),
-    /// Words of two elements, of this dtype.
-    Pairs(ViewId, DType),
-    /// Packed blocks.
-    Blocks(Blocks),
-}
-
-/// An operand in lines along k.
-#[derive(Clone)]
-pub(super) struct Lines {
-    form: Form,
-    line: Amount,
-    k: Amount,
-    operands: Operands,
-}
-
-impl Lines {
-    pub fn new(d: &mut Draft<'_>, operand: &Operand) -> Self {
-        let rank = operand.dims.len();
-        let (line, k) = (operand.dims[rank - 2].clone(), operand.dims[rank - 1].clone());
-        Lines { form: Self::form(d, operand), line, k, operands: Operands::Floats }
-    }
-
-    /// The rows of a product.
-    pub fn of_rows(d: &mut Draft<'_>, product: &Product<'_>) -> Self {
-        let operands = product.operands;
-        match product.a {
-            Rows::Stored(operand) => Lines { operands, ..Self::new(d, operand) },
-            Rows::Made(make) => {
-                let (line, k) = (product.dims[product.dims.len() - 2].clone(), product.k.clone());
-                Lines { form: Form::Made(make(d)), line, k, operands }
-            }
-        }
-    }
-
-    /// The columns of each matrix of a product.
-    pub fn of_columns(d: &mut Draft<'_>, product: &Product<'_>) -> Vec<Self> {
-        let operands = product.operands;
-        product.b.iter().map(|operand| Lines { operands, ..Self::new(d, operand) }).collect()
-    }
-
-    fn form(d: &mut Draft<'_>, operand: &Operand) -> Form {
-        if let Some(blocks) = Blocks::new(d, operand) {
-            return Form::Blocks(blocks);
-        }
-        let last = operand.dims.len() - 1;
-        let along = operand.strides[last].is_one();
-        let whole = |by: usize| {
-            let known = matches!(operand.dims[last], Amount::Known(k) if k % by == 0);
-            let lead = operand.strides[..last].iter().all(|s| s.is_multiple(by));
-            known && along && lead && operand.base.is_multiple(by)
-        };
-        let packed = d.is_weight(operand) && matches!(operand.dtype, DType::F16 | DType::BF16);
-        if packed && whole(8) {
-            let mut words = operand.clone();
-            let halved =
-                [&mut words.base, &mut words.dims[last]].into_iter().chain(&mut words.strides[..last]);
-            halved.for_each(|amount| *amount = amount.ceil_div(2));
-            let view = d.words(&words);
-            d.b.widen(view, 4);
-            return Form::Pairs(view, operand.dtype);
-        }
-        let view = d.read(operand);
-        if packed || !whole(4) || d.b.view_element(view) != ir::Element::F32 {
-            return Form::Single(view, along);
-        }
-        d.b.widen(view, 4);
-        Form::Wide(view)
-    }
-
-    /// Elements that one fetch gives, if a program's lanes fetch so many elements in all, `depth` of each line.
-    pub fn group(&self, elements: u32, depth: u32, lanes: u32) -> u32 {
-        let sizes: &[u32] = match self.form {
-            Form::Blocks(_) => &[32, 16, 8],
-            Form::Pairs(..) => &[8, 4],
-            _ => &[4],
-        };
-        let fits = |size: &u32| elements.is_multiple_of(size * lanes) && depth.is_multiple_of(*size);
-        sizes.iter().copied().find(fits).unwrap_or(sizes[sizes.len() - 1])
-    }
-
-    /// Values that a fetch of so many elements gives.
-    pub fn raw(&self, count: u32) -> usize {
-        match &self.form {
-            Form::Blocks(blocks) => blocks.raw(count),
-            Form::Pairs(..) => count as usize / 2,
-            _ => count as usize,
-        }
-    }
-
-    /// What a fetched word holds, if it is two floats.
-    pub fn pairs(&self) -> Option<Pairs> {
-        match self.form {
-            Form::Pairs(_, DType::F16) => Some(Pairs::Half),
-            Form::Pairs(..) => Some(Pairs::Brain),
-            _ => None,
-        }
-    }
-
-    /// What must be loaded for so many elements from `k` on, a multiple of so many; zero where there are none.
-    pub fn fetch(
-        &self,
-        d: &mut Draft<'_>,
-        lead: &[Value],
-        [line, k]: [Value; 2],
-        mask: Value,
-        count: u32,
-    ) -> Vec<Value> {
-        let extent = d.size(&self.line);
-        let there = d.b.within(line, extent);
-        let mask = d.b.and(mask, there);
-        let extent = d.size(&self.k);
-        let at = |k: Value| lead.iter().copied().chain([line, k]).collect::<Vec<_>>();
-        match &self.form {
-            Form::Single(view, _) => {
-                singly(d, k, mask, extent, count, &|d, k, mask| d.b.load(*view, &at(k), Some(mask)))
-            }
-            Form::Made(element) => {
-                singly(d, k, mask, extent, count, &|d, k, mask| element(d, lead, [line, k], mask))
-            }
-            Form::Wide(view) => {
-                let within = d.b.within(k, extent);
-                let mask = d.b.and(mask, within);
-                d.b.load_wide(*view, &at(k), count, Some(mask))
-            }
-            Form::Pairs(view, _) => {
-                let ((word, _), half) = (d.b.halves(k, 2), d.size(&self.k.ceil_div(2)));
-                let within = d.b.within(word, half);
-                let mask = d.b.and(mask, within);
-                d.b.load_wide(*view, &at(word), count / 2, Some(mask))
-            }
-            Form::Blocks(blocks) => blocks.fetch(d, [line, k], mask, count),
-        }
-    }
-
-    /// The elements of what was fetched for `k`.
-    pub fn decode(
-        &self,
-        d: &mut Draft<'_>,
-        raw: &[Value],
-        k: impl FnOnce(&mut Draft<'_>) -> Value,
-        count: u32,
-    ) -> Vec<Value> {
-        match &self.form {
-            Form::Pairs(_, dtype) => raw.iter().flat_map(|&w| halves_of(d, *dtype, w)).collect(),
-            Form::Blocks(blocks) => {
-                let k = k(d);
-                blocks.decode(d, raw, k, count)
-            }
-            _ => raw.to_vec(),
-        }
-    }
-
-    /// The elements of what was fetched for `k`, as they are multiplied.
-    pub fn multiplied(
-        &self,
-        d: &mut Draft<'_>,
-        raw: &[Value],
-        k: impl FnOnce(&mut Draft<'_>) -> Value,
-        count: u32,
-    ) -> Vec<Value> {
-        let elements = self.decode(d, raw, k, count);
-        match (&self.form, self.operands) {
-            (Form::Pairs(_, DType::BF16), _) | (_, Operands::Floats) => elements,
-            _ => elements.into_iter().map(|x| self.operands.element(d, x)).collect(),
-        }
-    }
-}
-
-/// So many elements from `k` on, one at a time.
-fn singly(
-    d: &mut Draft<'_>,
-    k: Value,
-    mask: Value,
-    extent: ir::Arg,
-    count: u32,
-    element: &dyn Fn(&mut Draft<'_>, Value, Value) -> Value,
-) -> Vec<Value> {
-    let mut one = |i: u32| {
-        let k = offset(d, k, i);
-        let within = d.b.within(k, extent);
-        let mask = d.b.and(mask, within);
-        element(d, k, mask)
-    };
-    (0..count).map(&mut one).collect()
-}
-
-/// The two floats of a word.
-fn halves_of(d: &mut Draft<'_>, dtype: DType, word: Value) -> [Value; 2] {
-    if dtype == DType::F16 {
-        return [UnaryFn::LowHalf, UnaryFn::HighHalf].map(|function| d.b.unary(function, word));
-    }
-    let (up, high) = (d.b.int(1 << 16), d.b.int(-1 << 16));
-    let low = d.b.mul(word, up);
-    let high = d.b.binary(BinaryFn::And, word, high);
-    [low, high].map(|bits| d.b.unary(UnaryFn::FromBits, bits))
-}
 
 /// What a lane fetches of an operand in each step, and where it puts it.
 pub(super) struct Stager {
@@ -376,16 +114,6 @@ impl Stager {
     }
 }
 
-pub(super) fn offset(d: &mut Draft<'_>, at: Value, by: u32) -> Value {
-    let by = d.b.int(by as i32);
-    d.b.add(at, by)
-}
-
-pub(super) fn scaled(d: &mut Draft<'_>, at: Value, by: u32) -> Value {
-    let by = d.b.int(by as i32);
-    d.b.mul(at, by)
-}
-
 /// A tile `[depth][lines]` of an operand for a product of many rows.
 fn tall(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32, pitch: u32) -> Stager {
     let lanes = d.b.lanes();
@@ -395,12 +123,12 @@ fn tall(d: &mut Draft<'_>, source: Lines, lines: u32, depth: u32, pitch: u32) ->
     let unit = |d: &mut Draft<'_>, round: u32| {
         let lane = d.b.lane();
         let number = offset(d, lane, round * lanes);
-        let (line, part) = match source.form {
-            Form::Single(_, false) | Form::Made(_) => {
+        let (line, part) = match source.is_apart() {
+            true => {
                 let (part, line) = d.b.halves(number, lines);
                 (line, part)
             }
-            _ => d.b.halves(number, groups),
+            false => d.b.halves(number, groups),
         };
         let along = scaled(d, part, group);
         let first = scaled(d, along, pitch);
@@ -442,6 +170,20 @@ pub(super) fn chunks(
 }
 
 impl Product<'_> {
+    /// The rows.
+    pub fn row_lines(&self, d: &mut Draft<'_>) -> Lines {
+        let rows = match self.a {
+            Rows::Stored(operand) => Lines::new(d, operand),
+            Rows::Made(make) => Lines::made(make(d), &self.dims[self.dims.len() - 2], self.k),
+        };
+        rows.multiplied_as(self.operands)
+    }
+
+    /// The columns of each matrix.
+    pub fn column_lines(&self, d: &mut Draft<'_>) -> Vec<Lines> {
+        self.b.iter().map(|operand| Lines::new(d, operand).multiplied_as(self.operands)).collect()
+    }
+
     /// Extents of the programs that take so many rows and columns each: lead, then blocks of rows, then of columns.
     pub fn grid(&self, rows: u32, columns: u32) -> Vec<Amount> {
         let lead = self.dims.len() - 2;
@@ -488,10 +230,10 @@ impl Product<'_> {
         }
         let [down, across] = schedule.each;
         let pitches = [schedule.rows + 4, schedule.columns + 4];
-        let rows = Lines::of_rows(d, self);
+        let rows = self.row_lines(d);
         let mut a = tall(d, rows, schedule.rows, schedule.depth, pitches[0]);
         let first_row = a.begin(d, spot);
-        let columns = Lines::of_columns(d, self);
+        let columns = self.column_lines(d);
         let b = columns.into_iter().map(|lines| tall(d, lines, schedule.columns, schedule.depth, pitches[1]));
         let b: Vec<Stager> = b.collect();
         let lane = d.b.lane();

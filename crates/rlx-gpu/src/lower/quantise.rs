@@ -2,7 +2,7 @@
 //! are the host's (`rlx-kernels/src/quant_dot/rows.rs`), where a device divides and multiplies as the host does.
 
 use super::blocks::{has_minima, is_whole};
-use super::product::{offset, scaled};
+use super::lines::{Lines, offset, scaled};
 use super::{Amount, Draft, LANES, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -63,7 +63,7 @@ impl Codes {
         let (row, word) = (at[0], scaled(&mut d, at[1], LANES));
         let word = d.b.add(word, lane);
         let k = scaled(&mut d, word, 4);
-        let lines = super::product::Lines::new(&mut d, x);
+        let lines = Lines::new(&mut d, x);
         let values = lines.fetch(&mut d, &[], [row, k], inside, 4);
         let values = lines.decode(&mut d, &values, |_| k, 4);
         let (first, count) = (d.b.halves(lane, SHARE).0, d.b.int(SHARE as i32));

@@ -2,12 +2,64 @@
 //! fast a product is and never what it gives.
 
 use super::operands::Operands;
-use super::product::{FEW, Schedule};
 use super::{Amount, Operand};
 use rlx_tensor::DType;
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+
+/// Rows that the form for few rows takes at most.
+pub(crate) const FEW: usize = 8;
+
+/// How programs and lanes share a product of many rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Rows of a program.
+    pub rows: u32,
+    /// Columns of a program.
+    pub columns: u32,
+    /// Products of each element that stand in tiles at once.
+    pub depth: u32,
+    /// Rows and columns of a lane.
+    pub each: [u32; 2],
+    /// Products of each element that are written out one after another.
+    pub turns: u32,
+}
+
+impl Schedule {
+    pub const LARGE: Schedule = Schedule { rows: 64, columns: 64, depth: 16, each: [8, 4], turns: 4 };
+    pub const PAIR: Schedule = Schedule { rows: 32, columns: 64, depth: 16, each: [4, 4], turns: 4 };
+    pub const SMALL: Schedule = Schedule { rows: 32, columns: 32, depth: 16, each: [4, 4], turns: 4 };
+    /// Of little text, for a device that takes long to compile it.
+    pub const COMPACT: Schedule = Schedule { rows: 16, columns: 32, depth: 16, each: [4, 2], turns: 1 };
+
+    /// All that may be chosen.
+    pub const TABLE: [Schedule; 6] = [
+        Self::LARGE,
+        Self::PAIR,
+        Self::SMALL,
+        Schedule { rows: 64, columns: 32, depth: 16, each: [8, 4], turns: 4 },
+        Schedule { rows: 32, columns: 32, depth: 32, each: [4, 4], turns: 4 },
+        Self::COMPACT,
+    ];
+
+    /// Words of the tiles of a product of so many matrices.
+    pub fn tile_words(&self, matrices: usize) -> u32 {
+        self.depth * (self.rows + 4 + matrices as u32 * (self.columns + 4))
+    }
+
+    pub fn down(self) -> u32 {
+        self.rows / self.each[0]
+    }
+
+    pub fn across(self) -> u32 {
+        self.columns / self.each[1]
+    }
+
+    pub fn lanes(self) -> u32 {
+        self.down() * self.across()
+    }
+}
 
 /// Products that are timed as one: of alike weights, and of a width and depth between the same powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

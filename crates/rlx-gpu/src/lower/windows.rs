@@ -1,8 +1,9 @@
 //! Windows that move over images: a lane for each element of the result, over the elements of its window one after another.
 
 use super::elementwise::{activation, has_activation, power};
+use super::lines::MadeElement;
 use super::operands::Operands;
-use super::product::{self, Product, Rows};
+use super::product::{Finish, Product, Rows};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, computes, element};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -238,12 +239,7 @@ impl<'i> Image<'i> {
     }
 
     /// What makes an element of a row: the image's element that a place sees through an element of its window.
-    fn element(
-        &self,
-        d: &mut Draft<'_>,
-        places: &[Amount],
-        taps: &[Amount],
-    ) -> Rc<product::Element<'static>> {
+    fn element(&self, d: &mut Draft<'_>, places: &[Amount], taps: &[Amount]) -> Rc<MadeElement<'static>> {
         let read = d.read(self.x);
         let (op, x) = (self.op.clone(), self.x.clone());
         let (places, taps, each) = (places.to_vec(), taps.to_vec(), self.channels[0] as i32);
@@ -269,7 +265,7 @@ impl<'i> Image<'i> {
         })
     }
 
-    fn finish(&self, d: &mut Draft<'_>, places: &[Amount]) -> Box<product::Finish<'static>> {
+    fn finish(&self, d: &mut Draft<'_>, places: &[Amount]) -> Box<Finish<'static>> {
         let (op, to) = (self.op, self.to.clone());
         let bias = op.bias.then(|| d.read(&self.from[2]));
         let addend = op.addend.then(|| {
