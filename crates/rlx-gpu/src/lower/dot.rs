@@ -205,17 +205,17 @@ fn added(d: &mut Draft<'_>, dot: Value, of_row: &[Value], minus: Option<Value>, 
 }
 
 /// Views of the operands of a product.
-struct Operands {
+struct CodeOperands {
     rows: CodeViews,
     matrices: Vec<Blocks>,
     line: Amount,
 }
 
-impl Operands {
+impl CodeOperands {
     fn new(d: &mut Draft<'_>, product: &Product<'_>, codes: &Codes) -> Self {
         let matrices: Vec<Blocks> = product.b.iter().filter_map(|o| Blocks::new(d, o)).collect();
         let minima = matrices.iter().any(Blocks::has_minima);
-        Operands { rows: codes.views(d, minima), matrices, line: product.b[0].dims[0].clone() }
+        CodeOperands { rows: codes.views(d, minima), matrices, line: product.b[0].dims[0].clone() }
     }
 
     fn per_scale(&self) -> u32 {
@@ -267,7 +267,7 @@ impl Product<'_> {
         spot: &Spot<'_>,
         finish: &Finish<'_>,
     ) {
-        let operands = Operands::new(d, self, codes);
+        let operands = CodeOperands::new(d, self, codes);
         let per_scale = operands.per_scale();
         let tiles = operands.rows.scale_count();
         let a = Side::new(d, schedule.rows, per_scale, tiles);
@@ -318,7 +318,7 @@ impl Product<'_> {
                 for &unit in &side.units {
                     let k = side.along(d, unit[1], k);
                     let raw = next(blocks.raw(side.group));
-                    let (words, scales) = Operands::decoded(d, blocks, &raw, k, side.group);
+                    let (words, scales) = CodeOperands::decoded(d, blocks, &raw, k, side.group);
                     side.put(d, unit, &words, &scales);
                 }
             }
@@ -387,7 +387,7 @@ struct FewTiles {
 }
 
 impl FewTiles {
-    fn new(d: &mut Draft<'_>, few: Few, operands: &Operands) -> Self {
+    fn new(d: &mut Draft<'_>, few: Few, operands: &CodeOperands) -> Self {
         let mut tile = |lines: u32| d.b.tile(Element::F32, lines * few.pitch());
         let matrices = &operands.matrices;
         FewTiles {
@@ -432,7 +432,7 @@ impl Product<'_> {
         spot: &Spot<'_>,
         finish: &Finish<'_>,
     ) {
-        let operands = Operands::new(d, self, codes);
+        let operands = CodeOperands::new(d, self, codes);
         let minima = operands.rows.scale_count() > 1;
         let few = Few::new(rows, self.b.len() as u32, CELL / operands.per_scale(), minima);
         let tiles = FewTiles::new(d, few, &operands);
@@ -486,7 +486,7 @@ impl Product<'_> {
                 for blocks in &operands.matrices {
                     let (own, after) = rest.split_at(blocks.raw(CELL));
                     rest = after;
-                    matrices.push(Operands::decoded(d, blocks, own, k, CELL));
+                    matrices.push(CodeOperands::decoded(d, blocks, own, k, CELL));
                 }
                 let own = offset(d, share, turn * SHARES);
                 tiles.put_minima(d, few, [column, own], &matrices);
@@ -502,12 +502,7 @@ impl Product<'_> {
         });
         let column = d.b.add(spot.firsts[1], column);
         let taken = d.b.int(rows as i32);
-        let own = d.b.less(share, taken);
-        let mask = d.b.and(spot.inside, own);
-        let (row, known) = self.row(d, spot, row, mask);
-        let mask = self.known(d, column, 1, known);
-        let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
-        finish(d, &at, mask, &sums[..count]);
+        self.finish_own(d, spot, [row, column], [share, taken], finish, &sums[..count]);
     }
 
     /// What each lane brings of the rows' scales: the line, the cell within a step, whether there is such a row, and where it stands.
@@ -515,7 +510,7 @@ impl Product<'_> {
         &self,
         d: &mut Draft<'_>,
         few: Few,
-        operands: &Operands,
+        operands: &CodeOperands,
         spot: &Spot<'_>,
     ) -> Vec<[Value; 4]> {
         let lanes = d.b.lanes();

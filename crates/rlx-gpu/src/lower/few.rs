@@ -159,12 +159,7 @@ impl Product<'_> {
         });
         let column = d.b.add(spot.firsts[1], column);
         let taken = d.b.int(form.rows as i32);
-        let own = d.b.less(chunk, taken);
-        let mask = d.b.and(spot.inside, own);
-        let (row, known) = self.row(d, spot, row, mask);
-        let mask = self.known(d, column, 1, known);
-        let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
-        finish(d, &at, mask, &totals[..count]);
+        self.finish_own(d, spot, [row, column], [chunk, taken], finish, &totals[..count]);
     }
 }
 

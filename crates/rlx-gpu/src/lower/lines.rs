@@ -169,15 +169,8 @@ impl Lines {
         }
     }
 
-    /// The elements of what was fetched for `k`, as they are multiplied.
-    pub fn multiplied(
-        &self,
-        d: &mut Draft<'_>,
-        raw: &[Value],
-        k: impl FnOnce(&mut Draft<'_>) -> Value,
-        count: u32,
-    ) -> Vec<Value> {
-        let elements = self.decode(d, raw, k, count);
+    /// Elements as they are multiplied.
+    pub fn multiplied(&self, d: &mut Draft<'_>, elements: Vec<Value>) -> Vec<Value> {
         match (&self.form, self.operands) {
             (Form::Pairs(_, DType::BF16), _) | (_, Operands::Floats) => elements,
             _ => elements.into_iter().map(|x| self.operands.element(d, x)).collect(),

@@ -109,12 +109,12 @@ struct Part {
 }
 
 /// The operands of a product on their way into tiles.
-struct Operands {
+struct StagedOperands {
     a: Staged,
     b: Vec<Staged>,
 }
 
-impl Operands {
+impl StagedOperands {
     fn all(&self) -> impl Iterator<Item = &Staged> {
         std::iter::once(&self.a).chain(&self.b)
     }
@@ -173,13 +173,13 @@ impl Product<'_> {
         chunks: u32,
         buffers: usize,
         spot: &Spot<'_>,
-    ) -> (Operands, Value) {
+    ) -> (StagedOperands, Value) {
         let lines = self.row_lines(d);
         let mut a = Staged::new(d, lines, rows, chunks, buffers);
         let first_row = a.fetches.begin(d, spot);
         let lines = self.column_lines(d);
         let b = lines.into_iter().map(|lines| Staged::new(d, lines, columns, chunks, buffers)).collect();
-        (Operands { a, b }, first_row)
+        (StagedOperands { a, b }, first_row)
     }
 
     /// A product of any number of rows. Tiles are put to in turn, so that lanes wait for each other once a step.
@@ -288,12 +288,7 @@ impl Product<'_> {
         let (row, column) = d.b.halves(lane, FEW_COLUMNS);
         let column = d.b.add(spot.firsts[1], column);
         let room = d.b.int(rows as i32);
-        let taken = d.b.less(row, room);
-        let mask = d.b.and(spot.inside, taken);
-        let (row, known) = self.row(d, spot, row, mask);
-        let mask = self.known(d, column, 1, known);
-        let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
-        finish(d, &at, mask, &totals[..count]);
+        self.finish_own(d, spot, [row, column], [row, room], finish, &totals[..count]);
     }
 
     /// Launches for every number of rows; programs of the large form serve where there are as many as a device runs at once.

@@ -104,7 +104,8 @@ impl Stager {
     /// Puts what was loaded for a step that begins at `first`.
     pub fn put(&self, d: &mut Draft<'_>, values: &[Value], first: Value) {
         for (&[_, along, at], raw) in self.units.iter().zip(values.chunks(self.lines.raw(self.group))) {
-            let group = self.lines.multiplied(d, raw, |d| d.b.add(first, along), self.group);
+            let elements = self.lines.decode(d, raw, |d| d.b.add(first, along), self.group);
+            let group = self.lines.multiplied(d, elements);
             let each = if self.apart == 1 { 4 } else { 1 };
             for (i, part) in group.chunks(each).enumerate() {
                 let at = offset(d, at, (i * each) as u32 * self.apart);
@@ -213,6 +214,24 @@ impl Product<'_> {
             known = d.b.and(known, before);
         }
         (row, known)
+    }
+
+    /// Finishes an element of few rows: a lane has one of so many rows, or none, and a column.
+    pub fn finish_own(
+        &self,
+        d: &mut Draft<'_>,
+        spot: &Spot<'_>,
+        [row, column]: [Value; 2],
+        [lane, rows]: [Value; 2],
+        finish: &Finish<'_>,
+        sums: &[Value],
+    ) {
+        let taken = d.b.less(lane, rows);
+        let mask = d.b.and(spot.inside, taken);
+        let (row, known) = self.row(d, spot, row, mask);
+        let mask = self.known(d, column, 1, known);
+        let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
+        finish(d, &at, mask, sums);
     }
 
     /// A row or column, and whether the result has it.
