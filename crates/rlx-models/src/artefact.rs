@@ -3,8 +3,9 @@
 use crate::arch::{Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo};
 use crate::blocks::rope::Rope;
 use crate::error::{ModelError, Result};
-use crate::model::{Model, OpenOptions, has_precision};
+use crate::model::{Model, OpenOptions};
 use crate::plan::PlanRequest;
+use crate::precision::has_precision;
 use crate::template::TEMPLATE_FILE;
 use crate::tokenizer::{StoredTokenizer, TextTokenizer};
 use rlx::aot::wire::{WireError, WireReader, WireWriter};

@@ -16,6 +16,7 @@ mod largest;
 pub mod lora;
 mod model;
 pub mod plan;
+mod precision;
 pub mod runtime;
 pub mod sampling;
 pub mod template;
@@ -27,6 +28,7 @@ pub use arch::{
 pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
 pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};
-pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions, precision_of};
+pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};
+pub use precision::precision_of;
 pub use runtime::Beside;

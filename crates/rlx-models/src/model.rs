@@ -13,6 +13,7 @@ use crate::kv::BLOCK_POSITIONS;
 use crate::largest::{Largest, LargestGraphs};
 use crate::lora::{ADAPTER_SLOTS, AdaptedGraph, Adapter, AdapterPlan, Adapters};
 use crate::plan::{PlanRequest, admit_tokenizer};
+use crate::precision::{has_precision, precision_asked, precision_on_cpu};
 use crate::runtime::{
     Beside, DecoderRunner, ENCODER_ROWS, EncoderRunner, Executables, PREFILL_ROWS, of_registry, pipeline,
     with_weights,
@@ -33,7 +34,7 @@ use rlx::session::cpu_backend;
 use rlx::weights::WeightLoader;
 use rlx_graph::adapters::rank_symbol;
 use rlx_graph::passes::PassOptions;
-use rlx_kernels::isa::{CpuFeatures, Isa};
+use rlx_kernels::isa::Isa;
 use rlx_tensor::time::Instant;
 use rlx_tensor::{DType, DimBinding};
 use std::path::Path;
@@ -46,8 +47,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Instruction set; `RLX_ISA`, else the best of this machine, if not given.
     pub isa: Option<Isa>,
-    /// Precision of matrix products; `RLX_PRECISION`, else bf16 for a bf16 checkpoint where the CPU has `vdpbf16ps`, else f32, if not
-    /// given. A model that is opened on a backend of the caller's has the backend's, and what is asked for must be it.
+    /// Precision of matrix products; if not given `RLX_PRECISION`, else a compiled file's own, else bf16 for a bf16 checkpoint where the
+    /// CPU has `vdpbf16ps`, else f32. A model that is opened on a backend of the caller's has the backend's, and what is asked for must be it.
     pub precision: Option<Precision>,
     /// Element type of KV caches, F32, F16, BF16 or Q8_0 (8-bit integers, 32 elements of a head with one scale). If not given: F16
     /// for a GGUF file with weights in blocks, else F32.
@@ -243,46 +244,6 @@ impl Default for TextOptions {
     }
 }
 
-/// The precision asked for, else bf16 where the processor has an instruction for it and most of the checkpoint's bytes are bf16.
-fn precision_on_cpu(options: &OpenOptions, weights: &dyn WeightLoader, isa: Isa) -> Result<Precision> {
-    let asked = Config::global().map_err(rlx::SessionError::from)?.precision;
-    match options.precision.or(asked) {
-        Some(precision) => Ok(precision),
-        None if isa != Isa::Avx512 || !CpuFeatures::detect().avx512_bf16 => Ok(Precision::F32),
-        None => precision_of(weights),
-    }
-}
-
-/// bf16 of a checkpoint most of whose bytes are bf16, else f32: what a device that multiplies such operands faster is asked for where
-/// nobody asks for another precision.
-///
-/// # Errors
-/// Weights that cannot be found.
-pub fn precision_of(weights: &dyn WeightLoader) -> Result<Precision> {
-    let (mut bf16, mut all) = (0, 0);
-    for name in weights.names() {
-        let Some(tensor) = weights.tensor(name)? else { continue };
-        all += tensor.bytes.len();
-        bf16 += if tensor.dtype == DType::BF16 { tensor.bytes.len() } else { 0 };
-    }
-    Ok(if bf16 > all / 2 { Precision::Bf16 } else { Precision::F32 })
-}
-
-/// Whether a backend of the caller's has the precision that is asked for. One that tells none computes in f32 or wider.
-///
-/// # Errors
-/// [`ModelError::Setting`] if not.
-pub(crate) fn has_precision(options: &OpenOptions, backend: &dyn Backend) -> Result<()> {
-    let own = backend.precision().unwrap_or_default();
-    match options.precision {
-        Some(asked) if asked != own => {
-            let (setting, expected) = ("precision", "the precision that the backend was opened with");
-            Err(ModelError::Setting { setting, expected, found: format!("{asked}, opened with {own}") })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A pool that keeps `slots` experts of each layer.
 fn expert_pool(slots: usize) -> Result<Arc<ExpertPool>> {
     let pool = ExpertPool::new(slots, ExpertPolicy::default()).map_err(|e| {
@@ -315,7 +276,7 @@ impl Model {
             }
             let found = Artefact::precision_of(path).map_err(rlx::SessionError::from)?;
             let compiled_for = Precision::ALL.into_iter().find(|precision| precision.name() == found);
-            let precision = options.precision.or(compiled_for).unwrap_or_default();
+            let precision = precision_asked(options)?.or(compiled_for).unwrap_or_default();
             let backend = cpu_backend(options.isa, options.threads)?.with_precision(precision);
             let threads = backend.pool().threads();
             let model = Self::open_artefact(path, options, Arc::new(backend))?;
