@@ -96,10 +96,17 @@ fn erf(d: &mut Draft<'_>, x: Value) -> Value {
 /// s^10 / 11 < 2.1e-9 of itself being left out; roundings are a few units in the last place.
 fn log(d: &mut Draft<'_>, x: Value) -> Value {
     let b = &mut d.b;
-    let bits = b.unary(UnaryFn::Bits, x);
+    let own = b.unary(UnaryFn::Bits, x);
+    // A subnormal is so many times 2^-149; devices may take it for zero, but not its bits.
+    let normal = b.int(0x0080_0000);
+    let small = b.less(own, normal);
+    let count = b.unary(UnaryFn::ToFloat, own);
+    let scaled = b.unary(UnaryFn::Bits, count);
+    let bits = b.select(small, scaled, own);
     // The root of 1/2 as bits: what is above it belongs to the next exponent.
     let (root, by, fraction) = (b.int(0x3f35_04f3), b.int(23), b.int(0x007f_ffff));
-    let (one_bits, bias) = (b.int(0x3f80_0000), b.int(127));
+    let (one_bits, bias, further) = (b.int(0x3f80_0000), b.int(127), b.int(127 + 149));
+    let bias = b.select(small, further, bias);
     let gap = b.sub(one_bits, root);
     let shifted = b.add(bits, gap);
     let exponent = b.binary(BinaryFn::ShiftRight, shifted, by);
@@ -127,7 +134,11 @@ fn log(d: &mut Draft<'_>, x: Value) -> Value {
     let rest = b.add(rest, double);
     let y = b.add(rest, high);
     let (zero, infinity, nan) = (b.float(0.0), b.float(f64::INFINITY), b.float(f64::NAN));
-    let none = b.binary(BinaryFn::Equal, x, zero);
+    let (nothing, size) = (b.int(0), b.int(i32::MAX));
+    let negative = b.less(own, nothing);
+    let y = b.select(negative, nan, y);
+    let size = b.binary(BinaryFn::And, own, size);
+    let none = b.binary(BinaryFn::Equal, size, nothing);
     let lowest = b.float(f64::NEG_INFINITY);
     let y = b.select(none, lowest, y);
     let largest = b.binary(BinaryFn::Equal, x, infinity);
