@@ -5,6 +5,7 @@ use super::super::bytes::{LazyBytes, SharedBytes};
 use super::super::schedule::modelled;
 use super::*;
 use shuttle::thread::spawn;
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicUsize;
 
 /// Schedules tried of each scenario, half at random, half with few preemptions at the points that matter (Burckhardt et al., "A

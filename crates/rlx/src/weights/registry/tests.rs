@@ -1,9 +1,11 @@
 use super::super::slots::visits;
 use super::*;
+use std::io;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
 
-use rlx_tensor::storage::mapped::MappedFile;
+use rlx_tensor::byte_count;
+use rlx_tensor::storage::mapped::{MapError, MappedFile};
 
 use crate::weights::{LazyBytes, SharedBytes};
 
