@@ -214,7 +214,7 @@ struct CodeOperands {
 impl CodeOperands {
     fn new(d: &mut Draft<'_>, product: &Product<'_>, codes: &Codes) -> Self {
         let matrices: Vec<Blocks> = product.b.iter().filter_map(|o| Blocks::new(d, o)).collect();
-        let minima = matrices.iter().any(Blocks::has_minima);
+        let minima = matrices.iter().find(|m| m.has_minima()).map(Blocks::per_scale);
         CodeOperands { rows: codes.views(d, minima), matrices, line: product.b[0].dims[0].clone() }
     }
 
@@ -269,7 +269,7 @@ impl Product<'_> {
     ) {
         let operands = CodeOperands::new(d, self, codes);
         let per_scale = operands.per_scale();
-        let tiles = operands.rows.scale_count();
+        let tiles = 1 + usize::from(operands.rows.has_sums());
         let a = Side::new(d, schedule.rows, per_scale, tiles);
         let b: Vec<Side> =
             operands.matrices.iter().map(|_| Side::new(d, schedule.columns, per_scale, tiles)).collect();
@@ -289,8 +289,7 @@ impl Product<'_> {
             for (&[_, part], &(line, known)) in a.units.iter().zip(&rows) {
                 let k = a.along(d, part, k);
                 values.extend(operands.rows.codes(d, [line, k], known, a.group));
-                let cell = d.b.halves(k, CELL).0;
-                values.extend(operands.rows.scales(d, [line, cell], known));
+                values.extend(operands.rows.scales(d, [line, k], known, a.group));
             }
             for (side, blocks) in b.iter().zip(&operands.matrices) {
                 for &[line, part] in &side.units {
@@ -310,8 +309,8 @@ impl Product<'_> {
             for &unit in &a.units {
                 let words = next(a.group as usize / 4);
                 let copies = (a.group / a.per) as usize;
-                let scales: Vec<Vec<Value>> =
-                    next(tiles).into_iter().map(|value| vec![value; copies]).collect();
+                let scales = next(operands.rows.scale_count(a.group));
+                let scales = operands.rows.spread(&scales, copies);
                 a.put(d, unit, &words, &scales);
             }
             for (side, blocks) in b.iter().zip(&operands.matrices) {
@@ -393,7 +392,7 @@ impl FewTiles {
         FewTiles {
             dots: matrices.iter().map(|_| tile(COLUMNS * few.rows)).collect(),
             minima: matrices.iter().filter(|m| m.has_minima()).map(|_| tile(COLUMNS)).collect(),
-            rows: (0..operands.rows.scale_count()).map(|_| tile(few.lines())).collect(),
+            rows: (0..1 + usize::from(operands.rows.has_sums())).map(|_| tile(few.lines())).collect(),
         }
     }
 
@@ -433,7 +432,7 @@ impl Product<'_> {
         finish: &Finish<'_>,
     ) {
         let operands = CodeOperands::new(d, self, codes);
-        let minima = operands.rows.scale_count() > 1;
+        let minima = operands.rows.has_sums();
         let few = Few::new(rows, self.b.len() as u32, CELL / operands.per_scale(), minima);
         let tiles = FewTiles::new(d, few, &operands);
         let lane = d.b.lane();
@@ -472,12 +471,13 @@ impl Product<'_> {
             let mut rest = &carried[count..];
             d.b.barrier();
             for &[line, cell, known, at] in &staged {
-                let begun = d.b.halves(base, CELL).0;
-                let cell = d.b.add(begun, cell);
-                let scales = operands.rows.scales(d, [line, cell], known);
-                let copies = few.parts as usize;
-                for (&tile, scale) in tiles.rows.iter().zip(scales) {
-                    d.b.put(tile, at, &vec![scale; copies]);
+                let along = scaled(d, cell, CELL);
+                let k = d.b.add(base, along);
+                let scales = operands.rows.scales(d, [line, k], known, CELL);
+                for (&tile, scales) in
+                    tiles.rows.iter().zip(operands.rows.spread(&scales, few.parts as usize))
+                {
+                    d.b.put(tile, at, &scales);
                 }
             }
             for turn in 0..turns {

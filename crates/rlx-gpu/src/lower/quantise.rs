@@ -1,12 +1,13 @@
 //! Rows of floats as signed bytes, for products with packed weights: of each 32 elements eight words of codes and a scale. A row's codes
 //! are the host's (`rlx-kernels/src/quant_dot/rows.rs`), where a device divides and multiplies as the host does.
 
-use super::blocks::{has_minima, is_whole};
+use super::blocks::{is_whole, per_minimum};
 use super::lines::{Lines, offset, scaled};
 use super::{Amount, Draft, LANES, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
 use rlx_tensor::DType;
+use std::collections::BTreeSet;
 
 /// Elements of a scale.
 pub(super) const CELL: u32 = 32;
@@ -23,8 +24,8 @@ pub(super) struct Codes {
     words: Operand,
     /// `[rows, k / 32]`: the largest magnitude divided by 127; NaN where an element is not finite.
     scales: Operand,
-    /// `[rows, k / 32]`: the scale times the sum of the codes, for weights with minima.
-    sums: Option<Operand>,
+    /// For weights with minima, of the elements that share one: `[rows, k / elements]`, the scale times the sum of the codes.
+    sums: Vec<(u32, Operand)>,
 }
 
 /// Rows `[rows, k]` quantised, if a device multiplies bytes and some of these matrices are packed.
@@ -36,19 +37,24 @@ pub(super) fn codes_of(
 ) -> Result<Option<Codes>, BackendError> {
     let packed: Vec<&Operand> = matrices.iter().filter(|m| is_whole(m)).collect();
     let Some(first) = packed.first().filter(|_| !cx.choices.without_dots) else { return Ok(None) };
-    let with_sums = packed.iter().any(|m| has_minima(m.dtype));
+    let sums: BTreeSet<u32> = packed.iter().filter_map(|m| per_minimum(m.dtype)).collect();
     let x = Operand { dims: vec![x.dims[0].clone(), first.dims[1].clone()], ..x.clone() };
-    Codes::of(cx, &x, with_sums, room).map(Some)
+    Codes::of(cx, &x, &sums, room).map(Some)
 }
 
 impl Codes {
     /// Adds the launch that quantises rows `[rows, k]`, k a known multiple of 32.
-    fn of(cx: &mut LowerCx<'_>, x: &Operand, with_sums: bool, room: &mut Room) -> Result<Self, BackendError> {
+    fn of(
+        cx: &mut LowerCx<'_>,
+        x: &Operand,
+        sums: &BTreeSet<u32>,
+        room: &mut Room,
+    ) -> Result<Self, BackendError> {
         let (rows, k) = (x.dims[0].clone(), x.dims[1].clone());
         let parts = |by: u32| [rows.clone(), k.ceil_div(by as usize)];
         let words = room.take(DType::I32, &parts(4));
         let scales = room.take(DType::F32, &parts(CELL));
-        let sums = with_sums.then(|| room.take(DType::F32, &parts(CELL)));
+        let sums = sums.iter().map(|&per| (per, room.take(DType::F32, &parts(per)))).collect();
         let codes = Codes { words, scales, sums };
         codes.launch(cx, x)?;
         Ok(codes)
@@ -66,9 +72,7 @@ impl Codes {
         let lines = Lines::new(&mut d, x);
         let values = lines.fetch(&mut d, &[], [row, k], inside, 4);
         let values = lines.decode(&mut d, &values, |_| k, 4);
-        let (first, count) = (d.b.halves(lane, SHARE).0, d.b.int(SHARE as i32));
-        let first = d.b.mul(first, count);
-        let most = self.largest(&mut d, &values, lane, first);
+        let most = self.largest(&mut d, &values, lane);
         let (limit, tiny) = (d.b.int(f32::INFINITY.to_bits() as i32), d.b.int(TINY));
         let (finite, small) = (d.b.less(most, limit), d.b.less(most, tiny));
         let (largest, codes) = (d.b.unary(UnaryFn::FromBits, most), d.b.float(127.0));
@@ -89,29 +93,24 @@ impl Codes {
             .collect();
         let packed = packed(&mut d, &codes);
         let (words, scales) = (d.write(&self.words), d.write(&self.scales));
-        let extents = [&self.words.dims[1], &self.scales.dims[1]].map(|amount| d.size(amount));
-        let there = d.b.within(word, extents[0]);
+        let extent = d.size(&self.words.dims[1]);
+        let there = d.b.within(word, extent);
         let mask = d.b.and(inside, there);
         d.b.store(words, &[row, word], packed, Some(mask));
-        let (cell, part) = d.b.halves(word, SHARE);
-        let none = d.b.int(0);
-        let (lead, there) = (d.b.binary(BinaryFn::Equal, part, none), d.b.within(cell, extents[1]));
-        let mask = d.b.and(inside, lead);
-        let mask = d.b.and(mask, there);
-        d.b.store(scales, &[row, cell], scale, Some(mask));
-        if let Some(sums) = &self.sums {
-            let sums = d.write(sums);
+        store_first(&mut d, scales, &self.scales, [row, word, inside], SHARE, scale);
+        for (per, of) in &self.sums {
+            let sums = d.write(of);
             let sum = codes[1..].iter().fold(codes[0], |sum, &code| d.b.add(sum, code));
-            let sum = share(&mut d, sum, [lane, first], BinaryFn::Add);
+            let sum = share(&mut d, sum, lane, per / 4, BinaryFn::Add);
             let sum = d.b.unary(UnaryFn::ToFloat, sum);
             let sum = d.b.mul(scale, sum);
-            d.b.store(sums, &[row, cell], sum, Some(mask));
+            store_first(&mut d, sums, of, [row, word, inside], per / 4, sum);
         }
         cx.launch(d, Amount::product(&grid))
     }
 
     /// The bits of a cell's largest magnitude, which are in the order of magnitudes, with those that are no numbers above all.
-    fn largest(&self, d: &mut Draft<'_>, values: &[Value], lane: Value, first: Value) -> Value {
+    fn largest(&self, d: &mut Draft<'_>, values: &[Value], lane: Value) -> Value {
         let sign = d.b.int(i32::MAX);
         let bits: Vec<Value> = values
             .iter()
@@ -121,30 +120,54 @@ impl Codes {
             })
             .collect();
         let most = bits[1..].iter().fold(bits[0], |most, &b| d.b.binary(BinaryFn::Max, most, b));
-        share(d, most, [lane, first], BinaryFn::Max)
+        share(d, most, lane, SHARE, BinaryFn::Max)
     }
 
-    /// Their views in a kernel, with the sums if it needs them.
-    pub fn views(&self, d: &mut Draft<'_>, with_sums: bool) -> CodeViews {
+    /// Their views in a kernel, with sums for minima of so many elements if it needs them.
+    pub fn views(&self, d: &mut Draft<'_>, minima: Option<u32>) -> CodeViews {
         let words = d.read(&self.words);
         d.b.widen(words, 4);
-        let sums = self.sums.as_ref().filter(|_| with_sums);
-        let (scales, sums) = (d.read(&self.scales), sums.map(|o| d.read(o)));
+        let scales = d.read(&self.scales);
+        let mut cells = vec![(CELL, scales, self.scales.dims[1].clone())];
+        for (per, sums) in self.sums.iter().filter(|(per, _)| minima == Some(*per)) {
+            cells.push((*per, d.read(sums), sums.dims[1].clone()));
+        }
         let [rows, count] = [&self.words.dims[0], &self.words.dims[1]].map(Amount::clone);
-        CodeViews { words, scales, sums, rows, count, cells: self.scales.dims[1].clone() }
+        CodeViews { words, cells, rows, count }
     }
 }
 
-/// Integers of the lanes of a cell combined, in each of them; the first of them is given.
-fn share(d: &mut Draft<'_>, own: Value, [lane, first]: [Value; 2], function: BinaryFn) -> Value {
+/// Stores a value that lanes of so many words have in common, in the first of them.
+fn store_first(
+    d: &mut Draft<'_>,
+    view: ViewId,
+    to: &Operand,
+    [row, word, inside]: [Value; 3],
+    words: u32,
+    value: Value,
+) {
+    let (at, part) = d.b.halves(word, words);
+    let (none, extent) = (d.b.int(0), d.size(&to.dims[1]));
+    let (lead, there) = (d.b.binary(BinaryFn::Equal, part, none), d.b.within(at, extent));
+    let mask = d.b.and(inside, lead);
+    let mask = d.b.and(mask, there);
+    d.b.store(view, &[row, at], value, Some(mask));
+}
+
+/// Integers of so many lanes that stand together (4 or 8) combined, in each of them.
+fn share(d: &mut Draft<'_>, own: Value, lane: Value, lanes: u32, function: BinaryFn) -> Value {
     let tile = d.b.tile(Element::I32, LANES);
     d.b.put(tile, lane, &[own]);
     d.b.barrier();
-    let four = |d: &mut Draft<'_>, by: u32| {
-        let at = offset(d, first, by);
-        d.b.take(tile, at, 4)
-    };
-    let all = [four(d, 0), four(d, 4)].concat();
+    let first = d.b.halves(lane, lanes).0;
+    let first = scaled(d, first, lanes);
+    let all: Vec<Value> = (0..lanes)
+        .step_by(4)
+        .flat_map(|by| {
+            let at = offset(d, first, by);
+            d.b.take(tile, at, 4)
+        })
+        .collect();
     all[1..].iter().fold(all[0], |so_far, &x| d.b.binary(function, so_far, x))
 }
 
@@ -161,12 +184,11 @@ fn packed(d: &mut Draft<'_>, codes: &[Value]) -> Value {
 /// Quantised rows as a kernel sees them.
 pub(super) struct CodeViews {
     words: ViewId,
-    scales: ViewId,
-    sums: Option<ViewId>,
+    /// Scales, and if there are minima what they are multiplied by: how many elements share one, and how many a row has.
+    cells: Vec<(u32, ViewId, Amount)>,
     rows: Amount,
-    /// Words and cells of a row.
+    /// Words of a row.
     count: Amount,
-    cells: Amount,
 }
 
 impl CodeViews {
@@ -191,17 +213,35 @@ impl CodeViews {
         words
     }
 
-    /// The scale of a cell, and if there are minima what they are multiplied by.
-    pub fn scales(&self, d: &mut Draft<'_>, [row, cell]: [Value; 2], known: Value) -> Vec<Value> {
-        let extent = d.size(&self.cells);
-        let there = d.b.within(cell, extent);
-        let mask = d.b.and(known, there);
-        let views = [self.scales].into_iter().chain(self.sums);
-        views.map(|view| d.b.load(view, &[row, cell], Some(mask))).collect()
+    /// The scale of so many elements (16 or 32) from `k` on, a multiple of so many, and if there are minima what they are multiplied by.
+    pub fn scales(&self, d: &mut Draft<'_>, [row, k]: [Value; 2], known: Value, count: u32) -> Vec<Value> {
+        let mut values = Vec::with_capacity(self.scale_count(count));
+        for (per, view, extent) in &self.cells {
+            let (first, extent) = (d.b.halves(k, *per).0, d.size(extent));
+            for i in 0..count.div_ceil(*per) {
+                let at = offset(d, first, i);
+                let there = d.b.within(at, extent);
+                let mask = d.b.and(known, there);
+                values.push(d.b.load(*view, &[row, at], Some(mask)));
+            }
+        }
+        values
     }
 
     /// Values that [`CodeViews::scales`] gives.
-    pub fn scale_count(&self) -> usize {
-        1 + usize::from(self.sums.is_some())
+    pub fn scale_count(&self, count: u32) -> usize {
+        self.cells.iter().map(|(per, ..)| count.div_ceil(*per) as usize).sum()
+    }
+
+    /// Lists of values for tiles, of what [`CodeViews::scales`] gave: so many of each.
+    pub fn spread(&self, values: &[Value], parts: usize) -> Vec<Vec<Value>> {
+        let (scale, sums) = values.split_at(1);
+        let sums = (self.cells.len() > 1).then(|| sums.to_vec());
+        [vec![scale[0]; parts]].into_iter().chain(sums).collect()
+    }
+
+    /// Whether there is something that minima are multiplied by.
+    pub fn has_sums(&self) -> bool {
+        self.cells.len() > 1
     }
 }

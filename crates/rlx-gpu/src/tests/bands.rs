@@ -1,7 +1,7 @@
 //! Weights beyond what one binding holds: bound in bands of lines, with the results of the whole.
 
 use super::faults::narrow;
-use super::products::{numbers, results};
+use super::products::{numbers, results, weight};
 use crate::emulated;
 use rlx::backend::Backend;
 use rlx::{Session, TensorArg};
@@ -34,11 +34,7 @@ fn graph(dtype: DType) -> Graph {
 }
 
 fn params(dtype: DType) -> Vec<(String, Tensor)> {
-    let weight = |seed: u32| {
-        let mut bytes = vec![0; dtype.bytes_for(LINES * WIDTH).unwrap()];
-        rlx_tensor::quant::encode(dtype, &numbers(LINES * WIDTH, seed), &mut bytes).unwrap();
-        Tensor::from_bytes(&[LINES, WIDTH], dtype, &bytes).unwrap()
-    };
+    let weight = |seed: u32| weight(&[LINES, WIDTH], dtype, seed);
     let bias = |seed: u32| Tensor::from_slice(&[LINES], &numbers(LINES, seed)).unwrap();
     let named = [("e", weight(1)), ("u", weight(2)), ("b", bias(3)), ("c", bias(4))];
     named.map(|(name, tensor)| (name.to_owned(), tensor)).into()
@@ -47,7 +43,7 @@ fn params(dtype: DType) -> Vec<(String, Tensor)> {
 #[test]
 fn a_weight_beyond_one_binding_gives_what_it_gives_in_one() {
     let (whole, narrow) = (emulated(), narrow(BINDING));
-    for (dtype, bands) in [(DType::F32, 10), (DType::BF16, 5), (DType::Q8_0, 3), (DType::Q6_K, 2)] {
+    for (dtype, bands) in [(DType::F32, 10), (DType::BF16, 5), (DType::Q8_0, 3), (DType::Q5_K, 2)] {
         let (graph, params) = (graph(dtype), params(dtype));
         let ids = [0i32, 299, 31, 32, 150, 298, 1, 64, 255];
         let inputs: Vec<Vec<(&str, Tensor)>> =
@@ -97,12 +93,6 @@ fn products() -> Graph {
 
 #[test]
 fn matrices_and_windows_beyond_one_binding_give_what_they_give_in_one() {
-    let weight = |dims: &[usize], dtype: DType, seed: u32| {
-        let count = dims.iter().product();
-        let mut bytes = vec![0; dtype.bytes_for(count).unwrap()];
-        rlx_tensor::quant::encode(dtype, &numbers(count, seed), &mut bytes).unwrap();
-        Tensor::from_bytes(dims, dtype, &bytes).unwrap()
-    };
     let graph = products();
     let run = |backend: Arc<dyn Backend>| {
         let compiled = Session::with_backend(backend).compile(&graph).unwrap();

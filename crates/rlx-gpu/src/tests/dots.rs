@@ -47,9 +47,18 @@ fn rows(count: usize, k: usize) -> Tensor {
 #[test]
 fn every_form_has_the_bits_of_the_host_by_the_interpreter() {
     let host: Arc<dyn Backend> = Arc::new(cpu_backend(None, Some(1)).unwrap());
-    for (dtype, n, k) in
-        [(DType::Q8_0, 37, 96), (DType::Q4_0, 70, 1184), (DType::Q4_K, 66, 512), (DType::Q6_K, 20, 768)]
-    {
+    for (dtype, n, k) in [
+        (DType::Q8_0, 37, 96),
+        (DType::Q4_0, 70, 1184),
+        (DType::Q4_1, 9, 96),
+        (DType::Q5_0, 9, 96),
+        (DType::Q5_1, 9, 96),
+        (DType::Q2_K, 20, 768),
+        (DType::Q3_K, 20, 256),
+        (DType::Q4_K, 66, 512),
+        (DType::Q5_K, 20, 512),
+        (DType::Q6_K, 20, 768),
+    ] {
         let layer = layer(dtype, n, k);
         let graph = bare(&layer);
         let params = &layer.params()[..1];

@@ -1,8 +1,9 @@
 //! Products of rows that each have a matrix of their own: experts and adapters. A row has the same bits among any number of rows.
 
-use super::products::{is_packed, numbers, results};
+use super::products::{numbers, results, weight};
 use crate::emulate::emulated_in;
 use crate::emulated;
+use crate::lower::blocks::is_packed;
 use rlx::backend::Backend;
 use rlx::backend::cpu::Precision;
 use rlx::backend::reference::ReferenceBackend;
@@ -33,6 +34,8 @@ const MIXTURES: &[Mixture] = &[
     mixture(DType::BF16, 72, 40),
     mixture(DType::Q8_0, 64, 96),
     mixture(DType::Q4_K, 256, 256),
+    mixture(DType::Q5_1, 32, 64),
+    mixture(DType::Q2_K, 256, 256),
 ];
 
 impl Mixture {
@@ -67,10 +70,7 @@ impl Mixture {
         let mut params = Vec::new();
         for expert in 0..EXPERTS {
             for (role, (name, dims)) in self.roles().into_iter().enumerate() {
-                let values = numbers(dims[0] * dims[1], (100 * role + expert) as u32 + 5);
-                let mut bytes = vec![0; self.dtype.bytes_for(values.len()).unwrap()];
-                rlx_tensor::quant::encode(self.dtype, &values, &mut bytes).unwrap();
-                let weight = Tensor::from_bytes(&dims, self.dtype, &bytes).unwrap();
+                let weight = weight(&dims, self.dtype, (100 * role + expert) as u32 + 5);
                 params.push((format!("{name}{expert}"), weight));
             }
         }
@@ -169,7 +169,7 @@ pub(super) fn graphs() -> Vec<Graph> {
 fn experts_and_adapters_by_the_interpreter() {
     // Places of several parts, and rows for either form.
     MIXTURES[0].check(&emulated(), &[140, 1, 8, 9]);
-    MIXTURES[1..3].iter().for_each(|m| m.check(&emulated(), &[9, 2]));
+    [1, 2, 4].into_iter().for_each(|m| MIXTURES[m].check(&emulated(), &[9, 2]));
     check_adapters(&emulated());
 }
 

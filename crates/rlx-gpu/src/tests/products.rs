@@ -1,6 +1,7 @@
 //! Products large enough for tiles: every form of kernel gives a row the same bits, and what the reference gives.
 
 use crate::emulated;
+use crate::lower::blocks::is_packed;
 use rlx::backend::Backend;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::{Session, TensorArg};
@@ -35,6 +36,9 @@ pub(super) const LAYERS: &[Layer] = &[
     Layer { gated: true, ..layer(DType::Q4_K, 68, 256) },
     Layer { gated: true, ..layer(DType::BF16, 68, 136) },
     Layer { transposed: true, ..layer(DType::F32, 40, 144) },
+    layer(DType::Q2_K, 20, 256),
+    layer(DType::Q3_K, 33, 256),
+    Layer { gated: true, ..layer(DType::Q5_K, 68, 256) },
 ];
 
 impl Layer {
@@ -69,10 +73,7 @@ impl Layer {
     pub fn params(&self) -> Vec<(String, Tensor)> {
         let mut params = Vec::new();
         for part in 0..if self.gated { 2 } else { 1 } {
-            let values = numbers(self.n * self.k, 7 + part);
-            let mut bytes = vec![0; self.dtype.bytes_for(values.len()).unwrap()];
-            rlx_tensor::quant::encode(self.dtype, &values, &mut bytes).unwrap();
-            let weight = Tensor::from_bytes(&self.weight_dims(), self.dtype, &bytes).unwrap();
+            let weight = weight(&self.weight_dims(), self.dtype, 7 + part);
             let bias = Tensor::from_slice(&[self.n], &numbers(self.n, 99 + part)).unwrap();
             params.extend([(format!("w{part}"), weight), (format!("b{part}"), bias)]);
         }
@@ -92,6 +93,29 @@ pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
+/// A weight of such numbers; of types that nothing here encodes, blocks of any codes whose elements are as large.
+pub(super) fn weight(dims: &[usize], dtype: DType, seed: u32) -> Tensor {
+    let values = numbers(dims.iter().product(), seed);
+    let mut bytes = vec![0; dtype.bytes_for(values.len()).unwrap()];
+    if rlx_tensor::quant::has_encoder(dtype) {
+        rlx_tensor::quant::encode(dtype, &values, &mut bytes).unwrap();
+        return Tensor::from_bytes(dims, dtype, &bytes).unwrap();
+    }
+    let (halves, scale): (&[usize], f32) = match dtype {
+        DType::Q2_K => (&[80, 82], 0.5 / 45.0),
+        DType::Q3_K => (&[108], 0.5 / 128.0),
+        other => panic!("no blocks of {other}"),
+    };
+    bytes.iter_mut().zip(values.iter().cycle()).for_each(|(byte, x)| *byte = (x * 4096.0) as i32 as u8);
+    for (block, x) in bytes.chunks_mut(dtype.block().1).zip(&values) {
+        for &at in halves {
+            let half = half::f16::from_f32(scale * (0.75 + x / 2.0));
+            block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+    Tensor::from_bytes(dims, dtype, &bytes).unwrap()
+}
+
 /// The results of a graph with its params set.
 pub(super) fn results(
     backend: &Arc<dyn Backend>,
@@ -106,11 +130,6 @@ pub(super) fn results(
         compiled.run(&named).unwrap()[0].1.as_slice::<f32>().unwrap().to_vec()
     };
     inputs.iter().map(run).collect()
-}
-
-/// Whether devices keep such a weight packed.
-pub(super) fn is_packed(dtype: DType) -> bool {
-    matches!(dtype, DType::Q8_0 | DType::Q4_0 | DType::Q4_K | DType::Q6_K)
 }
 
 /// Rows as they are after they were quantised: a scale for each 32 elements.
@@ -195,12 +214,10 @@ fn check_table(dtype: DType, backend: &Arc<dyn Backend>) {
   return \"y\": %2
 }}"
     );
-    let values = numbers(9 * 512, 5);
-    let mut bytes = vec![0; dtype.bytes_for(values.len()).unwrap()];
-    rlx_tensor::quant::encode(dtype, &values, &mut bytes).unwrap();
-    let mut expected = vec![0.0; values.len()];
-    rlx_tensor::quant::decode(dtype, &bytes, &mut expected).unwrap();
-    let params = [("w".to_owned(), Tensor::from_bytes(&[9, 512], dtype, &bytes).unwrap())];
+    let weight = weight(&[9, 512], dtype, 5);
+    let mut expected = vec![0.0; weight.len()];
+    rlx_tensor::quant::decode(dtype, weight.bytes(), &mut expected).unwrap();
+    let params = [("w".to_owned(), weight)];
     let ids = Tensor::from_slice(&[3], &[8, 0, 5]).unwrap();
     let found = results(backend, &text.parse().unwrap(), &params, &[vec![("ids", ids)]]);
     for (row, of) in found[0].chunks(512).zip([8, 0, 5]) {
@@ -211,7 +228,18 @@ fn check_table(dtype: DType, backend: &Arc<dyn Backend>) {
     }
 }
 
-const BLOCKS: [DType; 5] = [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q5_1];
+const BLOCKS: [DType; 10] = [
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+];
 
 #[test]
 fn rows_of_quantised_tables_by_the_interpreter() {

@@ -243,7 +243,7 @@ fn a_device_without_products_of_bytes_multiplies_floats() {
         let driver = Timed { dots, ..Timed::new(by_tile) };
         let backend: Arc<dyn Backend> = Arc::new(DeviceBackend::open(driver).unwrap());
         let layer = &LAYERS[9];
-        products::check_as(layer, &backend, dots);
+        [9, 12, 13, 14].into_iter().for_each(|at| products::check_as(&LAYERS[at], &backend, dots));
         let compiled = Session::with_backend(Arc::clone(&backend)).compile(&layer.graph()).unwrap();
         layer.params().iter().for_each(|(name, value)| compiled.set_param(name, value).unwrap());
         let kernels: String =
@@ -271,7 +271,8 @@ pub(super) fn kernels() -> Vec<Arc<Kernel>> {
             kernels.extend(cx.kernels());
         }
     }
-    for (layer, compact) in [(&LAYERS[7], true), (&LAYERS[9], true), (&LAYERS[9], false)] {
+    let floats = [9, 12, 13, 14].map(|at| (&LAYERS[at], false));
+    for (layer, compact) in [(&LAYERS[7], true), (&LAYERS[9], true)].into_iter().chain(floats) {
         let (legal, _) =
             rlx_graph::passes::compile_passes(&layer.graph(), &super::Runs, &Default::default()).unwrap();
         let template = rlx::plan::Template::build(&legal, &super::Runs).unwrap();

@@ -109,7 +109,7 @@ fn bf16_precision_on_the_first_adapter() {
     }
 }
 
-/// Quantised files: packed types, and in rows too short for larger blocks those that are decoded when they are uploaded. Rows are
+/// Quantised files, whose rows are too short for larger blocks. Rows are
 /// quantised before packed weights as on the host, so the logits are as far as there from those of rows that are not. They are not held to
 /// the host's: a code that a last bit rounds the other way moves those of all layers behind it. `rlx-gpu` compares bits of products.
 #[test]
