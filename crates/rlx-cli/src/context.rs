@@ -4,7 +4,7 @@ use crate::args::Shared;
 use crate::failure::{Failure, Result};
 use rlx::backend::{BackendRegistry, DeviceProbe};
 use rlx::config::Config;
-use rlx::devices::{Device, DeviceError, DeviceId, resolve_device};
+use rlx::devices::{Device, DeviceError, DeviceId, DevicePolicy, resolve_device};
 use rlx::memory::ResidentBytes;
 use rlx_kernels::isa::Isa;
 use rlx_kernels::pool::default_threads;
@@ -28,6 +28,7 @@ fn is_found(device: DeviceId) -> bool {
 }
 
 /// Arguments and settings of one invocation.
+#[derive(Clone)]
 pub struct Context {
     /// Arguments of every verb.
     pub shared: Shared,
@@ -77,10 +78,19 @@ impl Context {
         }
     }
 
-    /// The devices of the chain behind the one to run on, as far as the machine has them. None if one device is asked for by itself.
+    /// The devices to go on with where the one to run on fails: those of the chain behind it, as far as the machine has them; the CPU, where another was
+    /// taken by itself. None if one device is asked for.
     pub fn later_devices(&self, first: DeviceId) -> Vec<DeviceId> {
-        let chain = self.config.device_chain.iter().flatten().filter(|_| self.config.device.is_none());
-        chain.skip_while(|device| **device != first).skip(1).copied().filter(|&d| is_found(d)).collect()
+        let policy = DevicePolicy::from_config(&self.config);
+        match (self.config.device, &self.config.device_chain) {
+            (Some(_), _) => Vec::new(),
+            (None, Some(chain)) => {
+                let behind = chain.iter().skip_while(|device| **device != first).skip(1).copied();
+                behind.filter(|&device| is_found(device) && policy.allows(device.kind)).collect()
+            }
+            (None, None) if first == DeviceId::CPU || !policy.considers(Device::Cpu) => Vec::new(),
+            (None, None) => vec![DeviceId::CPU],
+        }
     }
 
     /// Of the chain, devices before the one that was taken which the machine does not have, and why.

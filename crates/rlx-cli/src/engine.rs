@@ -8,11 +8,12 @@ use crate::source::Source;
 use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendRegistry};
 use rlx::devices::DeviceId;
+use rlx::import::ImportError;
 use rlx::import::hf::HfFolder;
 use rlx::weights::WeightLoader;
 use rlx_kernels::isa::Isa;
 use rlx_models::gguf::GgufModel;
-use rlx_models::{Beside, Model, OpenOptions, precision_of};
+use rlx_models::{Beside, Model, ModelDevices, ModelError, OpenOptions, precision_of};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -21,8 +22,8 @@ use std::time::{Duration, Instant};
 pub struct Engine {
     /// Where it came from.
     pub source: Source,
-    /// The model.
-    pub model: Model,
+    /// The model, on the first device that opened it, with those to go on with.
+    pub devices: ModelDevices,
     /// The instruction set of its kernels.
     pub isa: Isa,
     /// Time to open it and load its weights, in milliseconds.
@@ -37,7 +38,7 @@ impl Engine {
 
     /// As [`Engine::open`], with weights beside those of another model.
     pub fn open_beside(model: Option<&str>, context: &Context, beside: Option<Beside>) -> Result<Engine> {
-        let (mut device, isa) = (context.device()?, context.isa()?);
+        let (device, isa) = (context.device()?, context.isa()?);
         let budgeted = context.shared.expert_budget.is_some();
         if budgeted && device != DeviceId::CPU {
             let what = format!("--expert-budget keeps experts for the cpu, not for {device}");
@@ -54,32 +55,30 @@ impl Engine {
         };
         let source = Source::find(model, context)?;
         let started = Instant::now();
-        let mut later = context.later_devices(device).into_iter();
-        let model = loop {
-            match (
-                watched(context, "opening the model", || open_on(&source, device, &options, context)),
-                later.next(),
-            ) {
-                (Err(failure), Some(next)) if failure.is_device_fault() => {
-                    context.note(format!("on {next}, for {device} cannot run the model: {failure}"));
-                    device = next;
-                }
-                (model, _) => break model?,
-            }
-        };
+        let chain: Vec<DeviceId> = [device].into_iter().chain(context.later_devices(device)).collect();
+        let (of, with, told) = (source.clone(), context.clone(), context.clone());
+        let open =
+            move |device| watched(&with, "opening the model", || open_on(&of, device, &options, &with));
+        let devices = ModelDevices::open(&chain, open, move |fallback| told.note(fallback.to_string()))?;
         let load_ms = started.elapsed().as_secs_f64() * 1e3;
+        let model = devices.model();
         let plan = if model.pipeline().plans_found() > 0 { "plan from the cache" } else { "plan made" };
         let steps = model.compiled().template().steps().len();
-        context.passed_over(device).iter().for_each(|text| context.detail(text));
+        context.passed_over(devices.device()).iter().for_each(|text| context.detail(text));
         let on = model.backend().name();
         context.detail(format!("opened in {load_ms:.1} ms on {on}: {steps} steps, {plan}"));
-        Ok(Engine { source, model, isa, load_ms })
+        Ok(Engine { source, devices, isa, load_ms })
+    }
+
+    /// The model, on the device that it is on now.
+    pub fn model(&self) -> &Arc<Model> {
+        self.devices.model()
     }
 
     /// Binds and packs the weights, so that later times do not hold it.
     pub fn load(&mut self, context: &Context) -> Result<()> {
         let started = Instant::now();
-        let program = watched(context, "loading weights", || self.model.load());
+        let program = watched(context, "loading weights", || self.devices.run(|model| model.load()));
         let kernels = program?.kernels();
         let ms = started.elapsed().as_secs_f64() * 1e3;
         self.load_ms += ms;
@@ -90,29 +89,34 @@ impl Engine {
 }
 
 /// A model on one device.
-fn open_on(source: &Source, device: DeviceId, options: &OpenOptions, context: &Context) -> Result<Model> {
+fn open_on(
+    source: &Source,
+    device: DeviceId,
+    options: &OpenOptions,
+    context: &Context,
+) -> std::result::Result<Model, ModelError> {
     let folder = match source {
-        Source::Compiled(path) if device == DeviceId::CPU => return Ok(Model::open_with(path, options)?),
+        Source::Compiled(path) if device == DeviceId::CPU => return Model::open_with(path, options),
         Source::Compiled(path) => {
-            return Ok(Model::open_artefact(path, options, backend(device, None, context)?)?);
+            return Model::open_artefact(path, options, backend(device, None, context)?);
         }
         Source::Gguf(path) if device == DeviceId::CPU => {
-            return Ok(Model::from_gguf(&GgufModel::open(path)?, options)?);
+            return Model::from_gguf(&GgufModel::open(path)?, options);
         }
         Source::Gguf(path) => {
             let model = GgufModel::open(path)?;
             let backend = backend(device, Some(model.stored()), context)?;
-            return Ok(Model::gguf_on_backend(&model, options, backend)?);
+            return Model::gguf_on_backend(&model, options, backend);
         }
         Source::Demo | Source::Folder(_) => folder(source, context)?,
     };
-    Ok(match device {
-        DeviceId::CPU => Model::from_folder(folder, options)?,
+    match device {
+        DeviceId::CPU => Model::from_folder(folder, options),
         other => {
             let weights = folder.loader()?;
-            Model::on_backend(folder, options, backend(other, Some(&*weights), context)?)?
+            Model::on_backend(folder, options, backend(other, Some(&*weights), context)?)
         }
-    })
+    }
 }
 
 /// The backend of a device, set up as the settings say; in the precision of the weights, if none is asked for and it is bf16 and the
@@ -121,23 +125,22 @@ fn backend(
     device: DeviceId,
     weights: Option<&dyn WeightLoader>,
     context: &Context,
-) -> Result<Arc<dyn Backend>> {
+) -> std::result::Result<Arc<dyn Backend>, ModelError> {
     let (registry, mut config) = (BackendRegistry::global(), context.config.clone());
     if let (None, Some(weights)) = (config.precision, weights)
         && registry.precision_of_bf16(device) == Precision::Bf16
     {
         config.precision = Some(precision_of(weights)?);
     }
-    let opened = registry.open(device, &config);
-    Ok(opened.map_err(rlx_models::ModelError::from)?)
+    Ok(registry.open(device, &config)?)
 }
 
 /// The folder of a model that is one.
-pub fn folder(source: &Source, context: &Context) -> Result<HfFolder> {
+pub fn folder(source: &Source, context: &Context) -> std::result::Result<HfFolder, ImportError> {
     match source {
         Source::Demo => Ok(HfFolder::embedded("demo", demo::FILES)),
         Source::Folder(path) | Source::Gguf(path) | Source::Compiled(path) => {
-            Ok(HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())?)
+            HfFolder::open(&path.to_string_lossy(), &context.config.hf_cache_dirs())
         }
     }
 }
@@ -167,4 +170,102 @@ fn watched<T>(context: &Context, what: &str, work: impl FnOnce() -> T) -> T {
         drop(done);
         result
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Shared;
+    use crate::output::Devices;
+    use rlx::SessionError;
+    use rlx::backend::reference::ReferenceBackend;
+    use rlx::backend::{BackendError, BackendProvider, DeviceProbe, Program, register_backend};
+    use rlx::config::Config;
+    use rlx::devices::Device;
+    use rlx::plan::{Lir, PlanTarget, Template};
+    use rlx::weights::WeightRegistry;
+    use rlx_graph::passes::Target;
+
+    /// A device that opens a model and then has no room for its weights.
+    struct Full(ReferenceBackend);
+
+    impl Backend for Full {
+        fn name(&self) -> &str {
+            "full"
+        }
+
+        fn target(&self) -> &dyn Target {
+            self.0.target()
+        }
+
+        fn plan_target(&self) -> &dyn PlanTarget {
+            self.0.plan_target()
+        }
+
+        fn packed_bytes(&self, template: &Template) -> std::result::Result<usize, BackendError> {
+            self.0.packed_bytes(template)
+        }
+
+        fn workspace_bytes(&self, lir: &Lir) -> std::result::Result<usize, BackendError> {
+            self.0.workspace_bytes(lir)
+        }
+
+        fn load(
+            &self,
+            _: &Arc<Template>,
+            _: &WeightRegistry,
+        ) -> std::result::Result<Arc<dyn Program>, BackendError> {
+            Err(BackendError::OutOfMemory { bytes: 4096, what: "weights".to_owned() })
+        }
+    }
+
+    struct FullProvider;
+
+    impl BackendProvider for FullProvider {
+        fn kind(&self) -> Device {
+            Device::Rocm
+        }
+
+        fn probe(&self) -> DeviceProbe {
+            DeviceProbe::Present(1)
+        }
+
+        fn open(&self, _: u32, _: &Config) -> std::result::Result<Arc<dyn Backend>, SessionError> {
+            Ok(Arc::new(Full(ReferenceBackend::default())))
+        }
+    }
+
+    /// Devices that run the demo under these settings, as JSON; what its first token came to.
+    fn first_token(change: impl FnOnce(&mut Config)) -> Result<(String, u32)> {
+        let mut context = Context::new(Shared::default(), None)?;
+        (context.config.device, context.config.device_chain, context.config.prefer_devices) =
+            (None, None, None);
+        change(&mut context.config);
+        let mut engine = Engine::open(None, &context)?;
+        engine.load(&context)?;
+        let mut text = engine.devices.generate_tokens(&[5, 6, 7], &rlx_models::TextOptions::default())?;
+        drop(engine.devices.next_piece(&mut text).transpose()?);
+        let json = serde_json::to_string(&Devices::of(&engine.devices)).unwrap_or_default();
+        Ok((json, text.token_ids()[0]))
+    }
+
+    #[test]
+    fn a_device_that_fails_after_opening_is_left_unless_it_was_asked_for() {
+        const ROCM: DeviceId = DeviceId { kind: Device::Rocm, index: 0 };
+        register_backend(Arc::new(FullProvider)).unwrap();
+        let (json, token) = first_token(|_| ()).unwrap();
+        assert_eq!(json, r#"{"device":"cpu"}"#);
+        let told = r#"{"device":"cpu","fallbacks":[{"from":"rocm","to":"cpu","what":"model","cause":"the device has no 4096 bytes for weights"}]}"#;
+        let chain = |config: &mut Config| config.device_chain = Some(vec![ROCM, DeviceId::CPU]);
+        assert_eq!(first_token(chain).unwrap(), (told.to_owned(), token));
+        let preferred = |config: &mut Config| config.prefer_devices = Some(vec![Device::Rocm]);
+        assert_eq!(first_token(preferred).unwrap(), (told.to_owned(), token));
+        let refused = |change: fn(&mut Config)| first_token(change).unwrap_err().what().to_owned();
+        assert!(refused(|config| config.device = Some(ROCM)).contains("no 4096 bytes for weights"));
+        let alone = refused(|config| {
+            (config.prefer_devices, config.deny_devices) =
+                (Some(vec![Device::Rocm]), Some(vec![Device::Cpu]));
+        });
+        assert!(alone.contains("no 4096 bytes for weights"));
+    }
 }

@@ -24,7 +24,6 @@ pub struct Failure {
     place: String,
     advice: String,
     status: u8,
-    of_device: bool,
 }
 
 /// A result with [`Failure`].
@@ -34,7 +33,7 @@ impl Failure {
     /// A command that could not do its work.
     pub fn new(what: impl ToString, place: impl ToString, advice: impl ToString) -> Failure {
         let [what, place, advice] = [what.to_string(), place.to_string(), advice.to_string()].map(one_line);
-        Failure { what, place, advice, status: FAILED, of_device: false }
+        Failure { what, place, advice, status: FAILED }
     }
 
     /// A command that was asked for something impossible.
@@ -45,17 +44,12 @@ impl Failure {
     /// The reader of standard output is gone: nothing to say, and no failure.
     pub fn quiet() -> Failure {
         let [what, place, advice] = [const { String::new() }; 3];
-        Failure { what, place, advice, status: 0, of_device: false }
+        Failure { what, place, advice, status: 0 }
     }
 
     /// What went wrong.
     pub fn what(&self) -> &str {
         &self.what
-    }
-
-    /// Whether another device may do better.
-    pub fn is_device_fault(&self) -> bool {
-        self.of_device
     }
 
     /// The same failure, with a command that fetches marked as one for a machine with a network.
@@ -204,10 +198,11 @@ impl From<ModelError> for Failure {
             ModelError::Logits { .. } => {
                 ("the weight files", "fetch the model again; report it if it still fails")
             }
+            ModelError::Draft(_) => ("the draft model", ANOTHER_DEVICE),
             _ if of_device => ("the device", ANOTHER_DEVICE),
             _ => ("the model", "run again with -v; report it with the model's name if it still fails"),
         };
-        Failure { of_device, ..Failure::new(whole, place, advice) }
+        Failure::new(whole, place, advice)
     }
 }
 

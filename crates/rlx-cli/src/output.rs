@@ -1,9 +1,11 @@
 //! Results on standard output.
 
 mod compiled;
+mod devices;
 mod steps;
 
 pub use compiled::{Stage, print_report, print_stage, summary_text};
+pub use devices::Devices;
 pub use steps::{StepShare, steps_table};
 
 use crate::failure::{Failure, Result, output_failure};

@@ -1,5 +1,6 @@
 //! What can go wrong between a model folder and its answer.
 
+use rlx::SessionError;
 use rlx::import::ImportError;
 use rlx::weights::LoadError;
 use rlx_graph::GraphError;
@@ -18,7 +19,7 @@ pub enum ModelError {
     Load(#[from] LoadError),
     /// The graph cannot be compiled or run.
     #[error(transparent)]
-    Session(#[from] rlx::SessionError),
+    Session(#[from] SessionError),
     /// An executable cannot be had from the pipeline that keeps them.
     #[error(transparent)]
     Pipeline(Box<rlx::pipeline::PipelineError>),
@@ -237,18 +238,35 @@ pub enum ModelError {
     /// The caller's deadline passed.
     #[error("the deadline passed")]
     Deadline,
+    /// The draft model's device failed; the model's own may not have.
+    #[error("guessing tokens: {0}")]
+    Draft(#[source] Box<ModelError>),
     /// The runtime failed to run a step.
     #[error("running the model: {0}")]
     Run(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl ModelError {
-    /// Whether another device may do better, as [`rlx::SessionError::is_device_fault`] says, when a model is opened or in the middle of a run.
+    /// A fault of the device that the draft model is on, apart from one of the model's.
+    pub(crate) fn of_draft(error: ModelError) -> ModelError {
+        if error.is_device_fault() { ModelError::Draft(Box::new(error)) } else { error }
+    }
+
+    /// The session's error, where it is one.
+    pub(crate) fn into_session(self) -> std::result::Result<SessionError, ModelError> {
+        match self {
+            ModelError::Session(error) => Ok(error),
+            ModelError::Run(error) => error.downcast().map(|error| *error).map_err(ModelError::Run),
+            other => Err(other),
+        }
+    }
+
+    /// Whether another device may do better, as [`SessionError::is_device_fault`] says, when a model is opened or in the middle of a run.
     pub fn is_device_fault(&self) -> bool {
         match self {
             ModelError::Session(error) => error.is_device_fault(),
             ModelError::Run(error) => {
-                error.downcast_ref::<rlx::SessionError>().is_some_and(rlx::SessionError::is_device_fault)
+                error.downcast_ref::<SessionError>().is_some_and(SessionError::is_device_fault)
             }
             _ => false,
         }

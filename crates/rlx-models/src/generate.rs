@@ -342,6 +342,8 @@ pub struct Generation<R> {
     shift: Option<Shift>,
     given: usize,
     past: usize,
+    /// Tokens at the start of `seen` that were run for one length of the text; each one after them was run for its own.
+    together: usize,
     reused: usize,
     drafter: Option<Box<dyn Drafter>>,
     constraint: Option<Box<dyn Constraint>>,
@@ -363,6 +365,12 @@ pub fn context_limit(info: &DecoderInfo, limits: DecoderLimits, asked: Option<us
 /// True if keys in the cache depend on how long the text is.
 pub(crate) fn length_dependent(info: &DecoderInfo) -> bool {
     info.rope.is_some()
+}
+
+/// How many of the largest logits a step of this runtime gives, if they are enough to choose from; else 0.
+fn largest_of(runtime: &impl DecoderRuntime, sampling: &SamplingOptions, vocab: usize) -> usize {
+    let enough = sampling.decisive().is_some_and(|count| runtime.largest() >= count.min(vocab));
+    if enough { runtime.largest() } else { 0 }
 }
 
 /// Starts a generation. Nothing runs before the first token is asked for.
@@ -424,8 +432,7 @@ pub fn generate<R: DecoderRuntime>(
         false => shared_start(&held, prompt).min(prompt_tokens - 1),
     };
     let past = pool.resume(&mut table, past);
-    let enough = options.sampling.decisive().is_some_and(|count| runtime.largest() >= count.min(info.vocab));
-    let largest = if enough { runtime.largest() } else { 0 };
+    let largest = largest_of(&runtime, &options.sampling, info.vocab);
     let logits = RowLogits::new(info.vocab, largest, limits.outs);
     Ok(Generation {
         runtime,
@@ -441,6 +448,7 @@ pub fn generate<R: DecoderRuntime>(
         shift: None,
         given: prompt_tokens,
         past,
+        together: prompt_tokens,
         reused: past,
         drafter: None,
         constraint: None,
@@ -469,6 +477,48 @@ impl<R: DecoderRuntime> Generation<R> {
         self.constraint = Some(constraint);
         self.logits = RowLogits::new(self.info.vocab, 0, self.runtime.limits().outs);
         self
+    }
+
+    /// Goes on by another runtime of the same model, on another device say, whose caches are empty: the next token's step runs all tokens so
+    /// far. The random stream, what penalties remember and a constraint stay where they are.
+    ///
+    /// # Errors
+    /// [`ModelError::CacheFull`] if the runtime is too small for the text; the generation is as before.
+    pub fn move_to(&mut self, mut runtime: R) -> Result<()> {
+        let limits = runtime.limits();
+        let room = self.prompt_tokens.saturating_add(self.options.max_new_tokens).min(self.limit);
+        if limits.max_rows == 0 || limits.table < blocks_for(room) {
+            return Err(ModelError::CacheFull { needed: blocks_for(room), free: limits.table });
+        }
+        let (mut pool, mut table) = (BlockPool::of(&limits), BlockTable::new());
+        pool.reserve(&mut table, room)?;
+        runtime.interrupt(&self.options.cancel, self.options.deadline);
+        let largest = match self.constraint {
+            None => largest_of(&runtime, &self.options.sampling, self.info.vocab),
+            Some(_) => 0,
+        };
+        self.logits = self.logits.anew(largest, limits.outs);
+        (self.runtime, self.pool, self.table, self.past) = (runtime, pool, table, 0);
+        self.draft.clear();
+        if self.tokens.len() == self.prompt_tokens {
+            self.reused = 0;
+        }
+        Ok(())
+    }
+
+    /// What runs the model.
+    pub fn runtime(&self) -> &R {
+        &self.runtime
+    }
+
+    /// How many of the largest logits of a step are enough to choose from; `None` where all are needed.
+    pub(crate) fn decisive(&self) -> Option<usize> {
+        self.options.sampling.decisive().filter(|_| self.constraint.is_none())
+    }
+
+    /// Goes on without guesses.
+    pub(crate) fn without_drafter(&mut self) {
+        self.drafter = None;
     }
 
     /// Tokens of the prompt that were not run, for an earlier text had left their keys and values.
@@ -559,15 +609,17 @@ impl<R: DecoderRuntime> Generation<R> {
         }
         let length = self.seen.len();
         let beyond = self.info.rope.as_ref().and_then(|rope| rope.recompute_beyond());
-        if beyond.is_some_and(|limit| self.past <= limit && length > limit) {
+        if beyond.is_some_and(|limit| self.together.max(self.past) <= limit && length > limit) {
             self.past = self.pool.resume(&mut self.table, 0);
+            self.together = length;
         }
         let limits = self.runtime.limits();
         let columns = limits.table.min(blocks_for(self.table.capacity()));
         self.draft.clear();
         while self.past < length {
             self.check_interrupts()?;
-            let end = length.min(self.past.saturating_add(limits.max_rows));
+            let until = self.run_for(length);
+            let end = until.min(self.past.saturating_add(limits.max_rows));
             let rows = end - self.past;
             self.run.clear();
             self.run.extend_from_slice(&self.seen[self.past..end]);
@@ -578,7 +630,7 @@ impl<R: DecoderRuntime> Generation<R> {
             self.pool.advance(&mut self.table, self.past, self.past + self.run.len())?;
             self.inputs.clear(columns);
             let (tokens, past, table) = (&self.run[..], self.past, &self.table);
-            let sequence = SequenceStep { tokens, past, length, table, wants_logits: false };
+            let sequence = SequenceStep { tokens, past, length: until, table, wants_logits: false };
             self.inputs.push_adapted(&self.info, sequence, self.options.adapter_slot);
             if end == length {
                 self.inputs.want(rows - 1..self.run.len());
@@ -589,6 +641,16 @@ impl<R: DecoderRuntime> Generation<R> {
         Ok(())
     }
 
+    /// The length of the text that the next token to run is run for, `length` being that of the text now: where frequencies depend on
+    /// it, a token that is run again is run as it was the first time.
+    fn run_for(&self, length: usize) -> usize {
+        match length_dependent(&self.info) {
+            true if self.past < self.together => self.together.min(length),
+            true => self.past + 1,
+            false => length,
+        }
+    }
+
     /// Makes room where the text has reached the context.
     fn forget(&mut self) {
         let Some(kept) = self.options.context_shift else { return };
@@ -597,6 +659,7 @@ impl<R: DecoderRuntime> Generation<R> {
         // What is kept has its old positions. The others are run at their new ones: they never saw what was forgotten.
         let past = if length_dependent(&self.info) { 0 } else { kept.min(self.past) };
         self.past = self.pool.resume(&mut self.table, past);
+        self.together = self.seen.len();
         self.shift = Some(Shift { kept, forgotten, run_again: self.seen.len() - self.past });
     }
 
@@ -607,7 +670,7 @@ impl<R: DecoderRuntime> Generation<R> {
         let room = self.limit.saturating_sub(self.seen.len()).min(limits.max_rows - rows);
         let most = limits.outs.min(left).saturating_sub(1).min(room);
         if most > 0 {
-            drafter.propose(&self.seen, most, &mut self.draft)?;
+            drafter.propose(&self.seen, most, &mut self.draft).map_err(ModelError::of_draft)?;
             let vocab = self.info.vocab;
             let known = self.draft.iter().take(most).take_while(|&&token| (token as usize) < vocab).count();
             self.draft.truncate(known);

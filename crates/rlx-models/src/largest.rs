@@ -83,6 +83,11 @@ impl RowLogits {
         Self { vocab, largest, logits, tokens, all: false, ran_again: 0 }
     }
 
+    /// The same count of steps that ran again, with other sizes.
+    pub fn anew(&self, largest: usize, rows: usize) -> Self {
+        Self { ran_again: self.ran_again, ..Self::new(self.vocab, largest, rows) }
+    }
+
     pub fn largest(&self) -> Option<usize> {
         Some(self.largest).filter(|&count| count > 0)
     }

@@ -4,6 +4,7 @@ pub mod arch;
 mod artefact;
 pub mod batch;
 pub mod blocks;
+mod devices;
 pub mod draft;
 pub mod embed;
 mod error;
@@ -20,15 +21,18 @@ mod precision;
 pub mod runtime;
 pub mod sampling;
 pub mod template;
+mod text;
 pub mod tokenizer;
 
 pub use arch::{
     BuildOptions, Built, Convention, Decoder, DecoderInfo, Encoder, EncoderInfo, build, build_folder,
 };
 pub use batch::{Batch, BatchEvent, BatchOptions, BatchRequest, RequestId};
+pub use devices::{Fallback, ModelDevices};
 pub use error::{ModelError, Result};
 pub use lora::{Adapter, LoraScheduler};
-pub use model::{Draft, HeldText, Model, OpenOptions, TextGeneration, TextOptions};
+pub use model::{Draft, HeldText, Model, OpenOptions, TextOptions};
 pub use plan::{ModelPlan, PlanRequest};
 pub use precision::precision_of;
 pub use runtime::Beside;
+pub use text::TextGeneration;

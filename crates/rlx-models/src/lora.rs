@@ -161,6 +161,23 @@ impl Adapters {
         Ok(adapter)
     }
 
+    /// Takes over the adapters of the same model on another device, as they are in memory.
+    pub(crate) fn adopt(&self, others: &Adapters) -> Result<()> {
+        let others = others.named();
+        if let Some((name, _)) = others.1.first_key_value().filter(|(_, entry)| {
+            entry.adapter.width != self.layout.width()
+                || entry.adapter.scales.len() != self.layout.sites().len()
+        }) {
+            let reason = "it was loaded for a model with other linear layers".to_owned();
+            return Err(ModelError::Adapter { name: name.clone(), reason });
+        }
+        let shared =
+            |entry: &Registered| Registered { adapter: Arc::clone(&entry.adapter), handles: Vec::new() };
+        let all = others.1.iter().map(|(name, entry)| (name.clone(), shared(entry))).collect();
+        *self.named() = (others.0, all);
+        Ok(())
+    }
+
     /// Removes an adapter; requests that run with it go on.
     pub(crate) fn remove(&self, registry: &WeightRegistry, name: &str) -> Result<()> {
         let mut named = self.named();

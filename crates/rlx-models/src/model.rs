@@ -1,12 +1,10 @@
 //! The short way in: open a model folder, embed texts, generate text.
 
 use crate::arch::{BuildOptions, Built, Convention, Decoder, build, build_folder};
-use crate::draft::{DraftStats, Drafter, ModelDrafter, PromptLookup};
+use crate::draft::{Drafter, ModelDrafter, PromptLookup};
 use crate::embed::embed_texts;
 use crate::error::{ModelError, Result};
-use crate::generate::{
-    CancelToken, DecoderRuntime as _, FinishReason, GenerateOptions, Generation, Held, Shift, generate,
-};
+use crate::generate::{CancelToken, DecoderLimits, DecoderRuntime as _, GenerateOptions, Held, generate};
 use crate::gguf::GgufModel;
 use crate::gguf::kept::{self, TableWriter};
 use crate::kv::BLOCK_POSITIONS;
@@ -20,7 +18,8 @@ use crate::runtime::{
 };
 use crate::sampling::SamplingOptions;
 use crate::template::{ChatTemplate, Message};
-use crate::tokenizer::{Detokenizer, TextTokenizer, stop_tokens};
+use crate::text::TextGeneration;
+use crate::tokenizer::{TextTokenizer, stop_tokens};
 use rlx::CompiledGraph;
 use rlx::aot::{AotCache, Artefact};
 use rlx::backend::cpu::{CpuBackend, Precision};
@@ -201,9 +200,9 @@ impl Draft {
 
 /// A text whose keys and values are still there: a text that begins alike goes on from them.
 pub struct HeldText {
-    runner: DecoderRunner,
-    held: Held,
-    adapter: Option<Arc<Adapter>>,
+    pub(crate) runner: DecoderRunner,
+    pub(crate) held: Held,
+    pub(crate) adapter: Option<Arc<Adapter>>,
 }
 
 impl std::fmt::Debug for HeldText {
@@ -213,8 +212,9 @@ impl std::fmt::Debug for HeldText {
 }
 
 impl HeldText {
-    /// True if a text of `needed` positions with this adapter can go on from it.
-    fn serves(&self, needed: usize, outs: usize, adapter: Option<&Arc<Adapter>>) -> bool {
+    /// True if a text of `needed` positions of this model with this adapter can go on from it.
+    fn serves(&self, model: &Model, needed: usize, outs: usize, adapter: Option<&Arc<Adapter>>) -> bool {
+        let same_model = Arc::ptr_eq(self.runner.compiled(), model.compiled());
         let limits = self.runner.limits();
         let room = limits.blocks.min(limits.table).saturating_mul(BLOCK_POSITIONS);
         let same_adapter = match (&self.adapter, adapter) {
@@ -222,7 +222,7 @@ impl HeldText {
             (Some(held), Some(asked)) => Arc::ptr_eq(held, asked),
             _ => false,
         };
-        room >= needed && limits.outs >= outs && same_adapter
+        same_model && room >= needed && limits.outs >= outs && same_adapter
     }
 }
 
@@ -649,6 +649,11 @@ impl Model {
         Ok(AdapterPlan { rank, adapter_bytes: bytes as u64, run_bytes })
     }
 
+    /// Takes over the adapters of the same model on another device.
+    pub(crate) fn adopt_adapters(&self, other: &Model) -> Result<()> {
+        self.adapters.adopt(&other.adapters)
+    }
+
     /// Names of the adapters, sorted.
     pub fn adapter_names(&self) -> Vec<String> {
         self.adapters.names()
@@ -742,7 +747,7 @@ impl Model {
         let needed = prompt.len().saturating_add(options.max_tokens).min(limit);
         let outs = options.draft.tokens().saturating_add(1);
         let started = Instant::now();
-        let held = held.filter(|held| held.serves(needed, outs, adapter.as_ref()));
+        let held = held.filter(|held| held.serves(self, needed, outs, adapter.as_ref()));
         let largest = self.largest_of(options)?;
         let (mut runner, held) = match held {
             Some(HeldText { mut runner, held, .. }) => {
@@ -772,7 +777,8 @@ impl Model {
             context_shift: options.context_shift,
         };
         let mut inner = generate(runner, &model.info, prompt, loop_options)?;
-        if let Some(drafter) = options.draft.drafter(needed, model.info.vocab, both_admitted)? {
+        let drafter = options.draft.drafter(needed, model.info.vocab, both_admitted);
+        if let Some(drafter) = drafter.map_err(ModelError::of_draft)? {
             inner = inner.with_drafter(drafter);
         }
         #[cfg(feature = "grammar")]
@@ -781,16 +787,26 @@ impl Model {
             let constraint = crate::grammar::GrammarConstraint::new(grammar, tokenizer, vocab, &self.stop)?;
             inner = inner.with_constraint(Box::new(constraint));
         }
-        let load_ms = millis(started);
-        Ok(TextGeneration {
-            prompt_tokens: prompt.len(),
-            pieces: Some(self.tokenizer.stream(prompt)),
-            inner,
-            adapter,
-            load_ms,
-            prefill_ms: None,
-            decode_ms: 0.0,
-        })
+        Ok(TextGeneration::new(inner, self.tokenizer.stream(prompt), adapter, started))
+    }
+
+    /// A runner that goes on with a text of another one, which had this room.
+    pub(crate) fn runner_after(
+        &self,
+        limits: DecoderLimits,
+        wanted: Option<usize>,
+        adapter: Option<&Arc<Adapter>>,
+    ) -> Result<DecoderRunner> {
+        let model = self.decoder()?;
+        let room = limits.table.saturating_mul(BLOCK_POSITIONS).min(model.info.max_positions);
+        self.admit(room.max(1))?;
+        let largest = self.largest_graph(wanted.filter(|_| adapter.is_none()))?;
+        let mut runner = DecoderRunner::of_text(model, &self.executables, (room, limits.outs), largest)?;
+        if let Some(adapter) = adapter {
+            runner.use_adapters(|| self.adapted_graph())?;
+            runner.set_adapter(0, Some(Arc::clone(adapter)))?;
+        }
+        Ok(runner)
     }
 
     fn admit_text(&self, context: usize, draft: Option<&Model>) -> Result<()> {
@@ -861,121 +877,6 @@ fn open_tokenizer(folder: &HfFolder, built: &Built) -> Result<TextTokenizer> {
             let sentence = folder.sentence_transformer()?;
             let lower_case = sentence.is_some_and(|s| s.do_lower_case);
             tokenizer.for_sentences(model.info.max_tokens, lower_case)
-        }
-    }
-}
-
-fn millis(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-/// A text being generated: an iterator of pieces, each complete UTF-8.
-pub struct TextGeneration<'m> {
-    inner: Generation<DecoderRunner>,
-    pieces: Option<Detokenizer<'m>>,
-    adapter: Option<Arc<Adapter>>,
-    prompt_tokens: usize,
-    load_ms: f64,
-    prefill_ms: Option<f64>,
-    decode_ms: f64,
-}
-
-impl TextGeneration<'_> {
-    fn piece(&mut self) -> Result<Option<String>> {
-        let started = Instant::now();
-        let token = self.inner.next_token()?;
-        match self.prefill_ms {
-            None => self.prefill_ms = Some(millis(started)),
-            Some(_) => self.decode_ms += millis(started),
-        }
-        let Some(pieces) = &mut self.pieces else { return Ok(None) };
-        match token {
-            Some(token) => pieces.push(token).map(Some),
-            None => match self.pieces.take() {
-                Some(pieces) => pieces.finish().map(Some),
-                None => Ok(None),
-            },
-        }
-    }
-
-    /// Ids of the prompt.
-    pub fn prompt_ids(&self) -> &[u32] {
-        &self.inner.tokens()[..self.prompt_tokens]
-    }
-
-    /// Ids generated so far.
-    pub fn token_ids(&self) -> &[u32] {
-        self.inner.new_tokens()
-    }
-
-    /// Why the text ended, once it has.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.inner.finish_reason()
-    }
-
-    /// Tokens of the prompt that were not run: see [`Model::generate_after`].
-    pub fn reused(&self) -> usize {
-        self.inner.reused()
-    }
-
-    /// What became of guesses.
-    pub fn drafts(&self) -> DraftStats {
-        self.inner.drafts()
-    }
-
-    /// How many of the largest logits of a step come back from a device with a memory of its own; `None` if all do.
-    pub fn largest(&self) -> Option<usize> {
-        self.inner.largest()
-    }
-
-    /// Steps that ran a second time because the largest logits did not decide.
-    pub fn ran_again(&self) -> usize {
-        self.inner.ran_again()
-    }
-
-    /// What the text has forgotten since this was last asked, where it reached the context.
-    pub fn take_shift(&mut self) -> Option<Shift> {
-        self.inner.take_shift()
-    }
-
-    /// The text with its keys and values, for [`Model::generate_after`].
-    pub fn into_held(self) -> HeldText {
-        let (runner, held) = self.inner.into_held();
-        HeldText { runner, held, adapter: self.adapter }
-    }
-
-    /// Time to bind weights (packed at first use) and make the caches, in milliseconds.
-    pub fn load_ms(&self) -> f64 {
-        self.load_ms
-    }
-
-    /// Time from the first request for a piece to the first token, in milliseconds.
-    pub fn prefill_ms(&self) -> f64 {
-        self.prefill_ms.unwrap_or(0.0)
-    }
-
-    /// Time of all later tokens, in milliseconds.
-    pub fn decode_ms(&self) -> f64 {
-        self.decode_ms
-    }
-}
-
-impl Iterator for TextGeneration<'_> {
-    type Item = Result<String>;
-
-    /// The next piece, never empty; after an error or the end, nothing.
-    fn next(&mut self) -> Option<Result<String>> {
-        loop {
-            match self.piece() {
-                Ok(Some(piece)) if piece.is_empty() && self.pieces.is_some() => {}
-                Ok(Some(piece)) if piece.is_empty() => return None,
-                Ok(Some(piece)) => return Some(Ok(piece)),
-                Ok(None) => return None,
-                Err(error) => {
-                    self.pieces = None;
-                    return Some(Err(error));
-                }
-            }
         }
     }
 }

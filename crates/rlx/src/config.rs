@@ -68,7 +68,7 @@ settings! {
     deny_devices: Vec<Device>, "RLX_DENY_DEVICES", default "none";
     /// Kinds of device to take first where several would do.
     prefer_devices: Vec<Device>, "RLX_PREFER_DEVICES", default "none";
-    /// Devices to try in turn; the first that can run the model is taken.
+    /// Devices to try in turn; the first that can run the model is taken, and where it fails, in mid-run too, the next goes on.
     device_chain: Vec<DeviceId>, "RLX_DEVICE_CHAIN", default "none";
     /// Choose devices by this many measured runs instead of by the cost model.
     benchmark_pick: NonZeroUsize, "RLX_BENCHMARK_PICK", default "off";

@@ -106,7 +106,7 @@ impl Args {
         let report = Report {
             threads: context.threads(),
             isa: context.isa()?.name(),
-            precision: engine.model.precision().map(|precision| precision.name()),
+            precision: engine.model().precision().map(|precision| precision.name()),
             limits,
             rows,
             peak_rss_bytes: SystemProbe.peak_rss_bytes(),
@@ -120,7 +120,7 @@ impl Args {
 
     /// The rows to measure: what the arguments say, else a few that are usual for the kind of model.
     fn cases(&self, engine: &Engine) -> Result<Vec<Case>> {
-        let encoder = matches!(engine.model.built(), Built::Encoder(_));
+        let encoder = matches!(engine.model().built(), Built::Encoder(_));
         let fits = |work: &Work| (*work == Work::Embed) == encoder;
         let works: Vec<Work> = match self.work {
             Some(work) if !fits(&work) => {
@@ -139,7 +139,7 @@ impl Args {
                 advice,
             ));
         }
-        let limit = engine.model.context_limit();
+        let limit = engine.model().context_limit();
         let chosen = self.batch.is_some() || self.seq.is_some();
         let (batch, seq) = (self.batch.map_or(1, usize::from), self.seq.map(usize::from));
         let ctx = self.ctx.map_or(limit.saturating_sub(1).min(128), usize::from);

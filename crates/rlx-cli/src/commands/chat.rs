@@ -9,7 +9,7 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output;
 use rlx_models::template::{ChatTemplate, Message};
-use rlx_models::{HeldText, ModelError, TextGeneration, TextOptions};
+use rlx_models::{Draft, Fallback, HeldText, ModelDevices, ModelError, TextGeneration, TextOptions};
 use std::io::{BufRead as _, IsTerminal as _};
 
 /// Talk with a model that has a chat template: one line of input is one message
@@ -51,9 +51,9 @@ impl Args {
         let mut options = self.sampling.options()?;
         options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
-        options.adapter = self.lora.load(&engine.model, context)?;
-        options.draft = self.drafting.load(&engine.model, context)?;
-        let template = ChatTemplate::open(engine.model.folder())?;
+        options.adapter = self.lora.load(engine.model(), context)?;
+        options.draft = self.drafting.load(engine.model(), context)?;
+        let template = ChatTemplate::open(engine.model().folder())?;
         engine.load(context)?;
         let terminal = std::io::stdin().is_terminal() && context.watched();
         if terminal {
@@ -167,19 +167,22 @@ impl Chat<'_> {
 
     fn answer(&mut self) -> Result<()> {
         let prompt = self.template.render(&self.conversation(), true)?;
-        let prompt = self.engine.model.tokenizer().encode(&prompt, false)?;
+        let prompt = self.engine.model().tokenizer().encode(&prompt, false)?;
         let cancel = self.interrupt.turn();
         let options = TextOptions { cancel, ..self.options.clone() };
         let held = self.held.take();
-        let started = self.sampling.continue_after(&self.engine.model, held, &prompt, &options);
+        let started = self.sampling.continue_after(&self.engine.devices, held, &prompt, &options);
         let outcome = started.and_then(|mut generation| {
-            let text = print_answer(&mut generation, self.context)?;
+            let text = print_answer(&self.engine.devices, &mut generation, self.context)?;
             if self.stats {
                 self.context.note(speed(&generation));
             }
             Ok((text, generation.into_held()))
         });
         self.interrupt.end_turn();
+        if self.engine.devices.fallbacks().iter().any(|f| matches!(f, Fallback::Undrafted { .. })) {
+            self.options.draft = Draft::Off;
+        }
         let (text, held) = outcome?;
         self.held = Some(held);
         // What was said of a stopped answer stays part of the conversation.
@@ -189,9 +192,13 @@ impl Chat<'_> {
 }
 
 /// Prints the pieces as they come. An answer that is stopped ends there.
-fn print_answer(generation: &mut TextGeneration<'_>, context: &Context) -> Result<String> {
+fn print_answer(
+    devices: &ModelDevices,
+    generation: &mut TextGeneration<'_>,
+    context: &Context,
+) -> Result<String> {
     let mut text = String::new();
-    while let Some(piece) = generation.next() {
+    while let Some(piece) = devices.next_piece(generation) {
         tell_shift(generation, context);
         match piece {
             Ok(piece) => {

@@ -53,7 +53,7 @@ impl Args {
         let mut engine = Engine::open(self.model.as_deref(), context)?;
         engine.load(context)?;
         let started = Instant::now();
-        engine.model.write_artefact(&self.output, context.threads())?;
+        engine.model().write_artefact(&self.output, context.threads())?;
         let write_ms = started.elapsed().as_secs_f64() * 1e3;
         let made = Made { isa: engine.isa.to_string(), load_ms: engine.load_ms, write_ms };
         self.told(engine.source.name(), &made, context)

@@ -80,7 +80,7 @@ impl Args {
 }
 
 fn of_model(engine: &Engine, context: &Context) -> Result<Vec<DeviceCandidate>> {
-    let model = &engine.model;
+    let model = engine.model();
     let tokens = model.context_limit().min(CONTEXT);
     let plan = model.plan(PlanRequest { context: Some(tokens), batch: None }, context.threads())?;
     let mut options = GraphDevicesOptions::from_config(&context.config);

@@ -42,9 +42,9 @@ impl Drafting {
         match (&self.draft_model, self.draft) {
             (Some(name), _) => {
                 let mut engine = open_draft(name, model, context)?;
-                model.admit_with_draft(1, &engine.model)?;
+                model.admit_with_draft(1, engine.model())?;
                 engine.load(context)?;
-                Ok(Draft::by(Arc::new(engine.model), model, tokens)?)
+                Ok(Draft::by(Arc::clone(engine.model()), model, tokens)?)
             }
             (None, Some(Source::Lookup)) => Ok(Draft::Lookup { tokens }),
             (None, None) if self.draft_tokens.is_some() => {

@@ -3,7 +3,7 @@
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
-use crate::output;
+use crate::output::{self, Devices};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{IsTerminal as _, Read as _};
@@ -39,6 +39,8 @@ enum Format {
 struct Report {
     model: String,
     embeddings: Vec<Vec<f32>>,
+    #[serde(flatten)]
+    devices: Devices,
 }
 
 impl Args {
@@ -57,9 +59,13 @@ impl Args {
         let texts = self.all_texts()?;
         let mut engine = Engine::open(Some(&self.model), context)?;
         engine.load(context)?;
-        let embeddings = engine.model.embed(&texts)?;
+        let embeddings = engine.devices.embed(&texts)?;
         match format {
-            Format::Json => output::print_json(&Report { model: engine.source.name(), embeddings }),
+            Format::Json => output::print_json(&Report {
+                model: engine.source.name(),
+                embeddings,
+                devices: Devices::of(&engine.devices),
+            }),
             Format::Npy => output::print_bytes(&output::npy(&embeddings)),
             Format::Text => output::print(&lines(&embeddings)),
         }

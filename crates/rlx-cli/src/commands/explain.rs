@@ -34,7 +34,7 @@ impl Args {
             return onnx::explain(&file, &self.sizes, self.stage, self.svg.as_ref(), context);
         }
         let engine = Engine::open(self.model.as_deref(), context)?;
-        let plan = engine.model.plan(self.capacities.request(), context.threads())?;
+        let plan = engine.model().plan(self.capacities.request(), context.threads())?;
         if let Some(file) = &self.svg {
             let advice = "choose a file in a folder that may be written";
             std::fs::write(file, plan.lir.svg())
@@ -43,8 +43,8 @@ impl Args {
         }
         let Some(stage) = self.stage else { return summarize(&engine, &plan.lir, context) };
         let text = match stage {
-            Stage::Hir => engine.model.built().graph().to_string(),
-            Stage::Mir => engine.model.compiled().graph().to_string(),
+            Stage::Hir => engine.model().built().graph().to_string(),
+            Stage::Mir => engine.model().compiled().graph().to_string(),
             Stage::Lir => plan.lir.to_string(),
         };
         print_stage(engine.source.name(), stage, text, context)
@@ -52,7 +52,7 @@ impl Args {
 }
 
 fn summarize(engine: &Engine, lir: &Lir, context: &Context) -> Result<()> {
-    let report = engine.model.compiled().report().map_err(ModelError::from)?;
+    let report = engine.model().compiled().report().map_err(ModelError::from)?;
     if !context.shared.json {
         return output::print(&summary_text(&report, lir)?);
     }

@@ -44,7 +44,7 @@ impl Args {
             || Failure::new("this system does not tell its memory", "rlx footprint", "run it on Linux");
         let before = context.started.ok_or_else(unknown)?;
         let engine = Engine::open(self.model.as_deref(), context)?;
-        let model = &engine.model;
+        let model = engine.model();
         let plan = model.plan(self.capacities.request(), context.threads())?;
         match model.built() {
             Built::Encoder(encoder) => {

@@ -7,12 +7,12 @@ use crate::context::Context;
 use crate::demo;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
-use crate::output;
+use crate::output::{self, Devices};
 use crate::source::Source;
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::generate::Shift;
 use rlx_models::sampling::SamplingOptions;
-use rlx_models::{HeldText, Model, ModelError, TextGeneration, TextOptions};
+use rlx_models::{HeldText, Model, ModelDevices, ModelError, TextGeneration, TextOptions};
 use serde::Serialize;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -118,22 +118,22 @@ impl Sampling {
     /// Continues a prompt of these tokens, under options that [`Sampling::options`] checked.
     pub fn continue_from<'m>(
         &self,
-        model: &'m Model,
+        devices: &'m ModelDevices,
         prompt: &[u32],
         options: &TextOptions,
     ) -> Result<TextGeneration<'m>> {
-        Ok(model.generate_tokens(prompt, &self.for_prompt(model, prompt, options))?)
+        Ok(devices.generate_tokens(prompt, &self.for_prompt(devices.model(), prompt, options))?)
     }
 
     /// As [`Sampling::continue_from`], after a text that may begin as the prompt does.
     pub fn continue_after<'m>(
         &self,
-        model: &'m Model,
+        devices: &'m ModelDevices,
         held: Option<HeldText>,
         prompt: &[u32],
         options: &TextOptions,
     ) -> Result<TextGeneration<'m>> {
-        Ok(model.generate_after(held, prompt, &self.for_prompt(model, prompt, options))?)
+        Ok(devices.generate_after(held, prompt, &self.for_prompt(devices.model(), prompt, options))?)
     }
 
     fn for_prompt(&self, model: &Model, prompt: &[u32], options: &TextOptions) -> TextOptions {
@@ -180,6 +180,8 @@ struct Report<'a> {
     /// How many of the largest logits of a step came back from the device; all where it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     largest_logits: Option<usize>,
+    #[serde(flatten)]
+    devices: Devices,
     peak_rss_bytes: Option<u64>,
 }
 
@@ -203,22 +205,22 @@ impl Args {
         let mut options = self.sampling.options()?;
         options.grammar = self.constrained.read()?;
         let mut engine = Engine::open(self.model.as_deref(), context)?;
-        options.adapter = self.lora.load(&engine.model, context)?;
-        options.draft = self.drafting.load(&engine.model, context)?;
+        options.adapter = self.lora.load(engine.model(), context)?;
+        options.draft = self.drafting.load(engine.model(), context)?;
         if self.prompt.is_none() {
             context.note(format!("prompt: {prompt}"));
         }
         engine.load(context)?;
-        if let (Some(_), Some(pool)) = (&self.expert_trace, engine.model.experts()) {
+        if let (Some(_), Some(pool)) = (&self.expert_trace, engine.model().experts()) {
             pool.start_trace();
         }
-        let ids = engine.model.tokenizer().encode(prompt, true)?;
-        let mut generation = self.sampling.continue_from(&engine.model, &ids, &options)?;
+        let ids = engine.model().tokenizer().encode(prompt, true)?;
+        let mut generation = self.sampling.continue_from(&engine.devices, &ids, &options)?;
         if self.show_prompt && !context.shared.json {
             context.note(format!("prompt: {prompt:?}\nprompt ids: {:?}", generation.prompt_ids()));
         }
-        let text = stream(&mut generation, context)?;
-        self.tell_experts(&engine.model, context)?;
+        let text = stream(&engine.devices, &mut generation, context)?;
+        self.tell_experts(engine.model(), context)?;
         if context.shared.json {
             return output::print_json(&Report {
                 prompt: self.show_prompt.then_some(prompt),
@@ -229,11 +231,12 @@ impl Args {
                 prefill_ms: generation.prefill_ms(),
                 decode_ms: generation.decode_ms(),
                 largest_logits: generation.largest(),
+                devices: Devices::of(&engine.devices),
                 peak_rss_bytes: SystemProbe.peak_rss_bytes(),
             });
         }
         context.detail(speed(&generation));
-        if engine.model.backend().traffic().is_some() {
+        if engine.model().backend().traffic().is_some() {
             context.detail(from_device(&generation));
         }
         if engine.source == Source::Demo && context.watched() && std::io::stdout().is_terminal() {
@@ -265,9 +268,9 @@ impl Args {
 }
 
 /// Takes all pieces; prints them as they come, unless one JSON object is asked for. The text ends with a line break when printed.
-fn stream(generation: &mut TextGeneration<'_>, context: &Context) -> Result<String> {
+fn stream(devices: &ModelDevices, generation: &mut TextGeneration<'_>, context: &Context) -> Result<String> {
     let (mut text, quiet) = (String::new(), context.shared.json);
-    while let Some(piece) = generation.next() {
+    while let Some(piece) = devices.next_piece(generation) {
         let piece = piece?;
         tell_shift(generation, context);
         if !quiet {

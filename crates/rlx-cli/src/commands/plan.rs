@@ -85,14 +85,14 @@ impl Args {
         let engine = Engine::open(self.model.as_deref(), context)?;
         let (request, threads) = (self.capacities.request(), context.threads());
         let mut plan = match &self.draft_model {
-            None => engine.model.plan(request, threads)?,
+            None => engine.model().plan(request, threads)?,
             Some(name) => {
-                let draft = open_draft(name, &engine.model, context)?.model;
-                engine.model.plan_with_draft(&draft, request, threads)?
+                let draft = open_draft(name, engine.model(), context)?;
+                engine.model().plan_with_draft(draft.model(), request, threads)?
             }
         };
         plan.estimate.adapter_bytes =
-            plan.estimate.adapter_bytes.saturating_add(self.adapter_bytes(&engine.model)?);
+            plan.estimate.adapter_bytes.saturating_add(self.adapter_bytes(engine.model())?);
         let view = MemoryView::new(&SystemProbe, &context.config);
         let budget_bytes = self.budget.map(|size| size.0).or_else(|| view.soft_budget_bytes());
         let fits = budget_bytes.map(|budget| plan.estimate.fits_in(budget).is_ok());
@@ -112,7 +112,7 @@ impl Args {
             });
         }
         let mut text = table(&plan);
-        text.push_str(&expert_line(&engine.model, context));
+        text.push_str(&expert_line(engine.model(), context));
         text.push_str(&verdict(&engine, &plan, budget_bytes, self.draft_model.is_none(), context)?);
         output::print(&text)
     }
@@ -189,7 +189,8 @@ fn quantised_remedy(
     let others = all.peak_bytes().saturating_sub(weights);
     let mut least = u64::MAX;
     for scheme in SMALLER.into_iter().filter_map(Scheme::named) {
-        let stored = folder(&engine.source, context).and_then(|files| Ok(exported_bytes(&files, scheme)?));
+        let files = folder(&engine.source, context).map_err(Failure::from);
+        let stored = files.and_then(|files| Ok(exported_bytes(&files, scheme)?));
         let stored = match stored {
             Ok(stored) => stored,
             Err(failure) => return Err(failure.what().to_owned()),
@@ -212,7 +213,7 @@ fn verdict(
     alone: bool,
     context: &Context,
 ) -> Result<String> {
-    let model = &engine.model;
+    let model = engine.model();
     let Some(budget) = budget else {
         return Ok(
             "whether it fits is unknown: this system does not tell its memory; give --budget\n".to_owned()
@@ -247,12 +248,12 @@ fn verdict(
 
 /// Bytes of the files that had to be read: JSON files whole, of weight files all but the tensors.
 fn bytes_read(engine: &Engine) -> Result<u64> {
-    if let Some(artefact) = engine.model.artefact() {
+    if let Some(artefact) = engine.model().artefact() {
         return Ok(artefact.opened_bytes());
     }
     let folder = match &engine.source {
         Source::Folder(folder) => folder,
-        Source::Gguf(_) => return Ok(engine.model.header_bytes()),
+        Source::Gguf(_) => return Ok(engine.model().header_bytes()),
         Source::Demo | Source::Compiled(_) => return Ok(0),
     };
     let fail =
@@ -267,7 +268,7 @@ fn bytes_read(engine: &Engine) -> Result<u64> {
             _ => {}
         }
     }
-    let loader = engine.model.weights();
+    let loader = engine.model().weights();
     let mut tensors = 0;
     for name in loader.names() {
         let tensor = loader.tensor(name).map_err(rlx_models::ModelError::from)?;

@@ -5,6 +5,7 @@ mod artefacts;
 mod broken;
 mod caches;
 mod cpu;
+mod devices;
 mod drafts;
 mod experts;
 mod gguf;

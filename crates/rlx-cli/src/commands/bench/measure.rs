@@ -120,8 +120,8 @@ pub fn shares_of<'t, I: IntoIterator<Item = &'t StepTimes>>(
 
 /// The least time that this machine could take.
 fn seconds_at_limit(engine: &Engine, case: &Case, limits: &Limits, context: &Context) -> Result<Option<f64>> {
-    let (compiled, template) = (engine.model.compiled(), engine.model.compiled().template());
-    let precision = engine.model.precision().unwrap_or_default();
+    let (compiled, template) = (engine.model().compiled(), engine.model().compiled().template());
+    let precision = engine.model().precision().unwrap_or_default();
     Ok(match case.work {
         Work::Embed | Work::Prefill => {
             let sequences = vec![Sequence { past: case.ctx, rows: case.seq }; case.batch];

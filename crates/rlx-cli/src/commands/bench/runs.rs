@@ -27,7 +27,7 @@ pub struct EmbedRun {
 
 impl EmbedRun {
     pub fn new(engine: &Engine, batch: usize, seq: usize) -> Result<EmbedRun> {
-        let runner = engine.model.encoder_runner(ENCODER_ROWS.min(batch * seq))?;
+        let runner = engine.model().encoder_runner(ENCODER_ROWS.min(batch * seq))?;
         let info = runner.info().clone();
         let in_run = (ENCODER_ROWS / seq.max(1)).max(1);
         let mut parts = Vec::new();
@@ -77,9 +77,9 @@ pub struct DecodeRun {
 impl DecodeRun {
     /// A run with room for `positions` tokens.
     pub fn new(engine: &Engine, positions: usize) -> Result<DecodeRun> {
-        let runner = engine.model.decoder_runner(positions)?;
-        let Built::Decoder(model) = engine.model.built() else {
-            return Err(ModelError::NotADecoder { path: engine.model.folder().root().to_path_buf() }.into());
+        let runner = engine.model().decoder_runner(positions)?;
+        let Built::Decoder(model) = engine.model().built() else {
+            return Err(ModelError::NotADecoder { path: engine.model().folder().root().to_path_buf() }.into());
         };
         let (mut pool, mut table) = (BlockPool::of(&runner.limits()), BlockTable::new());
         pool.reserve(&mut table, positions)?;

@@ -99,7 +99,7 @@ pub fn serve(engine: &Engine, threads: usize) -> Result<()> {
 impl Worker<'_> {
     fn answer(&mut self, line: &str) -> std::result::Result<Timings, String> {
         let request: Request = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        request.check(self.engine.model.context_limit())?;
+        request.check(self.engine.model().context_limit())?;
         let done = match request.work.as_deref().unwrap_or(Work::Embed.name()) {
             "embed" => self.embed(&request),
             "texts" => self.texts(&request),
@@ -141,7 +141,7 @@ impl Worker<'_> {
         }
         let (texts, mut vectors) = (&self.texts[path], Vec::new());
         let ms = timed(request.n, || {
-            vectors = self.engine.model.embed(texts)?;
+            vectors = self.engine.model().embed(texts)?;
             Ok(())
         })?;
         let values = vectors.iter().map(Vec::len).sum::<usize>().max(1);
