@@ -1,5 +1,7 @@
 //! `rlx devices`.
 
+use super::onnx;
+use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::Result;
@@ -9,14 +11,19 @@ use rlx::config::ByteSize;
 use rlx::devices::{
     DeviceCandidate, DeviceId, DevicePolicy, GraphDevices, GraphDevicesOptions, device_report,
 };
+use rlx::weights::WeightRegistry;
+use rlx_graph::Graph;
 use rlx_models::PlanRequest;
 use serde::Serialize;
+use std::sync::Arc;
 
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Folder, GGUF file, or hub name in the local cache: also tell which devices can run it, and how fast they would
+    /// Folder, GGUF or ONNX file, or hub name in the local cache: also tell which devices can run it, and how fast they would
     model: Option<String>,
+    #[command(flatten)]
+    sizes: Sizes,
 }
 
 /// One device, or one kind without any.
@@ -30,7 +37,7 @@ struct Row {
     supports_graph: Option<bool>,
     needed_bytes: Option<u64>,
     free_bytes: Option<u64>,
-    /// The cost model's figure for one full step.
+    /// The cost model's figure for one full step, or run of an ONNX model.
     predicted_ms: Option<f64>,
     recommended: bool,
     capabilities: Vec<String>,
@@ -54,9 +61,11 @@ impl Args {
         context.isa()?;
         // A device that is asked for and cannot be used is what this verb is to explain.
         let chosen = context.choose_device();
-        let candidates = match self.model.as_deref() {
-            Some(model) => of_model(&Engine::open(Some(model), &context.without_device())?, context)?,
-            None => {
+        let onnx = self.sizes.onnx_file(self.model.as_deref(), &[])?;
+        let candidates = match (self.model.as_deref(), onnx) {
+            (_, Some(file)) => onnx::devices(&file, &self.sizes, context)?,
+            (Some(model), None) => of_model(&Engine::open(Some(model), &context.without_device())?, context)?,
+            (None, None) => {
                 let policy = DevicePolicy::from_config(&context.config);
                 device_report(BackendRegistry::global(), &policy, &context.config)
             }
@@ -83,10 +92,15 @@ fn of_model(engine: &Engine, context: &Context) -> Result<Vec<DeviceCandidate>> 
     let model = engine.model();
     let tokens = model.context_limit().min(CONTEXT);
     let plan = model.plan(PlanRequest { context: Some(tokens), batch: None }, context.threads())?;
-    let mut options = GraphDevicesOptions::from_config(&context.config);
-    options.weights = std::sync::Arc::clone(model.compiled().weights());
-    let devices = GraphDevices::open(model.built().graph().clone(), options);
+    let devices = devices_of(model.built().graph(), model.compiled().weights(), context);
     Ok(devices.report_for(plan.lir.binding()))
+}
+
+/// The devices of a graph whose params are in `weights`, under the settings.
+pub fn devices_of(graph: &Graph, weights: &Arc<WeightRegistry>, context: &Context) -> GraphDevices {
+    let mut options = GraphDevicesOptions::from_config(&context.config);
+    options.weights = Arc::clone(weights);
+    GraphDevices::open(graph.clone(), options)
 }
 
 /// `forced`: the device that is asked for, or that none which is asked for can be used.

@@ -2,6 +2,7 @@
 
 use super::bench::measure::{UNTIMED_RUNS, shares_of, timed};
 use super::compile::Made;
+use super::devices::devices_of;
 use super::sizes::Sizes;
 use crate::context::Context;
 use crate::failure::{ANOTHER_DEVICE, Failure, Result};
@@ -10,7 +11,7 @@ use rlx::aot::AotCacheError;
 use rlx::backend::cpu::Precision;
 use rlx::backend::reference::ReferenceBackend;
 use rlx::config::ByteSize;
-use rlx::devices::{Device, DeviceId};
+use rlx::devices::{Device, DeviceCandidate, DeviceId};
 use rlx::memory::{MemoryEstimate, MemoryProbe, MemoryView, SystemProbe};
 use rlx::{Session, SessionError, backend::BackendRegistry};
 use rlx_onnx::{Moved, OnnxError, OnnxModel, Prepared, Value};
@@ -158,6 +159,26 @@ impl Opened {
         }
         text
     }
+}
+
+/// `rlx devices`: what each device would make of the first region, in which most models are whole.
+pub fn devices(file: &Path, sizes: &Sizes, context: &Context) -> Result<Vec<DeviceCandidate>> {
+    let opened = Opened::new(file, sizes, &context.without_device())?;
+    let prepared = &opened.prepared;
+    let Some(region) = prepared.region() else {
+        let what = "no node of the model is compiled before a run, so no device can be asked about it";
+        return Err(Failure::new(what, &opened.place, "`rlx run -v` tells what runs where"));
+    };
+    let left_out = opened.left_out();
+    if !left_out.is_empty() {
+        context.note(format!(
+            "asked about the first of its regions, {}\n{}",
+            region.nodes(),
+            left_out.trim_end()
+        ));
+    }
+    let devices = devices_of(region.source(), region.graph().weights(), context);
+    Ok(devices.report_for(prepared.binding()))
 }
 
 #[derive(Debug, Serialize)]

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::failure::{Failure, Result};
 use crate::output::Stage;
 use rlx::config::ByteSize;
+use rlx::devices::DeviceCandidate;
 use std::path::{Path, PathBuf};
 
 fn absent(file: &Path) -> Failure {
@@ -14,6 +15,11 @@ fn absent(file: &Path) -> Failure {
         file.display(),
         "build rlx-cli with its feature `onnx`",
     )
+}
+
+/// `rlx devices`.
+pub fn devices(file: &Path, _sizes: &Sizes, _context: &Context) -> Result<Vec<DeviceCandidate>> {
+    Err(absent(file))
 }
 
 /// `rlx compile`.

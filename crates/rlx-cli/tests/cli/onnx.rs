@@ -55,6 +55,22 @@ fn an_onnx_model_on_a_device_says_which_steps_ran_where() {
     assert_eq!(report["nodes"]["moved"], serde_json::json!([]));
 }
 
+/// The report on an ONNX model names what keeps a device from running it.
+#[cfg(feature = "gpu")]
+#[test]
+fn the_devices_of_an_onnx_model_are_told_with_what_they_lack() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("relu.onnx").display().to_string();
+    std::fs::write(&model, relu_of(11, true)).expect("written");
+    let report = json(&["devices", &model, "--dim", "n=6", "--json"]);
+    let row = |kind: &str| {
+        let rows = report["devices"].as_array().expect("rows");
+        rows.iter().find(|row| row["device"] == kind).expect("a row for each kind").clone()
+    };
+    assert_eq!((&row("cpu")["recommended"], &row("gpu")["supports_graph"]), (&true.into(), &false.into()));
+    assert!(row("gpu")["blocker"].as_str().expect("what it lacks").contains("f64"), "{report}");
+}
+
 /// Mesa's driver computes on the processor where there is no card, so every machine of CI has the device.
 #[cfg(feature = "gpu")]
 #[test]
@@ -115,6 +131,11 @@ fn an_onnx_model_is_planned_explained_and_timed() {
     let bench = json(&["bench", &model, "--dim", "n=6", "--steps", "--json"]);
     assert!(bench["median_ms"].as_f64().expect("a time") > 0.0);
     assert_eq!(bench["steps"][0]["steps"], 1);
+    let devices = json(&["devices", &model, "--dim", "n=6", "--json"]);
+    let cpu = &devices["devices"][0];
+    assert_eq!((&cpu["device"], &cpu["supports_graph"]), (&"cpu".into(), &true.into()), "{devices}");
+    assert!(cpu["predicted_ms"].as_f64().expect("a time") > 0.0 && cpu["needed_bytes"].as_u64() > Some(0));
+    assert!(failure(&["devices", &model]).contains("dim \"n\" has no size"));
     let open = failure(&["plan", &model]);
     assert!(open.contains("dim \"n\" has no size") && open.contains("--dim NAME=N"), "{open}");
     let unknown = failure(&["plan", &model, "--dim", "m=6"]);
