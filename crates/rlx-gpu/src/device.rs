@@ -77,6 +77,8 @@ struct OpenDevice<D: Driver> {
     /// What products of weights multiply, and how it came to that, for reports.
     operands: Operands,
     multiplied: String,
+    /// Programs that the device runs at once, if its matrix units multiply packed weights.
+    byte_units: Option<usize>,
     moved: Moved,
 }
 
@@ -167,6 +169,8 @@ impl<D: Driver> DeviceBackend<D> {
     pub fn set_up(driver: D, tuner: Option<Tuner>, precision: Precision) -> Result<Self, BackendError> {
         self_test::run(&driver)?;
         let (operands, multiplied) = units::choose(&driver, precision)?;
+        let (byte_units, of_bytes) = units::choose_bytes(&driver)?;
+        let multiplied = [multiplied].into_iter().chain(of_bytes).collect::<Vec<_>>().join(", ");
         let name = driver.name();
         let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
         let planned = Mutex::default();
@@ -180,6 +184,7 @@ impl<D: Driver> DeviceBackend<D> {
             precision,
             operands,
             multiplied,
+            byte_units,
             moved,
         })))
     }
@@ -200,8 +205,8 @@ impl<D: Driver> DeviceBackend<D> {
     /// The launches of a template, under schedules that were timed if the device has any.
     fn planned(&self, template: &Template) -> Result<Plan, BackendError> {
         let Limits { binding_words, compact, dots, .. } = self.0.driver.limits();
-        let operands = self.0.operands;
-        let choices = Choices { compact, without_dots: !dots, operands, ..Choices::default() };
+        let (operands, byte_units) = (self.0.operands, self.0.byte_units);
+        let choices = Choices { compact, without_dots: !dots, operands, byte_units, ..Choices::default() };
         let plan = Plan::of(template, binding_words, &choices)?;
         match &self.0.tuner {
             Some(tuner) if !plan.classes.is_empty() => {

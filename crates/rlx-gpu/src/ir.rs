@@ -402,6 +402,15 @@ pub enum Inst {
         /// The sums so far.
         sums: [Value; 4],
     },
+    /// As [`Inst::Mma`] of signed bytes, four a word: over 32 products, or 16, added to sums of integers. Results: the new sums.
+    MmaBytes {
+        /// A fragment, or its first or last two words.
+        rows: Vec<Value>,
+        /// Half as many words, of a fragment's columns as there.
+        columns: Vec<Value>,
+        /// The sums so far.
+        sums: [Value; 4],
+    },
     /// What lanes have put is there for all of them, and what they have taken may be put again.
     Barrier,
     /// A loop.
@@ -455,7 +464,7 @@ impl Kernel {
     pub fn needs_mma(&self) -> bool {
         fn any(body: &[Stmt]) -> bool {
             body.iter().any(|stmt| match &stmt.inst {
-                Inst::Mma { .. } => true,
+                Inst::Mma { .. } | Inst::MmaBytes { .. } => true,
                 Inst::Loop(turn) => any(&turn.body),
                 _ => false,
             })

@@ -66,23 +66,23 @@ fn plain_norm() -> RmsNorm {
     RmsNorm { eps: 1e-6, unit_offset: false, groups: 1, residual: false }
 }
 
-/// `layers` square bf16 linear layers of one row after another.
-pub fn vectors(width: usize, layers: usize) -> Made {
+/// `layers` square linear layers of one row after another.
+pub fn vectors(width: usize, layers: usize, dtype: DType) -> Made {
     let mut module = HirModule::new("vectors");
     let mut hir = module.edit();
     let mut x = hir.input("x", &[1, width].map(Dim::Known), DType::F32)?;
     for layer in 0..layers {
-        x = hir.linear(x, &format!("w{layer}"), (width, width), None, DType::BF16)?;
+        x = hir.linear(x, &format!("w{layer}"), (width, width), None, dtype)?;
     }
     module.finish(&[("y", x)])
 }
 
-/// A square product with bf16 weights, its rows summed.
-pub fn product(n: usize) -> Made {
+/// A square product with weights of this type, its rows summed.
+pub fn product(n: usize, dtype: DType) -> Made {
     let mut module = HirModule::new("product");
     let mut hir = module.edit();
     let x = hir.param("x", &[n, n], DType::F32)?;
-    let y = hir.linear(x, "w", (n, n), None, DType::BF16)?;
+    let y = hir.linear(x, "w", (n, n), None, dtype)?;
     let sums = hir.reduce(ReduceOp::Sum, y, &[1], false)?;
     module.finish(&[("sums", sums)])
 }

@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
+/// Types of packed weights that are timed.
+const PACKED: [DType; 2] = [DType::Q8_0, DType::Q4_K];
+
 /// How large the work is.
 struct Scale {
     /// Rows of [`WIDTH`] elements.
@@ -85,10 +88,14 @@ struct Bench<'s> {
     refused: Vec<String>,
 }
 
-/// Words of noise: floats, or pairs of bfloat16, from 2^-6 to 2^-5 of either sign.
+/// Words of noise: floats, or pairs of bfloat16, from 2^-6 to 2^-5 of either sign; of blocks, whose scales may stand anywhere, pairs of
+/// binary16 of 2^-14.
 fn noise(bytes: usize, dtype: DType) -> Vec<u8> {
-    let (keep, exponent) =
-        if dtype == DType::BF16 { (0x807f_807f, 0x3c80_3c80) } else { (0x807f_ffff, 0x3c80_0000u32) };
+    let (keep, exponent) = match dtype {
+        DType::BF16 => (0x807f_807f, 0x3c80_3c80),
+        dtype if dtype.block().0 > 1 => (0x83ff_83ff, 0x0400_0400),
+        _ => (0x807f_ffff, 0x3c80_0000u32),
+    };
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut words = Vec::with_capacity(bytes.next_multiple_of(4));
     while words.len() < bytes {
@@ -130,7 +137,7 @@ impl<'s> Bench<'s> {
         for param in compiled.params() {
             let dtype = param.shape.dtype();
             let elements: usize = param.shape.dims().iter().map(|dim| dim.known().unwrap_or(1)).product();
-            let bytes = noise(elements * dtype.element_bytes().unwrap_or(4), dtype);
+            let bytes = noise(dtype.bytes_for(elements).unwrap_or(4 * elements), dtype);
             compiled.set_param_typed(&param.name, &bytes, dtype)?;
         }
         Ok(compiled)
@@ -220,18 +227,35 @@ impl<'s> Bench<'s> {
     fn products(&mut self) -> Outcome<()> {
         let (width, layers) = self.scale.vectors;
         for (way, backend) in self.ways() {
-            let compiled = Self::compile_on(&backend, &graphs::vectors(width, layers)?)?;
-            let x = vec![0.01f32; width];
-            let dims = [1, width];
-            let inputs = [("x", TensorArg::typed(&dims, &x))];
-            let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
-            let bytes = (width * width * layers * 2) as f64 / 1e9;
-            self.row(format!("decode GEMV bf16{way}"), seconds, bytes, "GB/s");
-            let n = self.scale.product;
-            let compiled = Self::compile_on(&backend, &graphs::product(n)?)?;
-            let seconds = self.seconds(&compiled, &mut State::default(), &[])?;
-            self.row(format!("GEMM bf16 {n}^3{way}"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
+            self.products_of(&backend, DType::BF16, (width, layers), self.scale.product, way)?;
         }
+        let backend = Arc::clone(&self.backend);
+        for dtype in PACKED {
+            let whole = |n: usize| n.next_multiple_of(dtype.block().0);
+            self.products_of(&backend, dtype, (whole(width), layers), whole(self.scale.product), "")?;
+        }
+        Ok(())
+    }
+
+    /// One row by layers after another, and a square of rows by one, with weights of a type.
+    fn products_of(
+        &mut self,
+        backend: &Arc<dyn Backend>,
+        dtype: DType,
+        (width, layers): (usize, usize),
+        n: usize,
+        way: &str,
+    ) -> Outcome<()> {
+        let compiled = Self::compile_on(backend, &graphs::vectors(width, layers, dtype)?)?;
+        let x = vec![0.01f32; width];
+        let dims = [1, width];
+        let inputs = [("x", TensorArg::typed(&dims, &x))];
+        let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
+        let bytes = layers * dtype.bytes_for(width * width).unwrap_or_default();
+        self.row(format!("decode GEMV {dtype}{way}"), seconds, bytes as f64 / 1e9, "GB/s");
+        let compiled = Self::compile_on(backend, &graphs::product(n, dtype)?)?;
+        let seconds = self.seconds(&compiled, &mut State::default(), &[])?;
+        self.row(format!("GEMM {dtype} {n}^3{way}"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
         Ok(())
     }
 
@@ -380,6 +404,10 @@ mod tests {
             "GEMM bf16 64^3, f32 operands",
             "decode GEMV bf16",
             "GEMM bf16 64^3",
+            "decode GEMV Q8_0",
+            "GEMM Q8_0 64^3",
+            "decode GEMV Q4_K",
+            "GEMM Q4_K 256^3",
             "MiniLM 2x8",
             "tiny decoder, prefill 9, f32 operands",
             "tiny decoder, decode 9, f32 operands",

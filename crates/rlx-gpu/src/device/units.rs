@@ -1,4 +1,5 @@
-//! Whether a device's matrix units are used: where products are in bf16, the device has such units, and they pass a test.
+//! Whether a device's matrix units are used: where products are in bf16, and for packed weights, if the device has such units and they pass
+//! a test.
 
 use super::DeviceTarget;
 use super::driver::{Batch, Call, Driver, Read, Write, refused};
@@ -7,7 +8,6 @@ use super::words;
 use crate::emulate::Emulator;
 use crate::lower::operands::Operands;
 use crate::lower::schedules::Choices;
-use half::bf16;
 use rlx::backend::BackendError;
 use rlx::backend::cpu::Precision;
 use rlx::plan::Template;
@@ -20,6 +20,10 @@ const WAVE: usize = 128;
 const COLUMNS: usize = 128;
 /// Products of an element: two chunks, and no whole number of instructions.
 const DEPTH: usize = 136;
+/// Of packed weights: a block of either type.
+const DEPTH_OF_BYTES: usize = 256;
+/// A type whose scales cover 32 elements, and one where they cover 16, which takes another instruction.
+const PACKED: [DType; 2] = [DType::Q8_0, DType::Q6_K];
 /// Numbers of rows that each take another form, the most first.
 const ROWS: [usize; 4] = [130, 20, 7, 3];
 /// How far sums of so many products of numbers between -1 and 1 may be apart, summed in other orders.
@@ -49,12 +53,48 @@ pub(super) fn choose<D: Driver>(
     }
 }
 
+/// Programs that a device runs at once, if its matrix units multiply packed weights, and in words whether they do; nothing of a device
+/// without such units. Their results have the bits of the form without, so no precision asks for them.
+///
+/// # Errors
+/// As [`choose`].
+pub(super) fn choose_bytes<D: Driver>(driver: &D) -> Result<(Option<usize>, Option<String>), BackendError> {
+    if !driver.matrix_units() || !driver.limits().dots {
+        return Ok((None, None));
+    }
+    match bytes_differ(driver) {
+        Ok(None) => Ok((Some(WAVE), Some("packed weights by matrix units".to_owned()))),
+        Ok(Some(cause)) | Err(BackendError::Unsupported { reason: cause, .. }) => {
+            let cause = cause.lines().next().unwrap_or_default();
+            Ok((None, Some(format!("packed weights without matrix units, whose test failed: {cause}"))))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Where packed weights have other bits by matrix units than without.
+fn bytes_differ<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
+    for dtype in PACKED {
+        let trial = Trial::new(dtype, DEPTH_OF_BYTES)?;
+        for rows in [ROWS[0], ROWS[1]] {
+            let run = |byte_units| trial.run(driver, rows, &Choices { byte_units, ..Choices::default() });
+            let (without, with) = (run(None)?, run(Some(1))?);
+            if let Some(at) = with.iter().zip(&without).position(|(a, b)| a != b) {
+                let [a, b] = [&with, &without].map(|words| f32::from_bits(words[at]));
+                return Ok(Some(format!("element {at} of {rows} rows by {dtype} is {a}, {b} without")));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// How the device's results differ from the interpreter's, or those of one form from another's.
 fn differs<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
-    let trial = Trial::new()?;
+    let trial = Trial::new(DType::BF16, DEPTH)?;
+    let choices = Choices { operands: Operands::Units { wave: 1 }, ..Choices::default() };
     let [most, rest @ ..] = ROWS;
-    let (expected, found) =
-        (trial.run(&Emulator { units: true, ..Emulator::default() }, most)?, trial.run(driver, most)?);
+    let right = Emulator { units: true, ..Emulator::default() };
+    let (expected, found) = (trial.run(&right, most, &choices)?, trial.run(driver, most, &choices)?);
     let floats = |words: &[u32]| words.iter().map(|&w| f32::from_bits(w)).collect::<Vec<_>>();
     let pairs = floats(&found).into_iter().zip(floats(&expected));
     // A result that is no number agrees with nothing.
@@ -63,7 +103,7 @@ fn differs<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
         return Ok(Some(format!("element {at} is {a} on the device, {b} is right")));
     }
     for rows in rest {
-        let few = trial.run(driver, rows)?;
+        let few = trial.run(driver, rows, &choices)?;
         if let Some(at) = few.iter().zip(&found).position(|(a, b)| a != b) {
             let text = format!("element {at} has other bits among {rows} rows than among {most}");
             return Ok(Some(text));
@@ -85,34 +125,35 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
 /// A linear layer, with its operands.
 struct Trial {
     template: Arc<Template>,
+    depth: usize,
     weight: Vec<u32>,
     rows: Vec<f32>,
 }
 
 impl Trial {
-    fn new() -> Result<Self, BackendError> {
+    fn new(dtype: DType, depth: usize) -> Result<Self, BackendError> {
         let wrong = |e: &dyn std::fmt::Display| refused("the self-test", "matrix units", e);
         let text = format!(
             "graph \"a test of matrix units\" {{
-  input @x : f32[rows, {DEPTH}]
-  param @w : bf16[{COLUMNS}, {DEPTH}]
+  input @x : f32[rows, {depth}]
+  param @w : {dtype}[{COLUMNS}, {depth}]
   %2 : f32[rows, {COLUMNS}] = linear(@x, @w) {{parts=1, transposed=false, bias=false, activation=identity, gated=false, residual=false}}
   return \"y\": %2
 }}"
         );
         let graph: Graph = text.parse().map_err(|e| wrong(&e))?;
         let template = Template::build(&graph, &DeviceTarget).map_err(|e| wrong(&e))?;
-        let weight = numbers(COLUMNS * DEPTH, 7);
-        let bytes: Vec<u8> = weight.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect();
-        let weight = words::packed("w", DType::BF16, &bytes)?;
-        Ok(Trial { template: Arc::new(template), weight, rows: numbers(ROWS[0] * DEPTH, 3) })
+        let weight = numbers(COLUMNS * depth, 7);
+        let mut bytes = vec![0; dtype.bytes_for(weight.len()).unwrap_or_default()];
+        rlx_tensor::quant::encode(dtype, &weight, &mut bytes).map_err(|e| wrong(&e))?;
+        let weight = words::packed("w", dtype, &bytes)?;
+        Ok(Trial { template: Arc::new(template), depth, weight, rows: numbers(ROWS[0] * depth, 3) })
     }
 
     /// The results of so many rows.
-    fn run<D: Driver>(&self, driver: &D, rows: usize) -> Result<Vec<u32>, BackendError> {
+    fn run<D: Driver>(&self, driver: &D, rows: usize, choices: &Choices) -> Result<Vec<u32>, BackendError> {
         let (template, limits) = (&self.template, driver.limits());
-        let choices = Choices { operands: Operands::Units { wave: 1 }, ..Choices::default() };
-        let plan = Plan::of(template, limits.binding_words, &choices)?;
+        let plan = Plan::of(template, limits.binding_words, choices)?;
         let binding = DimBinding::new().with("rows", rows);
         let lir = template.specialize(&binding).map_err(|e| refused(&driver.name(), "matrix units", e))?;
         let layout = plan.layout(&lir, usize::MAX)?;
@@ -123,13 +164,13 @@ impl Trial {
         let weight = driver.allocate(what, self.weight.len())?;
         driver.upload(what, &weight, 0, &self.weight)?;
         let place = |entry: &rlx::plan::InterfaceEntry| layout.offset(entry.place.buffer);
-        let words = self.rows[..rows * DEPTH].iter().map(|x| x.to_bits()).collect();
+        let words = self.rows[..rows * self.depth].iter().map(|x| x.to_bits()).collect();
         let kernels = schedule.planned.iter().map(|of| driver.compile(&plan.launches[of.launch].kernel));
         let kernels: Vec<D::Kernel> = kernels.collect::<Result<_, _>>()?;
         let calls = schedule.planned.iter().zip(&kernels).map(|(planned, kernel)| Call {
             kernel,
             arguments: planned.arguments,
-            bound: vec![&weight],
+            bound: vec![&weight; plan.launches[planned.launch].weights.len()],
             grid: planned.grid,
         });
         let calls = calls.collect();

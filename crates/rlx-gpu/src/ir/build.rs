@@ -270,6 +270,14 @@ impl Builder {
         results
     }
 
+    /// Products of 16 rows and 8 columns of bytes added to a warp's sums; see [`Inst::MmaBytes`].
+    pub fn mma_bytes(&mut self, rows: &[Value], columns: &[Value], sums: [Value; 4]) -> [Value; 4] {
+        let results = sums.map(|_| self.value(Element::I32, false, false));
+        let (rows, columns) = (rows.to_vec(), columns.to_vec());
+        self.push(results.to_vec(), Inst::MmaBytes { rows, columns, sums });
+        results
+    }
+
     /// Lanes wait for each other.
     pub fn barrier(&mut self) {
         self.push(Vec::new(), Inst::Barrier);

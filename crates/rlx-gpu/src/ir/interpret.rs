@@ -207,9 +207,7 @@ impl Run<'_, '_> {
                 f(run.at(*a, lane)).mul_add(f(run.at(*b, lane)), f(run.at(*c, lane))).to_bits()
             }),
             Inst::Dot4(a, b, c) => self.set(result, |run, lane| {
-                let [a, b] = [a, b].map(|v| run.at(*v, lane).to_le_bytes().map(|byte| i32::from(byte as i8)));
-                let sum: i32 = a.iter().zip(&b).map(|(a, b)| a * b).sum();
-                run.at(*c, lane).wrapping_add(sum as u32)
+                run.at(*c, lane).wrapping_add(dot4(run.at(*a, lane), run.at(*b, lane)))
             }),
             Inst::Digit { linear, extents, axis } => self.set(result, |run, lane| {
                 let after = &extents[*axis as usize + 1..];
@@ -272,6 +270,7 @@ impl Run<'_, '_> {
             }
             Inst::Fragment { .. } => self.fragment(stmt)?,
             Inst::Mma { .. } => self.mma(stmt),
+            Inst::MmaBytes { .. } => self.mma_bytes(stmt),
             Inst::Barrier => self.phase += 1,
             Inst::Loop(turn) => self.repeat(&stmt.results, turn)?,
         }
@@ -307,6 +306,22 @@ impl Run<'_, '_> {
                     }
                 }
                 self.values[result.0 as usize * self.lanes + lane] = total.to_bits();
+            }
+        }
+    }
+
+    fn mma_bytes(&mut self, stmt: &Stmt) {
+        let Inst::MmaBytes { rows, columns, sums } = &stmt.inst else { return };
+        for lane in 0..self.lanes {
+            let (warp, group, place) = (lane / 32 * 32, lane % 32 / 4, lane % 4);
+            for (i, (&sum, &result)) in sums.iter().zip(&stmt.results).enumerate() {
+                let mut total = self.at(sum, lane);
+                for word in 0..4 * columns.len() {
+                    let row = self.at(rows[i / 2 + word / 4 * 2], warp + group * 4 + word % 4);
+                    let column = self.at(columns[word / 4], warp + (2 * place + i % 2) * 4 + word % 4);
+                    total = total.wrapping_add(dot4(row, column));
+                }
+                self.values[result.0 as usize * self.lanes + lane] = total;
             }
         }
     }
@@ -424,6 +439,12 @@ impl Run<'_, '_> {
         let stored = self.memory(view.binding).store(at, who, bits);
         stored.map_err(|what| self.violation(id, word, what))
     }
+}
+
+/// The products of four signed bytes, added.
+fn dot4(a: u32, b: u32) -> u32 {
+    let [a, b] = [a, b].map(|word| word.to_le_bytes().map(|byte| i32::from(byte as i8)));
+    a.iter().zip(&b).map(|(a, b)| a * b).sum::<i32>() as u32
 }
 
 fn pair_of(pairs: Pairs, word: u32) -> u32 {

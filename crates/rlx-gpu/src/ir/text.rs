@@ -38,6 +38,9 @@ fn block(f: &mut fmt::Formatter<'_>, body: &[Stmt], depth: usize) -> fmt::Result
                 let (rows, columns, sums) = (values(rows), values(columns), values(sums));
                 writeln!(f, "mma {pairs:?} {rows} by {columns} to {sums}")?;
             }
+            Inst::MmaBytes { rows, columns, sums } => {
+                writeln!(f, "mma bytes {} by {} to {}", values(rows), values(columns), values(sums))?;
+            }
             Inst::Barrier => writeln!(f, "barrier")?,
             Inst::Digit { linear, extents, axis } => {
                 let extents: Vec<String> = extents.iter().map(|e| e.0.to_string()).collect();

@@ -96,7 +96,7 @@ impl<'k> Verifier<'k> {
     }
 
     fn gives(&self, stmt: &Stmt, element: Element, uniform: bool) -> Result<(), String> {
-        let of_warp = matches!(stmt.inst, Inst::Fragment { .. } | Inst::Mma { .. });
+        let of_warp = matches!(stmt.inst, Inst::Fragment { .. } | Inst::Mma { .. } | Inst::MmaBytes { .. });
         let wide = of_warp || matches!(stmt.inst, Inst::Load { .. } | Inst::Take { .. });
         if !matches!(stmt.results.len(), 1 | 2 | 4) || (stmt.results.len() > 1 && !wide) {
             return Err(format!("a statement has {} results", stmt.results.len()));
@@ -204,7 +204,11 @@ impl<'k> Verifier<'k> {
                 self.gives(stmt, element, false)
             }
             Inst::Fragment { tile, at, pitch, lines } => self.fragment(stmt, *tile, *at, *pitch, *lines),
-            Inst::Mma { rows, columns, sums, .. } => self.mma(stmt, rows, columns, sums),
+            Inst::Mma { rows, columns, sums, .. } => self.mma(stmt, [rows, columns], sums, Element::F32),
+            Inst::MmaBytes { rows, columns, sums } => match (rows.len(), columns.len()) {
+                (4, 2) | (2, 1) => self.mma(stmt, [rows, columns], sums, Element::I32),
+                (rows, columns) => Err(format!("{rows} words of rows do not meet {columns} of columns")),
+            },
             Inst::Barrier => Ok(()),
             Inst::Loop(turn) => self.repeat(stmt, turn),
         }
@@ -229,14 +233,14 @@ impl<'k> Verifier<'k> {
     fn mma(
         &self,
         stmt: &Stmt,
-        rows: &[Value; 4],
-        columns: &[Value; 2],
+        [rows, columns]: [&[Value]; 2],
         sums: &[Value; 4],
+        element: Element,
     ) -> Result<(), String> {
         rows.iter().chain(columns).try_for_each(|&word| self.wants(word, Element::I32).map(drop))?;
-        sums.iter().try_for_each(|&sum| self.wants(sum, Element::F32).map(drop))?;
+        sums.iter().try_for_each(|&sum| self.wants(sum, element).map(drop))?;
         self.of_warps(stmt)?;
-        self.gives(stmt, Element::F32, false)
+        self.gives(stmt, element, false)
     }
 
     fn fragment(&self, stmt: &Stmt, id: TileId, at: Value, pitch: u32, lines: u32) -> Result<(), String> {

@@ -20,6 +20,11 @@ pub(crate) fn is_packed(dtype: DType) -> bool {
     packing(dtype).is_some()
 }
 
+/// Elements that share a scale, of a packed type.
+pub(super) fn per_scale(dtype: DType) -> Option<u32> {
+    packing(dtype).map(|packing| packing.per)
+}
+
 /// Elements that share a minimum, of a packed type whose elements are scaled codes and a minimum.
 pub(super) fn per_minimum(dtype: DType) -> Option<u32> {
     packing(dtype).filter(|packing| packing.has_minima()).map(|packing| packing.per)

@@ -7,6 +7,8 @@
 //! Mesa's compiler takes `a * c + (b * c + sum)` for `(a + b) * c + sum`, in one form and not in the other. So a row's scale stands in a tile
 //! once for each scale of the weights that it meets, and sums begin with a zero that only a run knows.
 
+mod units;
+
 use super::blocks::Blocks;
 use super::few::COLUMNS;
 use super::lines::{offset, scaled};
@@ -44,21 +46,29 @@ fn unknown_zero(d: &mut Draft<'_>) -> Value {
     d.b.unary(UnaryFn::ToFloat, zero)
 }
 
-/// Where one operand's codes and scales stand in tiles: lines beside each other, words along k one after another.
+/// Where one operand's codes and scales stand in tiles.
 struct Side {
     words: TileId,
+    /// Words from one line's codes to the next's, and from one word along k to the next.
+    apart: [u32; 2],
     /// Scales, and minima or what they are multiplied by.
     scales: Vec<TileId>,
     /// Elements that a lane brings at once, and those that one of its scales covers.
     group: u32,
     per: u32,
+    /// Words from scales of all lines to the next along k.
     pitch: u32,
     /// For each fetch: line within the program, and which group along k.
     units: Vec<[Value; 2]>,
 }
 
 impl Side {
+    /// Lines beside each other, words along k one after another.
     fn new(d: &mut Draft<'_>, lines: u32, per_scale: u32, tiles: usize) -> Self {
+        Self::apart(d, lines, per_scale, tiles, [1, lines + 4])
+    }
+
+    fn apart(d: &mut Draft<'_>, lines: u32, per_scale: u32, tiles: usize, apart: [u32; 2]) -> Self {
         let (lanes, pitch) = (d.b.lanes(), lines + 4);
         let group = if (lines * DEPTH / 32).is_multiple_of(lanes) { 32 } else { 16 };
         let (per, groups) = (per_scale.min(group), DEPTH / group);
@@ -69,9 +79,9 @@ impl Side {
             [line, part]
         };
         let units = (0..lines * groups / lanes).map(|round| unit(d, round)).collect();
-        let words = d.b.tile(Element::I32, DEPTH / 4 * pitch);
+        let words = d.b.tile(Element::I32, (lines * apart[0]).max(DEPTH / 4 * apart[1]));
         let scales = (0..tiles).map(|_| d.b.tile(Element::F32, DEPTH / per * pitch)).collect();
-        Side { words, scales, group, per, pitch, units }
+        Side { words, apart, scales, group, per, pitch, units }
     }
 
     /// Where a unit's elements begin along k.
@@ -82,11 +92,13 @@ impl Side {
 
     /// Puts the codes of a unit, and its scales, a list for each tile.
     fn put(&self, d: &mut Draft<'_>, [line, part]: [Value; 2], words: &[Value], scales: &[Vec<Value>]) {
-        let first = scaled(d, part, self.group / 4 * self.pitch);
-        let first = d.b.add(first, line);
-        for (i, &word) in words.iter().enumerate() {
-            let at = offset(d, first, i as u32 * self.pitch);
-            d.b.put(self.words, at, &[word]);
+        let (first, line_at) =
+            (scaled(d, part, self.group / 4 * self.apart[1]), scaled(d, line, self.apart[0]));
+        let first = d.b.add(first, line_at);
+        let wide = if self.apart[1] == 1 { 4 } else { 1 };
+        for (i, words) in words.chunks(wide).enumerate() {
+            let at = offset(d, first, (i * wide) as u32 * self.apart[1]);
+            d.b.put(self.words, at, words);
         }
         let first = scaled(d, part, self.group / self.per * self.pitch);
         let first = d.b.add(first, line);
@@ -159,10 +171,10 @@ fn over_step(
             for turn in 0..turns {
                 let word = d.b.add(begun, word);
                 let word = offset(d, word, turn);
-                let at = scaled(d, word, a.pitch);
+                let at = scaled(d, word, a.apart[1]);
                 let left = own.of_rows(d, a.words, at);
                 for (b, dots) in b.iter().zip(dots.chunks_mut(each)) {
-                    let at = scaled(d, word, b.pitch);
+                    let at = scaled(d, word, b.apart[1]);
                     let right = own.of_columns(d, b.words, at);
                     for (at, dot) in dots.iter_mut().enumerate() {
                         *dot = d.b.dot4(left[at / columns], right[at % columns], *dot);
@@ -218,6 +230,11 @@ impl CodeOperands {
         CodeOperands { rows: codes.views(d, minima), matrices, line: product.b[0].dims[0].clone() }
     }
 
+    /// Tiles of scales of one side.
+    fn scale_tiles(&self) -> usize {
+        1 + usize::from(self.rows.has_sums())
+    }
+
     fn per_scale(&self) -> u32 {
         self.matrices.iter().map(Blocks::per_scale).min().unwrap_or(CELL)
     }
@@ -268,12 +285,36 @@ impl Product<'_> {
         finish: &Finish<'_>,
     ) {
         let operands = CodeOperands::new(d, self, codes);
-        let per_scale = operands.per_scale();
-        let tiles = 1 + usize::from(operands.rows.has_sums());
+        let (per_scale, tiles) = (operands.per_scale(), operands.scale_tiles());
         let a = Side::new(d, schedule.rows, per_scale, tiles);
-        let b: Vec<Side> =
-            operands.matrices.iter().map(|_| Side::new(d, schedule.columns, per_scale, tiles)).collect();
-        let rows: Vec<(Value, Value)> = a
+        let b = operands.matrices.iter().map(|_| Side::new(d, schedule.columns, per_scale, tiles)).collect();
+        let lane = d.b.lane();
+        let (row, column) = d.b.halves(lane, schedule.across());
+        let own = Own { row: scaled(d, row, 4), column, schedule };
+        let staged = StagedCodes::new(d, operands, a, b, spot);
+        let each = (schedule.each[0] * schedule.each[1]) as usize;
+        let step =
+            |d: &mut Draft<'_>, sums: &[Value]| over_step(d, &own, &staged.a, &staged.b, per_scale, sums);
+        let sums = staged.over_k(d, spot, each * self.b.len(), &step);
+        self.finish_block(d, schedule, spot, [own.row, own.column], &sums, finish);
+    }
+}
+
+/// Codes of rows and columns on their way into tiles.
+struct StagedCodes {
+    operands: CodeOperands,
+    a: Side,
+    b: Vec<Side>,
+    /// Of each of the first side's fetches the line, and whether it is one.
+    rows: Vec<(Value, Value)>,
+}
+
+/// New sums of those so far and of what stands in tiles.
+type CodeStep<'s> = dyn Fn(&mut Draft<'_>, &[Value]) -> Vec<Value> + 's;
+
+impl StagedCodes {
+    fn new(d: &mut Draft<'_>, operands: CodeOperands, a: Side, b: Vec<Side>, spot: &Spot<'_>) -> Self {
+        let rows = a
             .units
             .iter()
             .map(|&[line, _]| {
@@ -281,62 +322,66 @@ impl Product<'_> {
                 (line, operands.rows.known(d, line, spot.inside))
             })
             .collect();
-        let lane = d.b.lane();
-        let (row, column) = d.b.halves(lane, schedule.across());
-        let own = Own { row: scaled(d, row, 4), column, schedule };
-        let fetch = |d: &mut Draft<'_>, k: Value| -> Vec<Value> {
-            let mut values = Vec::new();
-            for (&[_, part], &(line, known)) in a.units.iter().zip(&rows) {
-                let k = a.along(d, part, k);
-                values.extend(operands.rows.codes(d, [line, k], known, a.group));
-                values.extend(operands.rows.scales(d, [line, k], known, a.group));
+        StagedCodes { operands, a, b, rows }
+    }
+
+    /// What is to be loaded for a step that begins at `k`.
+    fn fetch(&self, d: &mut Draft<'_>, spot: &Spot<'_>, k: Value) -> Vec<Value> {
+        let StagedCodes { operands, a, b, rows } = self;
+        let mut values = Vec::new();
+        for (&[_, part], &(line, known)) in a.units.iter().zip(rows) {
+            let k = a.along(d, part, k);
+            values.extend(operands.rows.codes(d, [line, k], known, a.group));
+            values.extend(operands.rows.scales(d, [line, k], known, a.group));
+        }
+        for (side, blocks) in b.iter().zip(&operands.matrices) {
+            for &[line, part] in &side.units {
+                let (line, k) = (d.b.add(spot.line, line), side.along(d, part, k));
+                let known = operands.known(d, line, spot.inside);
+                values.extend(blocks.fetch(d, [line, k], known, side.group));
             }
-            for (side, blocks) in b.iter().zip(&operands.matrices) {
-                for &[line, part] in &side.units {
-                    let (line, k) = (d.b.add(spot.line, line), side.along(d, part, k));
-                    let known = operands.known(d, line, spot.inside);
-                    values.extend(blocks.fetch(d, [line, k], known, side.group));
-                }
-            }
-            values
+        }
+        values
+    }
+
+    fn put(&self, d: &mut Draft<'_>, mut staged: &[Value], k: Value) {
+        let StagedCodes { operands, a, b, .. } = self;
+        let mut next = |count: usize| {
+            let (own, rest) = staged.split_at(count);
+            staged = rest;
+            own.to_vec()
         };
-        let put = |d: &mut Draft<'_>, mut staged: &[Value], k: Value| {
-            let mut next = |count: usize| {
-                let (own, rest) = staged.split_at(count);
-                staged = rest;
-                own.to_vec()
-            };
-            for &unit in &a.units {
-                let words = next(a.group as usize / 4);
-                let copies = (a.group / a.per) as usize;
-                let scales = next(operands.rows.scale_count(a.group));
-                let scales = operands.rows.spread(&scales, copies);
-                a.put(d, unit, &words, &scales);
+        for &unit in &a.units {
+            let words = next(a.group as usize / 4);
+            let copies = (a.group / a.per) as usize;
+            let scales = next(operands.rows.scale_count(a.group));
+            let scales = operands.rows.spread(&scales, copies);
+            a.put(d, unit, &words, &scales);
+        }
+        for (side, blocks) in b.iter().zip(&operands.matrices) {
+            for &unit in &side.units {
+                let k = side.along(d, unit[1], k);
+                let raw = next(blocks.raw(side.group));
+                let (words, scales) = CodeOperands::decoded(d, blocks, &raw, k, side.group);
+                side.put(d, unit, &words, &scales);
             }
-            for (side, blocks) in b.iter().zip(&operands.matrices) {
-                for &unit in &side.units {
-                    let k = side.along(d, unit[1], k);
-                    let raw = next(blocks.raw(side.group));
-                    let (words, scales) = CodeOperands::decoded(d, blocks, &raw, k, side.group);
-                    side.put(d, unit, &words, &scales);
-                }
-            }
-        };
-        let each = (schedule.each[0] * schedule.each[1]) as usize;
-        let count = each * b.len();
+        }
+    }
+
+    /// So many sums over all of k: the next step's codes are loaded while this one's are multiplied.
+    fn over_k(&self, d: &mut Draft<'_>, spot: &Spot<'_>, count: usize, step: &CodeStep<'_>) -> Vec<Value> {
         let (first, zero) = (d.b.int(0), unknown_zero(d));
-        let begun = [vec![zero; count], fetch(d, first)].concat();
+        let begun = [vec![zero; count], self.fetch(d, spot, first)].concat();
         let mut sums = d.repeat([first, spot.end], DEPTH, &begun, |d, k, carried| {
             d.b.barrier();
-            put(d, &carried[count..], k);
+            self.put(d, &carried[count..], k);
             d.b.barrier();
             let next = offset(d, k, DEPTH);
-            let fetched = fetch(d, next);
-            let sums = over_step(d, &own, &a, &b, per_scale, &carried[..count]);
-            [sums, fetched].concat()
+            let fetched = self.fetch(d, spot, next);
+            [step(d, &carried[..count]), fetched].concat()
         });
         sums.truncate(count);
-        self.finish_block(d, schedule, spot, [own.row, own.column], &sums, finish);
+        sums
     }
 }
 
@@ -392,7 +437,7 @@ impl FewTiles {
         FewTiles {
             dots: matrices.iter().map(|_| tile(COLUMNS * few.rows)).collect(),
             minima: matrices.iter().filter(|m| m.has_minima()).map(|_| tile(COLUMNS)).collect(),
-            rows: (0..1 + usize::from(operands.rows.has_sums())).map(|_| tile(few.lines())).collect(),
+            rows: (0..operands.scale_tiles()).map(|_| tile(few.lines())).collect(),
         }
     }
 

@@ -9,6 +9,7 @@ use super::lines::scaled;
 use super::mma;
 use super::operands::Operands;
 use super::product::{Finish, Product, Spot, Stands};
+use super::quantise::Codes;
 use super::schedules::{FEW, Schedule};
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{BinaryFn, Value, ViewId};
@@ -61,6 +62,11 @@ impl Grouped<'_> {
         matches!(self.product.operands, Operands::Units { .. })
     }
 
+    /// The quantised rows, if matrix units multiply blocks of them.
+    fn bytes_by_units(&self) -> Option<&Codes> {
+        self.product.codes.filter(|codes| codes.units.is_some())
+    }
+
     /// Columns and lanes of a program of a block, then of a place.
     fn sides(&self) -> [[u32; 2]; 2] {
         if self.by_units() {
@@ -68,7 +74,11 @@ impl Grouped<'_> {
             return [[block.columns, block.lanes()], [mma::FEW_COLUMNS, mma::FEW_LANES]];
         }
         let schedule = self.schedule();
-        [[schedule.columns, schedule.lanes()], [few::COLUMNS, few::LANES]]
+        let block = match self.bytes_by_units() {
+            Some(_) => [mma::Form::GROUP.columns, mma::Form::GROUP.lanes()],
+            None => [schedule.columns, schedule.lanes()],
+        };
+        [block, [few::COLUMNS, few::LANES]]
     }
 
     /// A program's block, its first column, and whether there is such a program.
@@ -136,9 +146,11 @@ impl Grouped<'_> {
             d.b.select(there, row, none)
         };
         let spot = self.spot(d, matrix, [first, last], column, inside, &stands);
-        match self.by_units() {
-            true => self.product.many_by_units(d, mma::Form::GROUP, &spot, finish),
-            false => self.product.many(d, self.schedule(), &spot, finish),
+        let (product, form) = (&self.product, mma::Form::GROUP);
+        match (self.by_units(), self.bytes_by_units()) {
+            (true, _) => product.many_by_units(d, form, &spot, finish),
+            (_, Some(codes)) => product.many_dots_by_units(d, codes, form, &spot, finish),
+            _ => product.many(d, self.schedule(), &spot, finish),
         }
     }
 
@@ -180,9 +192,10 @@ impl Grouped<'_> {
         let blocks = tables.blocks[0].dims[0].clone();
         let [block, place] = self.sides();
         let by = if self.by_units() { "_mma" } else { self.product.by() };
+        let of_block = if self.bytes_by_units().is_some() { "_mma_q8" } else { by };
         let programs = Amount::product(&[blocks.clone(), columns.ceil_div(block[0] as usize)]);
         if let Some(programs) = rows.when(FEW + 1, usize::MAX, programs) {
-            let mut d = cx.draft_of(format!("{name}_grouped{by}"), block[1]);
+            let mut d = cx.draft_of(format!("{name}_grouped{of_block}"), block[1]);
             let finish = prepare(&mut d);
             self.many(&mut d, tables, &blocks, &*finish);
             cx.launch(d, programs)?;

@@ -16,8 +16,8 @@ const DEPTH: u32 = 32;
 /// Words from one line of a tile to the next: eight lines begin in different banks, four words apart.
 const PITCH: u32 = DEPTH / 2 + 4;
 /// Rows that a warp multiplies at once; as many columns are one fragment, two instructions.
-const ROWS: u32 = 16;
-const COLUMNS: u32 = 8;
+pub(super) const ROWS: u32 = 16;
+pub(super) const COLUMNS: u32 = 8;
 
 /// How programs and warps share a product of many rows.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +42,57 @@ impl Form {
 
     pub fn lanes(self) -> u32 {
         WARP * self.warps[0] * self.warps[1]
+    }
+
+    /// The forms of one matrix or two with the rows that take them, from so many on: the large one, of fewer columns unless told otherwise,
+    /// where there are as many of its programs as a device runs at once.
+    pub fn of(
+        matrices: usize,
+        is_wide: bool,
+        columns: &Amount,
+        first: usize,
+        wave: usize,
+    ) -> impl Iterator<Item = (Form, usize, usize)> {
+        let middle = if matrices == 1 { Form::MIDDLE } else { Form::MIDDLE_PAIR };
+        let large = if is_wide { Form::LARGE } else { Form::LARGE_PAIR };
+        let from = match columns {
+            Amount::Known(n) if *n >= large.columns as usize => {
+                wave.div_ceil(n.div_ceil(large.columns as usize)).max(1) * large.rows as usize
+            }
+            _ => usize::MAX,
+        };
+        let forms = [(middle, first, from - 1), (large, from, usize::MAX)];
+        forms.into_iter().filter(|&(_, from, _)| from < usize::MAX)
+    }
+
+    /// The lane's part, of tiles whose lines stand so many words apart.
+    pub fn warp(self, d: &mut Draft<'_>, pitch: u32) -> Warp {
+        let lane = d.b.lane();
+        let (warp, own) = d.b.halves(lane, WARP);
+        let (down, across) = d.b.halves(warp, self.warps[1]);
+        let sides = [self.rows / self.warps[0], self.columns / self.warps[1]];
+        let (down, across) = (scaled(d, down, sides[0]), scaled(d, across, sides[1]));
+        let firsts = [scaled(d, down, pitch), scaled(d, across, pitch)];
+        let (group, place) = d.b.halves(own, 4);
+        let place = scaled(d, place, 2);
+        let (row, column) = (d.b.add(down, group), d.b.add(across, place));
+        Warp { firsts, counts: sides.map(|side| side / ROWS), row, column }
+    }
+}
+
+/// What a warp multiplies: the first word of its rows and of its columns in their tiles, how many fragments follow, and the lane's first row
+/// and column.
+pub(super) struct Warp {
+    pub firsts: [Value; 2],
+    pub counts: [u32; 2],
+    pub row: Value,
+    pub column: Value,
+}
+
+impl Warp {
+    /// The lane's sums of each matrix.
+    pub fn sums(&self) -> usize {
+        (self.counts[0] * self.counts[1] * 8) as usize
     }
 }
 
@@ -185,15 +236,10 @@ impl Product<'_> {
     /// A product of any number of rows. Tiles are put to in turn, so that lanes wait for each other once a step.
     pub fn many_by_units(&self, d: &mut Draft<'_>, form: Form, spot: &Spot<'_>, finish: &Finish<'_>) {
         let (of, first_row) = self.staged(d, [form.rows, form.columns], 1, 2, spot);
-        let lane = d.b.lane();
-        let (warp, own) = d.b.halves(lane, WARP);
-        let (down, across) = d.b.halves(warp, form.warps[1]);
-        let sides = [form.rows / form.warps[0], form.columns / form.warps[1]];
-        let (down, across) = (scaled(d, down, sides[0]), scaled(d, across, sides[1]));
-        let firsts = [scaled(d, down, PITCH), scaled(d, across, PITCH)];
-        let part = Part { firsts, counts: sides.map(|side| side / ROWS) };
+        let warp = form.warp(d, PITCH);
+        let part = Part { firsts: warp.firsts, counts: warp.counts };
         let zero = d.b.float(0.0);
-        let each = (part.counts[0] * part.counts[1] * 8) as usize;
+        let each = warp.sums();
         let zeros = vec![zero; each * of.b.len()];
         let fetch = |d: &mut Draft<'_>, k: Value| of.fetch(d, spot, first_row, k);
         let step = |d: &mut Draft<'_>, staged: &[Value], [at, next]: [Value; 2], sums: &[Value]| {
@@ -208,21 +254,30 @@ impl Product<'_> {
             [of.multiply(d, 1, &part, &sums), staged].concat()
         };
         let sums = chunks(d, spot.end, 2 * DEPTH, &zeros, &fetch, &step);
-        let (group, place) = d.b.halves(own, 4);
-        let place = scaled(d, place, 2);
-        let (down, across) = (d.b.add(down, group), d.b.add(across, place));
-        for i in 0..part.counts[0] {
+        self.finish_warp(d, &warp, spot, &sums, finish);
+    }
+
+    /// Finishes a lane's sums, those of each matrix by fragments of rows and by eight columns, four each.
+    pub fn finish_warp(
+        &self,
+        d: &mut Draft<'_>,
+        warp: &Warp,
+        spot: &Spot<'_>,
+        sums: &[Value],
+        finish: &Finish<'_>,
+    ) {
+        for i in 0..warp.counts[0] {
             for low in [0, 8] {
-                let own = offset(d, down, i * ROWS + low);
+                let own = offset(d, warp.row, i * ROWS + low);
                 let (row, known) = self.row(d, spot, own, spot.inside);
-                for j in 0..2 * part.counts[1] {
+                for j in 0..2 * warp.counts[1] {
                     for right in 0..2 {
-                        let own = offset(d, across, j * COLUMNS + right);
+                        let own = offset(d, warp.column, j * COLUMNS + right);
                         let column = d.b.add(spot.firsts[1], own);
                         let mask = self.known(d, column, 1, known);
                         let at: Vec<Value> = spot.lead.iter().copied().chain([row, column]).collect();
-                        let of_each = ((i * 2 * part.counts[1] + j) * 4 + low / 4 + right) as usize;
-                        let values: Vec<Value> = sums.chunks(each).map(|own| own[of_each]).collect();
+                        let of_each = ((i * 2 * warp.counts[1] + j) * 4 + low / 4 + right) as usize;
+                        let values: Vec<Value> = sums.chunks(warp.sums()).map(|own| own[of_each]).collect();
                         finish(d, &at, mask, &values);
                     }
                 }
@@ -300,22 +355,9 @@ impl Product<'_> {
         prepare: &dyn Fn(&mut Draft<'_>) -> Box<Finish<'static>>,
     ) -> Result<(), BackendError> {
         let [.., rows, columns] = self.dims else { return Err(cx.mismatched()) };
-        let (middle, large) = match self.b {
-            [_] => (Form::MIDDLE, Form::LARGE),
-            _ => (Form::MIDDLE_PAIR, Form::LARGE_PAIR),
-        };
-        let from = match columns {
-            Amount::Known(n) if *n >= large.columns as usize => {
-                wave.div_ceil(n.div_ceil(large.columns as usize)).max(1) * large.rows as usize
-            }
-            _ => usize::MAX,
-        };
-        let few = ROWS as usize;
-        for (form, from, to) in [(middle, few + 1, from - 1), (large, from, usize::MAX)] {
+        for (form, from, to) in Form::of(self.b.len(), self.b.len() == 1, columns, ROWS as usize + 1, wave) {
             let programs = Amount::product(&self.grid(form.rows, form.columns));
-            let Some(programs) = rows.when(from, to, programs).filter(|_| from < usize::MAX) else {
-                continue;
-            };
+            let Some(programs) = rows.when(from, to, programs) else { continue };
             let mut d = cx.draft_of(format!("{name}_mma{}", form.rows), form.lanes());
             let finish = prepare(&mut d);
             let spot = self.place(&mut d, form.rows, form.columns);

@@ -375,7 +375,9 @@ impl Product<'_> {
         let programs = Amount::product(&self.grid(schedule.rows, schedule.columns));
         let few = self.dims.len() == 2;
         let first = if few && choice.few > 0 { choice.few + 1 } else { 0 };
-        if let Some(programs) = rows.when(first, usize::MAX, programs) {
+        if let Some((codes, wave)) = self.codes.and_then(|codes| Some((codes, codes.units?))) {
+            self.launch_dots_by_units(cx, name, (codes, wave), first, prepare)?;
+        } else if let Some(programs) = rows.when(first, usize::MAX, programs) {
             let mut d = cx.draft_of(format!("{name}_tiled{by}"), schedule.lanes());
             let finish = prepare(&mut d);
             let spot = self.place(&mut d, schedule.rows, schedule.columns);

@@ -26,6 +26,8 @@ pub(super) struct Codes {
     scales: Operand,
     /// For weights with minima, of the elements that share one: `[rows, k / elements]`, the scale times the sum of the codes.
     sums: Vec<(u32, Operand)>,
+    /// Programs that a device with matrix units for bytes runs at once.
+    pub units: Option<usize>,
 }
 
 /// Rows `[rows, k]` quantised, if a device multiplies bytes and some of these matrices are packed.
@@ -55,7 +57,7 @@ impl Codes {
         let words = room.take(DType::I32, &parts(4));
         let scales = room.take(DType::F32, &parts(CELL));
         let sums = sums.iter().map(|&per| (per, room.take(DType::F32, &parts(per)))).collect();
-        let codes = Codes { words, scales, sums };
+        let codes = Codes { words, scales, sums, units: cx.choices.byte_units };
         codes.launch(cx, x)?;
         Ok(codes)
     }

@@ -178,6 +178,8 @@ pub(crate) struct Choices {
     pub compact: bool,
     /// Packed weights as floats, for a device that has no product of bytes.
     pub without_dots: bool,
+    /// Programs that a device runs at once, if its matrix units multiply bytes: many rows of packed weights take them.
+    pub byte_units: Option<usize>,
 }
 
 impl Choices {

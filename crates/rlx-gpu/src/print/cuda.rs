@@ -150,6 +150,7 @@ impl Printer<'_> {
                 self.fragment(&stmt.results, *tile, *at, *pitch, *lines)
             }
             Inst::Mma { pairs, rows, columns, sums } => self.mma(&stmt.results, *pairs, rows, columns, sums),
+            Inst::MmaBytes { rows, columns, sums } => self.mma_bytes(&stmt.results, rows, columns, sums),
             Inst::Barrier => self.line("__syncthreads();"),
             Inst::Digit { linear, extents, axis } => {
                 let after = extents[*axis as usize + 1..].iter().map(|e| format!(" * a{}", e.0));
@@ -289,6 +290,26 @@ impl Printer<'_> {
         let c: Vec<String> = results.iter().map(|r| format!("\"+f\"(v{})", r.0)).collect();
         let shape = format!("mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32");
         let places = "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};";
+        self.line(&format!("asm volatile(\"{shape} {places}\" : {} : {});", c.join(", "), words.join(", ")))
+    }
+
+    fn mma_bytes(
+        &mut self,
+        results: &[Value],
+        rows: &[Value],
+        columns: &[Value],
+        sums: &[Value; 4],
+    ) -> fmt::Result {
+        let names: Vec<String> =
+            results.iter().zip(sums).map(|(r, s)| format!("v{} = v{}", r.0, s.0)).collect();
+        self.line(&format!("int {};", names.join(", ")))?;
+        let words: Vec<String> = rows.iter().chain(columns).map(|w| format!("\"r\"(v{})", w.0)).collect();
+        let c: Vec<String> = results.iter().map(|r| format!("\"+r\"(v{})", r.0)).collect();
+        let (depth, places) = match columns.len() {
+            1 => (16, "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"),
+            _ => (32, "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"),
+        };
+        let shape = format!("mma.sync.aligned.m16n8k{depth}.row.col.s32.s8.s8.s32");
         self.line(&format!("asm volatile(\"{shape} {places}\" : {} : {});", c.join(", "), words.join(", ")))
     }
 

@@ -175,7 +175,7 @@ impl Printer<'_> {
                 self.line(format_args!("let v{} = tile{}[v{} + {i}];", result.0, tile.0, at.0))
             }),
             // A device of this language is not asked for it; the text would be refused.
-            Inst::Fragment { .. } | Inst::Mma { .. } => {
+            Inst::Fragment { .. } | Inst::Mma { .. } | Inst::MmaBytes { .. } => {
                 self.line(format_args!("warps do not multiply in this language"))
             }
             Inst::Barrier => self.line(format_args!("workgroupBarrier();")),

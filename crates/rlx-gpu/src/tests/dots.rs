@@ -1,6 +1,7 @@
 //! Products of quantised rows with packed weights: the host's bits, where a device divides and multiplies as the host does.
 
 use super::products::{Layer, numbers, results};
+use crate::emulate::emulated_in;
 use crate::emulated;
 use crate::ir::build::Builder;
 use crate::ir::interpret::Machine;
@@ -8,6 +9,7 @@ use crate::ir::{Access, Binding, Element, Storage};
 use crate::print::{cuda, wgsl};
 use rlx::Session;
 use rlx::backend::Backend;
+use rlx::backend::cpu::Precision;
 use rlx::session::cpu_backend;
 use rlx_graph::Graph;
 use rlx_tensor::{DType, Tensor};
@@ -63,8 +65,11 @@ fn every_form_has_the_bits_of_the_host_by_the_interpreter() {
         let graph = bare(&layer);
         let params = &layer.params()[..1];
         let inputs: Vec<_> = [1, 3, 9, 35].map(|count| vec![("x", rows(count, k))]).into();
-        let found = results(&emulated(), &graph, params, &inputs);
-        assert_eq!(bits(&found), bits(&results(&host, &graph, params, &inputs)), "{dtype} {n}x{k}");
+        let expected = bits(&results(&host, &graph, params, &inputs));
+        for backend in [emulated(), emulated_in(Precision::F32, true)] {
+            let found = results(&backend, &graph, params, &inputs);
+            assert_eq!(bits(&found), expected, "{dtype} {n}x{k}");
+        }
     }
 }
 

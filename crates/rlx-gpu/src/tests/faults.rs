@@ -274,14 +274,22 @@ fn matrix_units_that_compute_something_else_are_not_used_and_the_device_says_so(
     let driver = || Failing(Emulator { units: true, ..Emulator::default() }, Arc::clone(&script));
     let open = |precision| DeviceBackend::set_up(driver(), None, precision);
     let told = || open(Precision::Bf16).unwrap().capabilities().join(", ");
-    assert_eq!(told(), "bf16 by matrix units");
-    assert_eq!(open(Precision::F32).unwrap().capabilities(), ["f32"]);
+    assert_eq!(told(), "bf16 by matrix units, packed weights by matrix units");
+    let told_in_floats = || open(Precision::F32).unwrap().capabilities().join(", ");
+    assert_eq!(told_in_floats(), "f32, packed weights by matrix units");
     let apart = "element 5 has other bits among 20 rows than among 130";
     let causes =
         [(Fault::Wrong, 4, "element 5 is"), (Fault::Wrong, 5, apart), (Fault::Kernel, 4, "line 7: no")];
     for (fault, after, cause) in causes {
         script.fail(fault, after);
         contains(&told(), &["bf16 without matrix units, whose test failed: ", cause]);
+    }
+    let without = "f32, packed weights without matrix units, whose test failed: ";
+    let apart = "element 5 of 20 rows by Q6_K is";
+    let causes = [(Fault::Wrong, 5, "element 5 of 130 rows by Q8_0 is"), (Fault::Wrong, 11, apart)];
+    for (fault, after, cause) in causes.into_iter().chain([(Fault::Kernel, 5, "line 7: no")]) {
+        script.fail(fault, after);
+        contains(&told_in_floats(), &[without, cause]);
     }
     script.fail(Fault::MidRun, 4);
     contains(&open(Precision::Bf16).map(drop).unwrap_err(), &["fell off the bus"]);

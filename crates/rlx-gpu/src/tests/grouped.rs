@@ -182,6 +182,13 @@ fn experts_and_adapters_in_bf16_by_the_interpreter() {
     }
 }
 
+/// The host's bits, of sums in other functions within a rounding.
+#[test]
+fn experts_of_packed_weights_by_matrix_units() {
+    let backend = emulated_in(Precision::F32, true);
+    MIXTURES[4].check(&backend, &[40, 2, 9]);
+}
+
 #[cfg(feature = "wgpu")]
 #[test]
 fn experts_and_adapters_on_the_first_adapter() {

@@ -70,6 +70,13 @@ impl Layer {
         text.parse().unwrap_or_else(|e| panic!("{e}\n{text}"))
     }
 
+    pub fn inputs(&self, rows: usize) -> Vec<(&'static str, Tensor)> {
+        let some = |columns: usize, seed| {
+            Tensor::from_slice(&[rows, columns], &numbers(rows * columns, seed)).unwrap()
+        };
+        vec![("x", some(self.k, 1)), ("r", some(self.n, 2))]
+    }
+
     pub fn params(&self) -> Vec<(String, Tensor)> {
         let mut params = Vec::new();
         for part in 0..if self.gated { 2 } else { 1 } {
