@@ -312,6 +312,8 @@ pub enum Inst {
     Fma(Value, Value, Value),
     /// `c` and the products of the four signed bytes of `a` and `b`, of integers.
     Dot4(Value, Value, Value),
+    /// A word whose bytes are the entries of a table that the lower four bits of each byte name.
+    Lookup(Value, [i8; 16]),
     /// The coordinate at `axis` of a linear index into `extents`, which for the first axis may lie beyond its extent.
     Digit {
         /// The linear index.

@@ -22,3 +22,8 @@ fn index(kernel: &Kernel, view: ViewId, at: &[Value]) -> String {
     let terms = at.iter().zip(&view.strides).map(|(at, stride)| format!(" + v{} * a{}", at.0, stride.0));
     format!("a{}{}", view.base.0, terms.collect::<String>())
 }
+
+/// A table of bytes in words.
+fn words_of(table: &[i8; 16]) -> [u32; 4] {
+    std::array::from_fn(|word| u32::from_le_bytes(std::array::from_fn(|i| table[4 * word + i] as u8)))
+}

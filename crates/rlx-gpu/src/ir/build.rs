@@ -295,6 +295,12 @@ impl Builder {
         self.emit(Element::I32, uniform, Inst::Dot4(a, b, c))
     }
 
+    /// The entries of a table that the bytes of a word name.
+    pub fn lookup(&mut self, x: Value, table: [i8; 16]) -> Value {
+        let uniform = self.ty(x).uniform;
+        self.emit(Element::I32, uniform, Inst::Lookup(x, table))
+    }
+
     /// Writes the element at coordinates.
     pub fn store(&mut self, view: ViewId, at: &[Value], value: Value, mask: Option<Value>) {
         self.push(Vec::new(), Inst::Store { view, at: at.to_vec(), value, mask });

@@ -206,6 +206,10 @@ impl Run<'_, '_> {
             Inst::Fma(a, b, c) => self.set(result, |run, lane| {
                 f(run.at(*a, lane)).mul_add(f(run.at(*b, lane)), f(run.at(*c, lane))).to_bits()
             }),
+            Inst::Lookup(x, table) => self.set(result, |run, lane| {
+                let entry = |byte: u8| table[usize::from(byte & 15)] as u8;
+                u32::from_le_bytes(run.at(*x, lane).to_le_bytes().map(entry))
+            }),
             Inst::Dot4(a, b, c) => self.set(result, |run, lane| {
                 run.at(*c, lane).wrapping_add(dot4(run.at(*a, lane), run.at(*b, lane)))
             }),

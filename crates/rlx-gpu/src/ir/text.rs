@@ -27,6 +27,7 @@ fn block(f: &mut fmt::Formatter<'_>, body: &[Stmt], depth: usize) -> fmt::Result
             Inst::Select(c, a, b) => writeln!(f, "select {}", values(&[*c, *a, *b]))?,
             Inst::Fma(a, b, c) => writeln!(f, "fma {}", values(&[*a, *b, *c]))?,
             Inst::Dot4(a, b, c) => writeln!(f, "dot4 {}", values(&[*a, *b, *c]))?,
+            Inst::Lookup(x, table) => writeln!(f, "lookup %{} in {table:?}", x.0)?,
             Inst::Put { tile, at, values: list } => {
                 writeln!(f, "put tile{}[%{}] <- {}", tile.0, at.0, values(list))?;
             }

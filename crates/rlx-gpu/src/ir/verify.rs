@@ -138,6 +138,10 @@ impl<'k> Verifier<'k> {
             }
             Inst::Fma(a, b, c) => self.three(stmt, [*a, *b, *c], Element::F32),
             Inst::Dot4(a, b, c) => self.three(stmt, [*a, *b, *c], Element::I32),
+            Inst::Lookup(x, _) => {
+                let uniform = self.wants(*x, Element::I32)?.uniform;
+                self.gives(stmt, Element::I32, uniform)
+            }
             Inst::Digit { linear, extents, axis } => {
                 let ty = self.wants(*linear, Element::I32)?;
                 if *axis as usize >= extents.len() || !self.nonnegative(*linear) {

@@ -3,7 +3,7 @@
 
 mod packing;
 
-use self::packing::{Bits, Meaning, Packing, packing};
+use self::packing::{Bits, Meaning, NONLINEAR, Packing, packing};
 use super::lines::offset;
 use super::{Amount, Draft, Operand};
 use crate::ir::{BinaryFn, UnaryFn, Value, ViewId};
@@ -156,7 +156,10 @@ impl Blocks {
     /// The elements of what was fetched for `k`.
     pub fn decode(&self, d: &mut Draft<'_>, raw: &[Value], k: Value, count: u32) -> Vec<Value> {
         let (scales, minima) = self.scales(d, raw, k, count);
-        let words = self.codes(d, raw, k, count);
+        let words = match self.packing.meaning {
+            Meaning::Nonlinear => self.bytes(d, raw, k, count),
+            _ => self.codes(d, raw, k, count),
+        };
         let each = count as usize / scales.len();
         let mut elements = Vec::with_capacity(count as usize);
         for (group, word) in words.into_iter().enumerate() {
@@ -164,7 +167,7 @@ impl Blocks {
             for i in 0..4 {
                 let code = field(d, word, 8 * i, 255);
                 let code = match self.packing.meaning {
-                    Meaning::Signed => signed(d, code),
+                    Meaning::Signed | Meaning::Nonlinear => signed(d, code),
                     Meaning::Less(0) => number(d, code),
                     Meaning::Less(by) => less(d, code, i32::from(by)),
                 };
@@ -259,12 +262,13 @@ impl Blocks {
         self.packing.per
     }
 
-    /// The codes of 16 or 32 elements as signed bytes, four that follow each other in a word.
+    /// The codes of so many elements as signed bytes, four that follow each other in a word.
     pub fn bytes(&self, d: &mut Draft<'_>, raw: &[Value], k: Value, count: u32) -> Vec<Value> {
         let codes = self.codes(d, raw, k, count);
         match self.packing.meaning {
             Meaning::Signed | Meaning::Less(0) => codes,
             Meaning::Less(by) => codes.into_iter().map(|word| bytes_less(d, word, by)).collect(),
+            Meaning::Nonlinear => codes.into_iter().map(|word| d.b.lookup(word, NONLINEAR)).collect(),
         }
     }
 
@@ -349,12 +353,12 @@ mod tests {
             let (own, blocks) = (words(dtype, elements) * 4, elements / per * size);
             assert!(own >= blocks && own * 100 <= blocks * 104, "{dtype}: {own} of {blocks}");
         }
-        assert_eq!(words(DType::IQ4_NL, 64), 64);
+        assert_eq!(words(DType::MXFP4, 64), 64);
     }
 
     #[test]
     fn bytes_that_are_no_blocks_have_no_words() {
-        assert!(upload(DType::IQ4_NL, &[0; 18]).is_some());
+        assert!(upload(DType::MXFP4, &[0; 17]).is_some());
         assert_eq!(upload(DType::Q8_0, &[0; 34]).map(|w| w.len()), Some(9));
     }
 }

@@ -144,6 +144,7 @@ impl Printer<'_> {
             Inst::Select(c, a, b) => self.set(result, &format!("v{} ? v{} : v{}", c.0, a.0, b.0)),
             Inst::Fma(a, b, c) => self.set(result, &format!("__fmaf_rn(v{}, v{}, v{})", a.0, b.0, c.0)),
             Inst::Dot4(a, b, c) => self.set(result, &format!("__dp4a(v{}, v{}, v{})", a.0, b.0, c.0)),
+            Inst::Lookup(x, table) => self.lookup(result, *x, table),
             Inst::Put { tile, at, values } => self.put(*tile, *at, values),
             Inst::Take { tile, at } => self.take(&stmt.results, *tile, *at),
             Inst::Fragment { tile, at, pitch, lines } => {
@@ -179,6 +180,18 @@ impl Printer<'_> {
             }
             Inst::Loop(turn) => self.repeat(&stmt.results, turn),
         }
+    }
+
+    /// The names of entries brought together in four nibbles, by whose lower bits bytes of both halves are taken, and by the upper one of each.
+    fn lookup(&mut self, result: Value, x: Value, table: &[i8; 16]) -> fmt::Result {
+        let [t0, t1, t2, t3] = super::words_of(table).map(|word| format!("{word:#x}u"));
+        let (r, x) = (result.0, x.0);
+        self.line(&format!("unsigned n{r} = ((unsigned)v{x} | (unsigned)v{x} >> 4) & 0xff00ffu;"))?;
+        self.line(&format!("n{r} = (n{r} | n{r} >> 8) & 0xffffu;"))?;
+        let half = |a: &str, b: &str| format!("__byte_perm({a}, {b}, n{r} & 0x7777u)");
+        let which = format!("(n{r} & 0x8888u) >> 1 | 0x3210u");
+        let both = format!("__byte_perm({}, {}, {which})", half(&t0, &t1), half(&t2, &t3));
+        self.set(result, &format!("(int){both}"))
     }
 
     fn unary(&self, function: UnaryFn, x: Value) -> String {

@@ -168,6 +168,7 @@ impl Printer<'_> {
                 let dot = format!("dot4I8Packed(bitcast<u32>(v{}), bitcast<u32>(v{}))", a.0, b.0);
                 self.line(format_args!("let v{v} = {dot} + v{};", c.0))
             }
+            Inst::Lookup(x, table) => self.lookup(v, x.0, table),
             Inst::Put { tile, at, values } => values.iter().enumerate().try_for_each(|(i, value)| {
                 self.line(format_args!("tile{}[v{} + {i}] = v{};", tile.0, at.0, value.0))
             }),
@@ -218,6 +219,20 @@ impl Printer<'_> {
             }
             Inst::Loop(turn) => self.repeat(&stmt.results, turn),
         }
+    }
+
+    /// Of each byte the word of the table that its upper bits name, and of that the byte that its lower ones do.
+    fn lookup(&mut self, v: u32, x: u32, table: &[i8; 16]) -> fmt::Result {
+        let [t0, t1, t2, t3] = super::words_of(table);
+        for i in 0..4 {
+            self.line(format_args!("let n{v}_{i} = bitcast<u32>(v{x}) >> {}u;", 8 * i))?;
+            let pair = |a: u32, b: u32| format!("select({a}u, {b}u, (n{v}_{i} & 4u) != 0u)");
+            let (low, high) = (pair(t0, t1), pair(t2, t3));
+            let word = format!("select({low}, {high}, (n{v}_{i} & 8u) != 0u)");
+            self.line(format_args!("let b{v}_{i} = ({word} >> ((n{v}_{i} & 3u) * 8u)) & 255u;"))?;
+        }
+        let bytes = "(b0) | (b1 << 8u) | (b2 << 16u) | (b3 << 24u)".replace('b', &format!("b{v}_"));
+        self.line(format_args!("let v{v} = bitcast<i32>({bytes});"))
     }
 
     fn unary(&self, function: UnaryFn, x: Value) -> String {

@@ -60,6 +60,8 @@ fn every_form_has_the_bits_of_the_host_by_the_interpreter() {
         (DType::Q4_K, 66, 512),
         (DType::Q5_K, 20, 512),
         (DType::Q6_K, 20, 768),
+        (DType::IQ4_NL, 9, 96),
+        (DType::IQ4_XS, 9, 512),
     ] {
         let layer = layer(dtype, n, k);
         let graph = bare(&layer);
@@ -120,6 +122,30 @@ fn an_input_is_quantised_once_for_all_parts() {
     for (i, (a, b)) in found[0].iter().zip(&expected[0]).enumerate() {
         assert!((a - b).abs() <= 256.0 * f32::EPSILON, "element {i}: {a}, expected {b}");
     }
+}
+
+#[test]
+fn bytes_of_a_word_name_entries_of_a_table() {
+    let mut b = Builder::new("entries", 4);
+    let count = b.known(4);
+    let [x, out] = [Access::Read, Access::Write]
+        .map(|access| b.view(Binding::Arena, Storage::Word(Element::I32), access, &[count]));
+    let lane = b.lane();
+    let inside = b.within(lane, count);
+    let word = b.load(x, &[lane], Some(inside));
+    let table = std::array::from_fn(|i| (7 - 9 * i as i32) as i8);
+    let entries = b.lookup(word, table);
+    b.store(out, &[lane], entries, Some(inside));
+    let kernel = b.finish();
+    crate::ir::verify::verify(&kernel).unwrap();
+    let mut machine = Machine::new(8);
+    machine.write(0, &[0x0302_0100, 0x0706_0504, 0x0b0a_0908, 0xff0e_0d0c]);
+    let places = [0, 4].map(|base| crate::ir::Placement { base, strides: vec![1] });
+    machine.run(&kernel, &kernel.arguments(&[], &places).unwrap(), &[], &mut [], 1).unwrap();
+    let found: Vec<u8> = machine.words(4, 4).iter().flat_map(|word| word.to_le_bytes()).collect();
+    assert_eq!(found, table.map(|entry| entry as u8));
+    assert!(cuda::print(&kernel).contains("__byte_perm("));
+    assert!(wgsl::print(&kernel).contains("& 3u) * 8u") && kernel.to_string().contains("lookup %"));
 }
 
 #[test]

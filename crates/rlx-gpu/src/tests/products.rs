@@ -39,6 +39,8 @@ pub(super) const LAYERS: &[Layer] = &[
     layer(DType::Q2_K, 20, 256),
     layer(DType::Q3_K, 33, 256),
     Layer { gated: true, ..layer(DType::Q5_K, 68, 256) },
+    layer(DType::Q5_K, 20, 256),
+    layer(DType::IQ4_XS, 20, 256),
 ];
 
 impl Layer {
@@ -111,6 +113,8 @@ pub(super) fn weight(dims: &[usize], dtype: DType, seed: u32) -> Tensor {
     let (halves, scale): (&[usize], f32) = match dtype {
         DType::Q2_K => (&[80, 82], 0.5 / 45.0),
         DType::Q3_K => (&[108], 0.5 / 128.0),
+        DType::IQ4_NL => (&[0], 0.5 / 128.0),
+        DType::IQ4_XS => (&[0], 0.5 / 4096.0),
         other => panic!("no blocks of {other}"),
     };
     bytes.iter_mut().zip(values.iter().cycle()).for_each(|(byte, x)| *byte = (x * 4096.0) as i32 as u8);
@@ -235,7 +239,7 @@ fn check_table(dtype: DType, backend: &Arc<dyn Backend>) {
     }
 }
 
-const BLOCKS: [DType; 10] = [
+const BLOCKS: [DType; 12] = [
     DType::Q8_0,
     DType::Q4_0,
     DType::Q4_1,
@@ -246,6 +250,8 @@ const BLOCKS: [DType; 10] = [
     DType::Q4_K,
     DType::Q5_K,
     DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
 ];
 
 #[test]

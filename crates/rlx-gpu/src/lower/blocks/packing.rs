@@ -58,7 +58,13 @@ pub(super) enum Meaning {
     Signed,
     /// Itself less so much.
     Less(u8),
+    /// An entry of [`NONLINEAR`].
+    Nonlinear,
 }
+
+/// The values of codes of IQ4_NL and IQ4_XS.
+pub(super) const NONLINEAR: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Small numbers that scale codes, in a plane of their own.
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +101,15 @@ static PACKINGS: &[Packing] = &[
     simple(DType::Q4_1, &[bits(4, 4, 16)], Meaning::Less(0), &[0, 2]),
     simple(DType::Q5_0, &[bits(4, 6, 16), bits(1, 2, 1)], Meaning::Less(16), &[0]),
     simple(DType::Q5_1, &[bits(4, 8, 16), bits(1, 4, 1)], Meaning::Less(0), &[0, 2]),
+    simple(DType::IQ4_NL, &[bits(4, 2, 16)], Meaning::Nonlinear, &[0]),
+    Packing {
+        dtype: DType::IQ4_XS,
+        codes: &[bits(4, 8, 16)],
+        meaning: Meaning::Nonlinear,
+        per: 32,
+        fields: Some(Fields { width: 8, read: split_six_bits }),
+        halves: &[0],
+    },
     Packing {
         dtype: DType::Q2_K,
         codes: &[bits(2, 16, 32)],
@@ -153,6 +168,13 @@ fn scale_and_min(packed: &[u8], group: usize) -> u32 {
 fn six_bits(packed: &[u8], group: usize) -> u32 {
     let low = packed[group % 8] >> (group / 8 * 4) & 15;
     let top = packed[8 + group % 4] >> (group / 4 * 2) & 3;
+    u32::from((low | top << 4).wrapping_sub(32))
+}
+
+/// The scale of one of the 8 groups of a block of IQ4_XS as a signed byte: six bits less 32, the lower four apart from the upper two.
+fn split_six_bits(block: &[u8], group: usize) -> u32 {
+    let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
+    let top = block[2 + group / 4] >> (group % 4 * 2) & 3;
     u32::from((low | top << 4).wrapping_sub(32))
 }
 
