@@ -32,7 +32,7 @@ pub struct Shared {
     /// Element type of key and value caches [default: f16 for a file with quantised weights, else f32]
     #[arg(long, global = true, value_name = "TYPE")]
     pub cache_type: Option<CacheType>,
-    /// Device to run on, such as cpu [default: chosen among those that can run the model]
+    /// Device to run on, such as cpu [default: the fastest by the cost model]
     #[arg(long, global = true)]
     pub device: Option<DeviceId>,
     /// Experts of each layer in memory at once; the others are loaded as the router asks for them [default: all]

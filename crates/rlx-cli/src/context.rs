@@ -93,6 +93,24 @@ impl Context {
         }
     }
 
+    /// Whether a device is to be chosen: none is asked for or preferred, and the machine has others than the CPU that are allowed and compute
+    /// by themselves.
+    pub fn has_choice(&self) -> bool {
+        let config = &self.config;
+        let asked =
+            config.device.is_some() || config.device_chain.is_some() || config.prefer_devices.is_some();
+        let policy = DevicePolicy::from_config(config);
+        let allowed = |device: &DeviceId| policy.allows(device.kind);
+        !asked && BackendRegistry::global().accelerators().iter().any(allowed)
+    }
+
+    /// The same invocation on these devices, the first that can.
+    pub fn on_chain(&self, chain: Vec<DeviceId>) -> Context {
+        let mut config = self.config.clone();
+        (config.device, config.device_chain) = (None, Some(chain));
+        Context { shared: self.shared.clone(), config, started: self.started }
+    }
+
     /// Of the chain, devices before the one that was taken which the machine does not have, and why.
     pub fn passed_over(&self, taken: DeviceId) -> Vec<String> {
         let chain = self.config.device_chain.iter().flatten().filter(|_| self.config.device.is_none());

@@ -5,18 +5,24 @@ use crate::context::Context;
 use crate::demo;
 use crate::failure::{Failure, Result};
 use crate::source::Source;
+use rlx::SessionError;
 use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendRegistry};
-use rlx::devices::DeviceId;
+use rlx::devices::{DeviceId, DevicePickStrategy, GraphDevices, GraphDevicesOptions};
 use rlx::import::ImportError;
 use rlx::import::hf::HfFolder;
-use rlx::weights::WeightLoader;
+use rlx::weights::{WeightLoader, WeightRegistry};
+use rlx_graph::Graph;
 use rlx_kernels::isa::Isa;
 use rlx_models::gguf::GgufModel;
-use rlx_models::{Beside, Model, ModelDevices, ModelError, OpenOptions, precision_of};
+use rlx_models::{Beside, Model, ModelDevices, ModelError, OpenOptions, PlanRequest, precision_of};
+use rlx_tensor::DimBinding;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+/// Tokens of a context that a model is judged with, unless it has fewer.
+const CONTEXT: usize = 2048;
 
 /// An opened model.
 pub struct Engine {
@@ -34,6 +40,31 @@ impl Engine {
     /// Finds and opens MODEL; the built-in demo if none is given.
     pub fn open(model: Option<&str>, context: &Context) -> Result<Engine> {
         Self::open_beside(model, context, None)
+    }
+
+    /// As [`Engine::open`]; where a device is to be chosen, on the one that the cost model expects to be fastest.
+    pub fn open_fastest(model: Option<&str>, context: &Context) -> Result<Engine> {
+        if context.shared.expert_budget.is_some() || !context.has_choice() {
+            return Self::open(model, context);
+        }
+        let started = Instant::now();
+        let host = Self::open(model, &context.without_device())?;
+        let device = choose(&host.graph_devices(context)?, context).map_err(ModelError::from)?;
+        if device == DeviceId::CPU {
+            return Ok(host);
+        }
+        let chain = [device].into_iter().chain(context.later_devices(device)).collect();
+        let mut engine = Self::open(model, &context.on_chain(chain))?;
+        engine.load_ms = started.elapsed().as_secs_f64() * 1e3;
+        Ok(engine)
+    }
+
+    /// The devices that the model's graph could run on, at the sizes of a full step.
+    pub fn graph_devices(&self, context: &Context) -> Result<GraphDevices> {
+        let model = self.model();
+        let tokens = model.context_limit().min(CONTEXT);
+        let plan = model.plan(PlanRequest { context: Some(tokens), batch: None }, context.threads())?;
+        Ok(devices_of(model.built().graph(), model.compiled().weights(), plan.lir.binding(), context))
     }
 
     /// As [`Engine::open`], with weights beside those of another model.
@@ -86,6 +117,31 @@ impl Engine {
         context.trace(|| kernels.iter().map(|choice| choice.kernel.as_str()).collect::<Vec<_>>().join("\n"));
         Ok(())
     }
+}
+
+/// The device that the cost model puts first, as it was found earlier or finds now.
+pub fn choose(devices: &GraphDevices, context: &Context) -> std::result::Result<DeviceId, SessionError> {
+    if let DevicePickStrategy::Benchmark { .. } = devices.policy().pick_strategy() {
+        context.note("RLX_BENCHMARK_PICK is for programs that use the library: the cost model chooses here");
+    }
+    let (device, how) = match devices.chosen_before() {
+        Some(device) => (device, "as before"),
+        None => (devices.fastest()?, "by the cost model"),
+    };
+    context.detail(format!("on {device}, {how}: `rlx devices MODEL` has the figures"));
+    Ok(device)
+}
+
+/// The devices of a graph whose params are in `weights`, judged at these sizes under the settings.
+pub fn devices_of(
+    graph: &Graph,
+    weights: &Arc<WeightRegistry>,
+    sizes: &DimBinding,
+    context: &Context,
+) -> GraphDevices {
+    let mut options = GraphDevicesOptions::from_config(&context.config);
+    (options.weights, options.sizes) = (Arc::clone(weights), sizes.clone());
+    GraphDevices::open(graph.clone(), options)
 }
 
 /// A model on one device.
@@ -173,17 +229,15 @@ fn watched<T>(context: &Context, what: &str, work: impl FnOnce() -> T) -> T {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::args::Shared;
     use crate::output::Devices;
-    use rlx::SessionError;
     use rlx::backend::reference::ReferenceBackend;
     use rlx::backend::{BackendError, BackendProvider, DeviceProbe, Program, register_backend};
     use rlx::config::Config;
     use rlx::devices::Device;
     use rlx::plan::{Lir, PlanTarget, Template};
-    use rlx::weights::WeightRegistry;
     use rlx_graph::passes::Target;
 
     /// A device that opens a model and then has no room for its weights.
@@ -267,5 +321,55 @@ mod tests {
                 (Some(vec![Device::Rocm]), Some(vec![Device::Cpu]));
         });
         assert!(alone.contains("no 4096 bytes for weights"));
+    }
+
+    struct Plain;
+
+    impl BackendProvider for Plain {
+        fn kind(&self) -> Device {
+            Device::Metal
+        }
+
+        fn probe(&self) -> DeviceProbe {
+            DeviceProbe::Present(2)
+        }
+
+        fn is_software(&self, index: u32) -> bool {
+            index == 1
+        }
+
+        fn open(&self, _: u32, _: &Config) -> std::result::Result<Arc<dyn Backend>, SessionError> {
+            Ok(Arc::new(ReferenceBackend::default()))
+        }
+    }
+
+    /// An invocation beside the reference evaluation as a device of the kind metal, without the settings that ask for one.
+    pub fn context_with_metal(cache: &std::path::Path, change: impl FnOnce(&mut Config)) -> Context {
+        BackendRegistry::global().replace(Arc::new(Plain));
+        let mut context = Context::new(Shared::default(), None).unwrap();
+        (context.config.device, context.config.device_chain, context.config.prefer_devices) =
+            (None, None, None);
+        context.config.cache_dir = Some(cache.to_owned());
+        change(&mut context.config);
+        context
+    }
+
+    #[test]
+    fn the_fastest_device_is_taken_where_none_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = |change: fn(&mut Config)| {
+            let context = context_with_metal(folder.path(), change);
+            let engine = Engine::open_fastest(None, &context)?;
+            Ok::<_, Failure>((context.has_choice(), engine.devices.device().to_string()))
+        };
+        assert_eq!(taken(|_| ()).unwrap(), (true, "cpu".to_owned()), "the reference evaluation is slower");
+        let only = |config: &mut Config| config.devices = Some(vec![Device::Metal]);
+        assert_eq!(taken(only).unwrap(), (true, "metal".to_owned()));
+        let asked = |config: &mut Config| config.device = Some(DeviceId { kind: Device::Metal, index: 1 });
+        assert_eq!(taken(asked).unwrap(), (false, "metal:1".to_owned()));
+        let denied = |config: &mut Config| config.deny_devices = Some(vec![Device::Metal, Device::Rocm]);
+        assert_eq!(taken(denied).unwrap(), (false, "cpu".to_owned()));
+        let remembered = std::fs::read_to_string(folder.path().join("devices/devices.json")).unwrap();
+        assert_eq!(remembered.matches(" by cost\"").count(), 2, "{remembered}");
     }
 }

@@ -61,6 +61,11 @@ impl BackendProvider for GpuProvider {
         }
     }
 
+    fn is_software(&self, index: u32) -> bool {
+        let adapter = adapters().get(index as usize);
+        adapter.is_some_and(|adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu)
+    }
+
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
         let adapter = adapters().get(index as usize).ok_or_else(|| BackendError::Lost {
             reason: format!("adapter {index} is none of the {} there are", adapters().len()),

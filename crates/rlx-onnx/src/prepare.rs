@@ -145,15 +145,20 @@ impl Declared {
     /// The name of a dim that has no size; nothing for an input without rank or dtype.
     pub fn extents(&self, size: impl Fn(&str) -> Option<usize>) -> Result<Vec<usize>, Option<String>> {
         let dims = self.dims.as_ref().filter(|_| self.element.is_some()).ok_or(None)?;
-        let extent = |(axis, dim): (usize, &DeclaredDim)| {
-            let name = match dim {
-                DeclaredDim::Known(extent) => return Ok(*extent),
-                DeclaredDim::Named(name) => name.clone(),
-                DeclaredDim::Open => format!("{}.{axis}", self.name),
-            };
-            size(&name).ok_or(Some(name))
+        let extent = |(axis, dim): (usize, &DeclaredDim)| match (dim, self.open_name(axis, dim)) {
+            (DeclaredDim::Known(extent), _) => Ok(*extent),
+            (_, name) => name.as_deref().and_then(&size).ok_or(name),
         };
         dims.iter().enumerate().map(extent).collect()
+    }
+
+    /// The name by which a dim that is no number gets its size: its own, or `INPUT.AXIS`.
+    fn open_name(&self, axis: usize, dim: &DeclaredDim) -> Option<String> {
+        match dim {
+            DeclaredDim::Known(_) => None,
+            DeclaredDim::Named(name) => Some(name.clone()),
+            DeclaredDim::Open => Some(format!("{}.{axis}", self.name)),
+        }
     }
 
     /// A tensor of ones for it.
@@ -181,17 +186,31 @@ impl OnnxModel {
         let mut names: Vec<String> = Vec::new();
         for declared in self.required_inputs() {
             for (axis, dim) in declared.dims.iter().flatten().enumerate() {
-                let name = match dim {
-                    DeclaredDim::Known(_) => continue,
-                    DeclaredDim::Named(name) => name.clone(),
-                    DeclaredDim::Open => format!("{}.{axis}", declared.name),
-                };
-                if !names.contains(&name) {
+                if let Some(name) = declared.open_name(axis, dim)
+                    && !names.contains(&name)
+                {
                     names.push(name);
                 }
             }
         }
         names
+    }
+
+    /// Sizes of the open dims that these inputs have; the first input that has a dim says how large it is.
+    pub fn sizes_of(&self, inputs: &[(&str, Value)]) -> Vec<(String, usize)> {
+        let mut sizes: Vec<(String, usize)> = Vec::new();
+        for declared in self.required_inputs() {
+            let given = inputs.iter().find(|(name, _)| *name == declared.name);
+            let extents = given.and_then(|(_, value)| value.dims()).unwrap_or_default();
+            for (axis, (dim, &extent)) in declared.dims.iter().flatten().zip(extents).enumerate() {
+                if let Some(name) = declared.open_name(axis, dim)
+                    && sizes.iter().all(|(known, _)| *known != name)
+                {
+                    sizes.push((name, extent));
+                }
+            }
+        }
+        sizes
     }
 
     /// Extents of the required inputs by the sizes of their open dims.

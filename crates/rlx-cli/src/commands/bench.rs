@@ -11,9 +11,10 @@ use super::sizes::Sizes;
 use crate::context::Context;
 use crate::engine::Engine;
 use crate::failure::{Failure, Result};
-use crate::output;
+use crate::output::{self, Devices};
 use clap::ValueEnum;
 use measure::{Case, Row};
+use rlx::devices::DeviceId;
 use rlx::memory::{MemoryProbe, SystemProbe};
 use rlx_models::Built;
 use serde::Serialize;
@@ -73,7 +74,11 @@ struct Report {
     threads: usize,
     isa: &'static str,
     precision: Option<&'static str>,
-    limits: Limits,
+    #[serde(flatten)]
+    devices: Devices,
+    /// Of the CPU; not measured where the model runs elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
     rows: Vec<Row>,
     peak_rss_bytes: Option<u64>,
     load_ms: f64,
@@ -91,21 +96,24 @@ impl Args {
         if let Some(file) = self.sizes.onnx_file(self.model.as_deref(), &given)? {
             return onnx::bench(&file, &self.sizes, self.steps, context);
         }
-        let mut engine = Engine::open(self.model.as_deref(), context)?;
+        let mut engine = Engine::open_fastest(self.model.as_deref(), context)?;
         let cases = self.cases(&engine)?;
         engine.load(context)?;
         if self.worker {
             return worker::serve(&engine, context.threads());
         }
-        let limits = Limits::measure(context.isa()?, context.threads());
+        let isa = context.isa()?;
+        let on_cpu = engine.devices.device() == DeviceId::CPU;
+        let limits = on_cpu.then(|| Limits::measure(isa, context.threads()));
         let mut rows = Vec::new();
         for case in &cases {
             context.detail(format!("measuring {case:?}"));
-            rows.push(measure::run(&engine, case, &limits, context, self.steps)?);
+            rows.push(measure::run(&engine, case, limits.as_ref(), context, self.steps)?);
         }
         let report = Report {
             threads: context.threads(),
-            isa: context.isa()?.name(),
+            isa: isa.name(),
+            devices: Devices::of(&engine.devices),
             precision: engine.model().precision().map(|precision| precision.name()),
             limits,
             rows,
@@ -183,9 +191,10 @@ fn text(report: &Report) -> String {
         text.push_str(&format!("\n{} {} x {}, context {}:\n", row.work, row.batch, row.seq, row.ctx));
         text.push_str(&output::steps_table(&row.steps));
     }
-    text.push_str(&format!(
-        "{} threads, {}, loaded in {:.1} ms\n",
-        report.threads, report.isa, report.load_ms
-    ));
+    let on = match report.limits {
+        Some(_) => format!("{} threads, {}", report.threads, report.isa),
+        None => format!("on {}", report.devices.device),
+    };
+    text.push_str(&format!("{on}, loaded in {:.1} ms\n", report.load_ms));
     text
 }

@@ -50,7 +50,7 @@ impl Args {
         }
         let mut options = self.sampling.options()?;
         options.grammar = self.constrained.read()?;
-        let mut engine = Engine::open(Some(&self.model), context)?;
+        let mut engine = Engine::open_fastest(Some(&self.model), context)?;
         options.adapter = self.lora.load(engine.model(), context)?;
         options.draft = self.drafting.load(engine.model(), context)?;
         let template = ChatTemplate::open(engine.model().folder())?;

@@ -8,14 +8,8 @@ use crate::failure::Result;
 use crate::output;
 use rlx::backend::BackendRegistry;
 use rlx::config::ByteSize;
-use rlx::devices::{
-    DeviceCandidate, DeviceId, DevicePolicy, GraphDevices, GraphDevicesOptions, device_report,
-};
-use rlx::weights::WeightRegistry;
-use rlx_graph::Graph;
-use rlx_models::PlanRequest;
+use rlx::devices::{DeviceCandidate, DeviceId, DevicePolicy, device_report};
 use serde::Serialize;
-use std::sync::Arc;
 
 /// List every kind of device: whether it can be used, and if not, why
 #[derive(Debug, clap::Args)]
@@ -53,9 +47,6 @@ struct Report {
     refused: Option<String>,
 }
 
-/// Tokens of a context that a model is judged with, unless it has fewer.
-const CONTEXT: usize = 2048;
-
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
         context.isa()?;
@@ -64,7 +55,9 @@ impl Args {
         let onnx = self.sizes.onnx_file(self.model.as_deref(), &[])?;
         let candidates = match (self.model.as_deref(), onnx) {
             (_, Some(file)) => onnx::devices(&file, &self.sizes, context)?,
-            (Some(model), None) => of_model(&Engine::open(Some(model), &context.without_device())?, context)?,
+            (Some(model), None) => {
+                Engine::open(Some(model), &context.without_device())?.graph_devices(context)?.report()
+            }
             (None, None) => {
                 let policy = DevicePolicy::from_config(&context.config);
                 device_report(BackendRegistry::global(), &policy, &context.config)
@@ -86,21 +79,6 @@ impl Args {
             chosen.err().map_or_else(String::new, |error| format!("the device asked for: {error}\n"));
         output::print(&(text(&devices) + &refused))
     }
-}
-
-fn of_model(engine: &Engine, context: &Context) -> Result<Vec<DeviceCandidate>> {
-    let model = engine.model();
-    let tokens = model.context_limit().min(CONTEXT);
-    let plan = model.plan(PlanRequest { context: Some(tokens), batch: None }, context.threads())?;
-    let devices = devices_of(model.built().graph(), model.compiled().weights(), context);
-    Ok(devices.report_for(plan.lir.binding()))
-}
-
-/// The devices of a graph whose params are in `weights`, under the settings.
-pub fn devices_of(graph: &Graph, weights: &Arc<WeightRegistry>, context: &Context) -> GraphDevices {
-    let mut options = GraphDevicesOptions::from_config(&context.config);
-    options.weights = Arc::clone(weights);
-    GraphDevices::open(graph.clone(), options)
 }
 
 /// `forced`: the device that is asked for, or that none which is asked for can be used.

@@ -57,7 +57,7 @@ impl Args {
             return Err(Failure::usage("a NumPy file is no text for a terminal", "standard output", advice));
         }
         let texts = self.all_texts()?;
-        let mut engine = Engine::open(Some(&self.model), context)?;
+        let mut engine = Engine::open_fastest(Some(&self.model), context)?;
         engine.load(context)?;
         let embeddings = engine.devices.embed(&texts)?;
         match format {

@@ -204,7 +204,7 @@ impl Args {
         }
         let mut options = self.sampling.options()?;
         options.grammar = self.constrained.read()?;
-        let mut engine = Engine::open(self.model.as_deref(), context)?;
+        let mut engine = Engine::open_fastest(self.model.as_deref(), context)?;
         options.adapter = self.lora.load(engine.model(), context)?;
         options.draft = self.drafting.load(engine.model(), context)?;
         if self.prompt.is_none() {

@@ -2,9 +2,9 @@
 
 use super::bench::measure::{UNTIMED_RUNS, shares_of, timed};
 use super::compile::Made;
-use super::devices::devices_of;
 use super::sizes::Sizes;
 use crate::context::Context;
+use crate::engine::{choose, devices_of};
 use crate::failure::{ANOTHER_DEVICE, Failure, Result};
 use crate::output::{self, Stage, StepShare};
 use rlx::aot::AotCacheError;
@@ -14,7 +14,7 @@ use rlx::config::ByteSize;
 use rlx::devices::{Device, DeviceCandidate, DeviceId};
 use rlx::memory::{MemoryEstimate, MemoryProbe, MemoryView, SystemProbe};
 use rlx::{Session, SessionError, backend::BackendRegistry};
-use rlx_onnx::{Moved, OnnxError, OnnxModel, Prepared, Value};
+use rlx_onnx::{Moved, OnnxError, OnnxModel, OnnxReport, Prepared, Value};
 use rlx_tensor::{DType, Tensor};
 use serde::Serialize;
 use serde_json::Map;
@@ -32,6 +32,35 @@ pub fn open(file: &Path, context: &Context) -> Result<OnnxModel> {
     let later = context.later_devices(device).into_iter();
     let rest: Vec<Session> = later.map(|device| session(device, context)).collect::<Result<_>>()?;
     Ok(model.or_on(&rest))
+}
+
+/// As [`open`]; where a device is to be chosen, on the one that the cost model expects to be fastest at these sizes of its open dims, by its
+/// first region. With the context in which it was opened.
+pub fn open_fastest(
+    file: &Path,
+    sizes: impl FnOnce(&OnnxModel) -> Vec<(String, usize)>,
+    context: &Context,
+) -> Result<(OnnxModel, Context)> {
+    if !context.has_choice() {
+        return Ok((open(file, context)?, context.clone()));
+    }
+    let on_host = context.without_device();
+    let host = open(file, &on_host)?;
+    let prepared = host.prepare(&sizes(&host));
+    // What a run would refuse, it refuses with its own words.
+    let Some((prepared, region)) = prepared.as_ref().ok().and_then(|p| Some((p, p.region()?))) else {
+        return Ok((host, on_host));
+    };
+    let weights = region.graph().weights();
+    let devices = devices_of(region.source(), weights, prepared.binding(), context);
+    match choose(&devices, context).map_err(|error| failure(&error.into(), &file.display().to_string()))? {
+        DeviceId::CPU => Ok((host, on_host)),
+        device => {
+            let chain = [device].into_iter().chain(context.later_devices(device)).collect();
+            let chosen = context.on_chain(chain);
+            Ok((open(file, &chosen)?, chosen))
+        }
+    }
 }
 
 /// Says what did not run on the device that was asked for first.
@@ -125,16 +154,25 @@ struct Opened {
 
 impl Opened {
     fn new(file: &Path, sizes: &Sizes, context: &Context) -> Result<Opened> {
+        Self::by(file, sizes, || Ok((open(file, context)?, context.clone())))
+    }
+
+    /// On the device that is expected to be fastest, where one is to be chosen.
+    fn fastest(file: &Path, sizes: &Sizes, context: &Context) -> Result<Opened> {
+        Self::by(file, sizes, || open_fastest(file, |_| sizes.dims.clone(), context))
+    }
+
+    fn by(file: &Path, sizes: &Sizes, open: impl FnOnce() -> Result<(OnnxModel, Context)>) -> Result<Opened> {
         let place = file.display().to_string();
         let fail = |error: OnnxError| failure(&error, &place);
         let started = Instant::now();
-        let model = open(file, context)?;
+        let (model, context) = open()?;
         let import_ms = started.elapsed().as_secs_f64() * 1e3;
         let started = Instant::now();
         let inputs = model.extents(&sizes.dims).map_err(fail)?.into_iter().collect();
         let prepared = model.prepare(&sizes.dims).map_err(fail)?;
         let compile_ms = started.elapsed().as_secs_f64() * 1e3;
-        note_elsewhere(&model, context)?;
+        note_elsewhere(&model, &context)?;
         Ok(Opened { place, model, prepared, inputs, import_ms, compile_ms })
     }
 
@@ -177,8 +215,8 @@ pub fn devices(file: &Path, sizes: &Sizes, context: &Context) -> Result<Vec<Devi
             left_out.trim_end()
         ));
     }
-    let devices = devices_of(region.source(), region.graph().weights(), context);
-    Ok(devices.report_for(prepared.binding()))
+    let weights = region.graph().weights();
+    Ok(devices_of(region.source(), weights, prepared.binding(), context).report())
 }
 
 #[derive(Debug, Serialize)]
@@ -280,6 +318,8 @@ struct BenchReport {
     inputs: BTreeMap<String, Vec<usize>>,
     threads: usize,
     isa: &'static str,
+    /// Steps by the device that runs them.
+    devices: BTreeMap<String, usize>,
     import_ms: f64,
     compile_ms: f64,
     /// The first run, which packs the weights.
@@ -296,7 +336,7 @@ struct BenchReport {
 
 /// `rlx bench`: runs on inputs that are made up.
 pub fn bench(file: &Path, sizes: &Sizes, steps: bool, context: &Context) -> Result<()> {
-    let opened = Opened::new(file, sizes, context)?;
+    let opened = Opened::fastest(file, sizes, context)?;
     let fail = |error: OnnxError| failure(&error, &opened.place);
     let mut inputs = Vec::new();
     for declared in opened.model.required_inputs() {
@@ -309,7 +349,7 @@ pub fn bench(file: &Path, sizes: &Sizes, steps: bool, context: &Context) -> Resu
     let first_run_ms = started.elapsed().as_secs_f64() * 1e3;
     let before = opened.model.report().host_micros;
     let times = timed(run)?;
-    let after = opened.model.report().host_micros;
+    let OnnxReport { host_micros: after, devices, .. } = opened.model.report();
     let runs = (times.len() + UNTIMED_RUNS) as f64;
     let spent = |(op, micros): (&String, &u64)| {
         (op.clone(), (micros - before.get(op).copied().unwrap_or(0)) as f64 / runs)
@@ -327,6 +367,7 @@ pub fn bench(file: &Path, sizes: &Sizes, steps: bool, context: &Context) -> Resu
         inputs: opened.inputs.clone(),
         threads: context.threads(),
         isa: context.isa()?.name(),
+        devices,
         import_ms: opened.import_ms,
         compile_ms: opened.compile_ms,
         first_run_ms,
@@ -361,7 +402,8 @@ fn bench_text(report: &BenchReport) -> String {
     if !report.steps.is_empty() {
         text.push_str(&output::steps_table(&report.steps));
     }
-    let _ = writeln!(text, "{} threads, {}", report.threads, report.isa);
+    let on: Vec<&str> = report.devices.keys().map(String::as_str).collect();
+    let _ = writeln!(text, "on {}; {} threads, {}", on.join(" and "), report.threads, report.isa);
     text
 }
 
@@ -382,4 +424,28 @@ fn made_up(declared: &rlx_onnx::Declared, dims: &[usize]) -> std::result::Result
         _ => return declared.ones(dims),
     };
     tensor.map(Value::Tensor).map_err(|e| fail(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::context_with_metal;
+    use rlx::config::Config;
+
+    #[test]
+    fn the_fastest_device_is_taken_where_none_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../rlx-onnx/data/contrib/gelu/model.onnx");
+        let taken = |change: fn(&mut Config)| {
+            let context = context_with_metal(folder.path(), change);
+            let (_, on) = open_fastest(file.as_ref(), |_| Vec::new(), &context).unwrap();
+            on.device().unwrap().to_string()
+        };
+        assert_eq!(taken(|config| config.deny_devices = Some(vec![Device::Metal, Device::Rocm])), "cpu");
+        assert_eq!(taken(|config| config.devices = Some(vec![Device::Metal])), "metal");
+        assert_eq!(
+            taken(|config| config.device = Some(DeviceId { kind: Device::Metal, index: 1 })),
+            "metal:1"
+        );
+    }
 }

@@ -55,11 +55,8 @@ struct Report {
 
 impl Args {
     pub fn run(self, context: &Context) -> Result<()> {
-        let started = Instant::now();
         let place = self.model.display().to_string();
         let fail = |error: OnnxError| onnx::failure(&error, &place);
-        let model = onnx::open(&self.model, context)?;
-        let import_ms = started.elapsed().as_secs_f64() * 1e3;
         let mut inputs: Vec<(&str, Value)> = Vec::new();
         for text in &self.inputs {
             let Some((name, file)) = text.split_once('=') else {
@@ -69,9 +66,12 @@ impl Args {
             inputs.push((name, read_npy(file.as_ref()).map_err(fail)?.into()));
         }
         let started = Instant::now();
+        let (model, context) = onnx::open_fastest(&self.model, |model| model.sizes_of(&inputs), context)?;
+        let import_ms = started.elapsed().as_secs_f64() * 1e3;
+        let started = Instant::now();
         let outputs = model.run(&inputs).map_err(fail)?;
         let run_ms = started.elapsed().as_secs_f64() * 1e3;
-        onnx::note_elsewhere(&model, context)?;
+        onnx::note_elsewhere(&model, &context)?;
         std::fs::create_dir_all(&self.out)
             .map_err(|e| Failure::new(e, self.out.display(), "choose a folder that may be written"))?;
         let mut written = Vec::new();

@@ -6,7 +6,7 @@ use serde::Serialize;
 /// A result's device.
 #[derive(Debug, Serialize)]
 pub struct Devices {
-    device: String,
+    pub device: String,
     /// What devices that failed changed, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fallbacks: Vec<Row>,

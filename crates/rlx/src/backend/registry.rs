@@ -28,6 +28,13 @@ pub trait BackendProvider: Send + Sync {
     /// The devices there are now. Called again whenever a report is made, so a device that was lost may come back.
     fn probe(&self) -> DeviceProbe;
 
+    /// Whether the device is a program that computes on the CPU, as drivers for machines without a card are: it is never worth more than the
+    /// CPU's own backend, so it is taken only where it is asked for.
+    fn is_software(&self, index: u32) -> bool {
+        let _ = index;
+        false
+    }
+
     /// Opens a device, set up as `config` says.
     ///
     /// # Errors
@@ -112,6 +119,20 @@ impl BackendRegistry {
             return Err(DeviceError::NotBuilt { device: kind.into(), present: self.kinds() });
         };
         Ok(contain(|| Ok(provider.probe())).unwrap_or_else(|error| DeviceProbe::Absent(error.to_string())))
+    }
+
+    /// The devices beside the CPU that compute by themselves, asked for now: not those that [`BackendProvider::is_software`].
+    pub fn accelerators(&self) -> Vec<DeviceId> {
+        let mut found = Vec::new();
+        for kind in self.kinds().into_iter().filter(|&kind| kind != Device::Cpu) {
+            let (Ok(DeviceProbe::Present(count)), Some(provider)) = (self.probe(kind), self.provider(kind))
+            else {
+                continue;
+            };
+            let own = |index: &u32| contain(|| Ok(!provider.is_software(*index))).unwrap_or(false);
+            found.extend((0..count).filter(own).map(|index| DeviceId { kind, index }));
+        }
+        found
     }
 
     /// The precision that a device has for a checkpoint of bf16 where none is asked for; f32 of one that cannot be used.
@@ -233,6 +254,36 @@ mod tests {
         assert_eq!(again, Err(DeviceError::AlreadyRegistered { kind: Device::Cpu }));
         registry.replace(Arc::new(CpuProvider));
         assert!(registry.has(Device::Reference) && !registry.has(Device::Cuda));
+    }
+
+    struct Cards;
+
+    impl BackendProvider for Cards {
+        fn kind(&self) -> Device {
+            Device::Gpu
+        }
+
+        fn probe(&self) -> DeviceProbe {
+            DeviceProbe::Present(3)
+        }
+
+        fn is_software(&self, index: u32) -> bool {
+            index == 1
+        }
+
+        fn open(&self, index: u32, _config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
+            panic!("device {index} need not be opened")
+        }
+    }
+
+    #[test]
+    fn devices_that_compute_in_software_are_no_accelerators() {
+        let registry = BackendRegistry::default();
+        assert_eq!(registry.accelerators(), []);
+        registry.register(Arc::new(Broken)).unwrap();
+        registry.register(Arc::new(Cards)).unwrap();
+        let gpu = |index| DeviceId { kind: Device::Gpu, index };
+        assert_eq!(registry.accelerators(), [gpu(0), gpu(2)]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use rlx_tensor::{DType, DimBinding};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 /// The value that a symbol takes in choices and predictions where neither inputs nor [`GraphDevicesOptions::sizes`] give it one.
@@ -107,6 +107,7 @@ pub struct GraphDevices {
     policy: RwLock<DevicePolicy>,
     slots: Mutex<BTreeMap<DeviceId, Arc<Mutex<Slot>>>>,
     store: DeviceStore,
+    machine: OnceLock<String>,
     calibrations: AtomicU64,
     decisions: AtomicU64,
 }
@@ -154,7 +155,8 @@ impl GraphDevices {
         let store = DeviceStore::open(options.folder.as_deref(), options.decision_lifetime, clock);
         let policy = RwLock::new(options.policy.clone());
         let (calibrations, decisions) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { graph, digest, options, policy, slots: Mutex::default(), store, calibrations, decisions }
+        let (slots, machine) = (Mutex::default(), OnceLock::new());
+        Self { graph, digest, options, policy, slots, store, machine, calibrations, decisions }
     }
 
     /// The policy.

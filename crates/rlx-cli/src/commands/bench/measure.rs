@@ -35,7 +35,7 @@ pub struct Row {
     pub n: usize,
     pub tokens_per_s: f64,
     /// The time at this machine's limit over the median: of the precision's products for embed and prefill, attention in f32 included; of
-    /// reading the weights and the cache once for decode, at the rate measured for that many bytes.
+    /// reading the weights and the cache once for decode, at the rate measured for that many bytes. `null` on a device whose limit is unknown.
     pub fraction_of_limit: Option<f64>,
     /// Where the time goes, if that was asked for; longest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -50,7 +50,13 @@ const MOST_RUNS: usize = 2000;
 pub const UNTIMED_RUNS: usize = 2;
 
 /// Measures a case.
-pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, steps: bool) -> Result<Row> {
+pub fn run(
+    engine: &Engine,
+    case: &Case,
+    limits: Option<&Limits>,
+    context: &Context,
+    steps: bool,
+) -> Result<Row> {
     let mut shares = Vec::new();
     let times = match case.work {
         Work::Embed => {
@@ -80,7 +86,8 @@ pub fn run(engine: &Engine, case: &Case, limits: &Limits, context: &Context, ste
     let median_ms = times[times.len() / 2];
     let tokens = case.batch * case.seq;
     let seconds = median_ms / 1e3;
-    let fraction_of_limit = seconds_at_limit(engine, case, limits, context)?.map(|least| least / seconds);
+    let least = limits.map(|limits| seconds_at_limit(engine, case, limits, context)).transpose()?.flatten();
+    let fraction_of_limit = least.map(|least| least / seconds);
     Ok(Row {
         work: case.work.name(),
         batch: case.batch,

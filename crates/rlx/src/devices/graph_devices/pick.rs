@@ -2,6 +2,7 @@
 
 use super::run::{DeviceBenchResult, DeviceTimes};
 use super::{GraphDevices, lock};
+use crate::backend::DeviceProbe;
 use crate::devices::candidate::DeviceCandidate;
 use crate::devices::id::{Device, DeviceId};
 use crate::devices::policy::{DeviceError, DevicePickStrategy};
@@ -84,6 +85,13 @@ impl GraphDevices {
         }
     }
 
+    /// What [`GraphDevices::fastest`] chose earlier, in this process or another, as long as that holds: not expired, and the same devices are
+    /// there. No device is opened.
+    pub fn chosen_before(&self) -> Option<DeviceId> {
+        let key = format!("{} by cost", self.key(&self.nominal_sizes()));
+        self.store.decision(&key).map(|decision| decision.device)
+    }
+
     pub(super) fn resolve_at(
         &self,
         hint: Option<DeviceId>,
@@ -139,18 +147,29 @@ impl GraphDevices {
         self.compile(device).is_ok().then_some(device)
     }
 
-    /// What decides which device is taken: another graph, policy, set of backends or size is another decision.
+    /// What decides which device is taken: another graph, policy, set of devices or size is another decision.
     fn key(&self, sizes: &DimBinding) -> String {
         let sizes: Vec<String> = sizes.iter().map(|(symbol, value)| format!("{symbol}={value}")).collect();
-        let kinds: Vec<&str> = self.options.backends.kinds().into_iter().map(Device::name).collect();
         format!(
             "{} {} on [{}] at [{}] version {}",
             self.digest,
             self.policy(),
-            kinds.join(", "),
+            self.machine(),
             sizes.join(", "),
             env!("CARGO_PKG_VERSION")
         )
+    }
+
+    /// The devices of each kind that there were when this was first asked.
+    fn machine(&self) -> &str {
+        self.machine.get_or_init(|| {
+            let backends = &self.options.backends;
+            let of = |kind: Device| match backends.probe(kind) {
+                Ok(DeviceProbe::Present(count)) => format!("{} x{count}", kind.name()),
+                _ => format!("no {}", kind.name()),
+            };
+            backends.kinds().into_iter().map(of).collect::<Vec<_>>().join(", ")
+        })
     }
 
     /// The first preferred device, else the one predicted to be fastest.

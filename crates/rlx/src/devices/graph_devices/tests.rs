@@ -510,6 +510,22 @@ fn a_remembered_device_that_is_gone_is_not_taken() {
 }
 
 #[test]
+fn an_earlier_choice_is_known_without_opening_a_device_while_the_same_devices_are_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lab = lab();
+    lab.options.folder = Some(folder.path().to_owned());
+    let before = |lab: &Lab| GraphDevices::open(graph(), lab.options.clone()).chosen_before();
+    assert_eq!(before(&lab), None);
+    assert_eq!(lab.devices().fastest().unwrap(), CUDA);
+    let opened = Script::count(&lab.cuda.opens);
+    assert_eq!((before(&lab), Script::count(&lab.cuda.opens)), (Some(CUDA), opened));
+    lab.rocm.see(DeviceProbe::Present(2));
+    assert_eq!(before(&lab), None, "the new card may be faster");
+    lab.options.policy = DevicePolicy::all().with_deny(Device::Cuda);
+    assert_eq!(before(&lab), None);
+}
+
+#[test]
 fn a_lost_device_is_probed_and_opened_again() {
     let lab = lab();
     let devices = lab.devices();
