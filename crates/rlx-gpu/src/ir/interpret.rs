@@ -206,10 +206,7 @@ impl Run<'_, '_> {
             Inst::Fma(a, b, c) => self.set(result, |run, lane| {
                 f(run.at(*a, lane)).mul_add(f(run.at(*b, lane)), f(run.at(*c, lane))).to_bits()
             }),
-            Inst::Lookup(x, table) => self.set(result, |run, lane| {
-                let entry = |byte: u8| table[usize::from(byte & 15)] as u8;
-                u32::from_le_bytes(run.at(*x, lane).to_le_bytes().map(entry))
-            }),
+            Inst::Lookup(x, table) => self.set(result, |run, lane| entries(table, run.at(*x, lane))),
             Inst::Dot4(a, b, c) => self.set(result, |run, lane| {
                 run.at(*c, lane).wrapping_add(dot4(run.at(*a, lane), run.at(*b, lane)))
             }),
@@ -443,6 +440,11 @@ impl Run<'_, '_> {
         let stored = self.memory(view.binding).store(at, who, bits);
         stored.map_err(|what| self.violation(id, word, what))
     }
+}
+
+/// The entries of a table that the bytes of a word name.
+fn entries(table: &[i8; 16], word: u32) -> u32 {
+    u32::from_le_bytes(word.to_le_bytes().map(|byte| table[usize::from(byte & 15)] as u8))
 }
 
 /// The products of four signed bytes, added.

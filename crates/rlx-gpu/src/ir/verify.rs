@@ -209,10 +209,7 @@ impl<'k> Verifier<'k> {
             }
             Inst::Fragment { tile, at, pitch, lines } => self.fragment(stmt, *tile, *at, *pitch, *lines),
             Inst::Mma { rows, columns, sums, .. } => self.mma(stmt, [rows, columns], sums, Element::F32),
-            Inst::MmaBytes { rows, columns, sums } => match (rows.len(), columns.len()) {
-                (4, 2) | (2, 1) => self.mma(stmt, [rows, columns], sums, Element::I32),
-                (rows, columns) => Err(format!("{rows} words of rows do not meet {columns} of columns")),
-            },
+            Inst::MmaBytes { rows, columns, sums } => self.mma(stmt, [rows, columns], sums, Element::I32),
             Inst::Barrier => Ok(()),
             Inst::Loop(turn) => self.repeat(stmt, turn),
         }
@@ -241,6 +238,9 @@ impl<'k> Verifier<'k> {
         sums: &[Value; 4],
         element: Element,
     ) -> Result<(), String> {
+        if !matches!((rows.len(), columns.len()), (4, 2) | (2, 1)) {
+            return Err(format!("{} words of rows do not meet {} of columns", rows.len(), columns.len()));
+        }
         rows.iter().chain(columns).try_for_each(|&word| self.wants(word, Element::I32).map(drop))?;
         sums.iter().try_for_each(|&sum| self.wants(sum, element).map(drop))?;
         self.of_warps(stmt)?;
