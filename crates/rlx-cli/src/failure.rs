@@ -4,7 +4,7 @@ use rlx::SessionError;
 use rlx::aot::AotCacheError;
 use rlx::config::ConfigError;
 use rlx::devices::DeviceError;
-use rlx::import::ImportError;
+use rlx::import::{ImportError, ModelSource};
 use rlx_models::ModelError;
 use std::fmt;
 use std::io::Write as _;
@@ -136,10 +136,15 @@ impl From<ImportError> for Failure {
                 path.display(),
                 "use a model without these fields: ignoring them would change its results",
             ),
+            ImportError::NotSupported { path, format: ModelSource::Onnx } => Failure::new(
+                whole,
+                path.display(),
+                "`rlx run`, `plan`, `explain`, `bench`, `compile` and `devices` take ONNX files",
+            ),
             ImportError::UnknownFormat { path, .. } | ImportError::NotSupported { path, .. } => Failure::new(
                 whole,
                 path.display(),
-                "give a folder in Hugging Face layout: config.json and safetensors",
+                "give a folder in Hugging Face layout (config.json and safetensors) or a GGUF file",
             ),
             ImportError::TooLarge { path, .. }
             | ImportError::Json { path, .. }

@@ -142,6 +142,8 @@ fn an_onnx_model_is_planned_explained_and_timed() {
     assert!(unknown.contains("no input has such a dim; the nearest name is \"n\""), "{unknown}");
     let batch = failure(&["plan", &model, "--dim", "n=6", "--batch", "2"]);
     assert!(batch.contains("--batch has no meaning for an ONNX file"), "{batch}");
+    let text = failure(&["generate", &model, "--prompt", "Once"]);
+    assert!(text.contains("format onnx") && text.contains("`rlx run`"), "{text}");
     let demo = failure(&["plan", "--dim", "n=6"]);
     assert!(demo.contains("this model is no ONNX file"), "{demo}");
 }

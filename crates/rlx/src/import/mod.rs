@@ -113,8 +113,8 @@ pub enum ImportError {
         /// What was found there.
         found: String,
     },
-    /// The format is known, and this build cannot read it.
-    #[error("{}: {format}: not yet supported in this build", path.display())]
+    /// The format is known, and its models are none of weights that a config describes.
+    #[error("{}: a model of the format {format} is opened otherwise", path.display())]
     NotSupported {
         /// The path.
         path: PathBuf,
@@ -165,7 +165,7 @@ impl std::fmt::Display for ModelSource {
 }
 
 impl ModelSource {
-    /// Passes only for the formats that this build imports.
+    /// Passes only for the formats whose models are weights that a config describes.
     ///
     /// # Errors
     /// [`ImportError::NotSupported`] naming the format.
@@ -259,9 +259,9 @@ mod tests {
     }
 
     #[test]
-    fn a_known_format_without_an_importer_is_a_typed_error() {
+    fn a_format_of_whole_graphs_is_a_typed_error() {
         let error = ModelSource::Rlx.supported(Path::new("m.rlx")).unwrap_err();
-        assert_eq!(error.to_string(), "m.rlx: rlx: not yet supported in this build");
+        assert_eq!(error.to_string(), "m.rlx: a model of the format rlx is opened otherwise");
         assert!(ModelSource::Gguf.supported(Path::new("m")).is_ok());
         assert!(ModelSource::HfFolder.supported(Path::new("m")).is_ok());
     }
