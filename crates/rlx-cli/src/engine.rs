@@ -98,6 +98,7 @@ impl Engine {
         context.passed_over(devices.device()).iter().for_each(|text| context.detail(text));
         let on = model.backend().name();
         context.detail(format!("opened in {load_ms:.1} ms on {on}: {steps} steps, {plan}"));
+        model.backend().details().iter().for_each(|text| context.detail(text));
         Ok(Engine { source, devices, isa, load_ms })
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod replay;
 mod segments;
 mod self_test;
 mod states;
+mod trial;
 pub(crate) mod tune;
 mod units;
 mod words;
@@ -210,7 +211,7 @@ impl<D: Driver> DeviceBackend<D> {
         let plan = Plan::of(template, binding_words, &choices)?;
         match &self.0.tuner {
             Some(tuner) if !plan.classes.is_empty() => {
-                let classes = tuner.choices(&self.0.driver, &plan.classes)?;
+                let classes = tuner.choices(&self.0.driver, &plan.classes, &choices)?;
                 Plan::of(template, binding_words, &Choices { classes, ..choices })
             }
             _ => Ok(plan),
@@ -258,6 +259,10 @@ impl<D: Driver> Backend for DeviceBackend<D> {
         let tuned = self.0.tuner.as_ref().map(Tuner::told);
         let own = self.0.driver.capabilities().into_iter().chain([self.0.multiplied.clone()]);
         own.chain(tuned).collect()
+    }
+
+    fn details(&self) -> Vec<String> {
+        self.0.tuner.as_ref().map(Tuner::table).unwrap_or_default()
     }
 
     fn free_bytes(&self) -> Option<u64> {

@@ -8,6 +8,7 @@
 mod attention;
 pub(crate) mod blocks;
 pub(crate) mod cache;
+pub(crate) mod classes;
 mod dot;
 mod elementwise;
 mod few;
@@ -36,11 +37,12 @@ pub(crate) use whole::BEYOND;
 use crate::ir::build::Builder;
 use crate::ir::verify::verify;
 use crate::ir::{Access, Arg, BinaryFn, Binding, Element, Kernel, Storage, Value, ViewId};
+use classes::Class;
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, BufferKind, Place, StepSpec, Template};
 use rlx_graph::OpDef;
 use rlx_tensor::{DType, Dim, Shape, SizeId, Symbol};
-use schedules::{Choices, Class};
+use schedules::Choices;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -338,7 +340,7 @@ pub(crate) struct LowerCx<'t> {
     pub binding_words: usize,
     /// Schedules that are not the ones that shapes decide.
     pub choices: Choices,
-    /// Products that a schedule may be chosen for.
+    /// Kernels that a schedule may be chosen for.
     pub classes: Vec<Class>,
     /// Words that steps need between their launches; one place serves all.
     pub scratch: Vec<Amount>,
@@ -375,6 +377,11 @@ impl<'t> LowerCx<'t> {
         let name = step.op.def().name();
         let op = find(name).ok_or_else(|| self.unsupported(format!("{name} has no kernel")))?;
         op.lower(self, step)
+    }
+
+    /// Notes that a schedule may be chosen for kernels of this class.
+    pub fn may_choose(&mut self, class: Option<Class>) {
+        self.classes.extend(class.filter(|class| !self.classes.contains(class)));
     }
 
     /// A weight that is bound whole and is too large for that: its name and its words.

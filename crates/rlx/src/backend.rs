@@ -44,6 +44,11 @@ pub trait Backend: Send + Sync {
         Vec::new()
     }
 
+    /// What it has chosen by itself, a line each, for those who ask for more.
+    fn details(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Free memory of the device in bytes; `None` if unknown, which never means enough.
     fn free_bytes(&self) -> Option<u64> {
         None

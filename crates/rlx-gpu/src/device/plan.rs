@@ -3,7 +3,8 @@
 use super::driver::Limits;
 use super::layout::Layout;
 use crate::ir::{Binding, Kernel, Placement};
-use crate::lower::schedules::{Choices, Class};
+use crate::lower::classes::Class;
+use crate::lower::schedules::Choices;
 use crate::lower::{Amount, Extents, Guard, Home, Launch, LowerCx, cache, resident};
 use rlx::backend::BackendError;
 use rlx::plan::{BufferId, Lir, Template};
@@ -23,7 +24,7 @@ pub(super) struct Plan {
     pub resident: Arc<[bool]>,
     /// Of those, how heads of integers are made.
     pub caches: Vec<Option<Q8Head>>,
-    /// Products that a schedule may be chosen for.
+    /// Kernels that a schedule may be chosen for.
     pub classes: Vec<Class>,
     scratch: Vec<Amount>,
 }

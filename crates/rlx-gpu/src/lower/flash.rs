@@ -5,7 +5,9 @@
 
 use super::attention::{Cache, Parts, heads};
 use super::cache;
+use super::classes::Class;
 use super::elementwise::tanh;
+use super::schedules::{FEW, QUERIES};
 use super::{Amount, Draft, LANES, LowerCx, Operand};
 use crate::ir::{Access, BinaryFn, Element, TileId, UnaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -29,13 +31,12 @@ struct Form {
 }
 
 impl Form {
-    fn new(group: usize, head_dim: usize, rows: usize, compact: bool) -> Self {
-        let most = match head_dim {
-            _ if compact => 4,
+    fn new(group: usize, head_dim: usize, rows: usize, most: usize) -> Self {
+        let most = most.min(match head_dim {
             0..=128 => 16,
             129..=256 => 8,
             _ => 4,
-        };
+        });
         let heads = group.min(most);
         let queries = (heads * rows).next_power_of_two().clamp(4, most);
         Form { queries: queries as u32, heads: heads as u32, rows: (queries / heads).min(rows) as u32 }
@@ -52,9 +53,6 @@ const MANY: usize = 16;
 /// Rows of a sequence, on average, from which programs take several of them.
 const LONG: usize = 4;
 
-/// Rows up to which each unit of a cache's keys has programs of its own, whose results a further launch adds up.
-const FEW: usize = 8;
-
 impl Parts<'_> {
     /// Adds the launches: for few rows programs for each unit; else programs of several rows where sequences are long, of one where they
     /// are short.
@@ -62,12 +60,19 @@ impl Parts<'_> {
         let (group, dim) = (self.op.heads / self.op.kv_heads, self.op.head_dim);
         let name = if self.op.cache { "attention_paged" } else { "attention" };
         let compact = cx.choices.compact;
-        if self.op.cache && !compact {
-            self.launch_split(cx, to)?;
+        let cache = self.op.past_at().map(|at| self.from[at + 2].dtype);
+        let class = Class::of_attention(self.op, cache);
+        cx.may_choose(class);
+        let timed = cx.choices.timed(class);
+        let few = timed.map_or(FEW, |choice| choice.few.min(FEW));
+        if self.op.cache && !compact && few > 0 {
+            self.launch_split(cx, few, to)?;
         }
         let sequences = Amount::Less(Box::new(self.from[3].dims[0].clone()), 1);
         let mean = Amount::Ratio(Box::new(self.rows()), Box::new(sequences));
-        let (one, many) = (Form::new(group, dim, 1, compact), Form::new(group, dim, MANY, compact));
+        let widest = if compact { QUERIES[QUERIES.len() - 1] } else { QUERIES[0] };
+        let most = timed.map_or(widest, |choice| QUERIES[choice.schedule.min(QUERIES.len() - 1)]);
+        let (one, many) = (Form::new(group, dim, 1, widest), Form::new(group, dim, MANY, most));
         for (form, from, below) in [(one, 0, LONG), (many, LONG, usize::MAX)] {
             let blocks = Amount::Known(self.op.kv_heads * form.blocks(group));
             let grid = [self.rows().ceil_div(form.rows as usize), blocks];
@@ -79,7 +84,7 @@ impl Parts<'_> {
                 continue;
             }
             let alone = many.rows == 1 || compact;
-            let least = if self.op.cache && !compact { FEW + 1 } else { 0 };
+            let least = if self.op.cache && !compact && few > 0 { few + 1 } else { 0 };
             let programs = if alone { Some(programs) } else { mean.when(from, below - 1, programs) };
             if let Some(programs) = programs.and_then(|p| self.rows().when(least, usize::MAX, p)) {
                 let mut d = cx.draft(format!("{name}_{}rows", form.rows));
@@ -92,13 +97,13 @@ impl Parts<'_> {
         Ok(())
     }
 
-    fn launch_split(&self, cx: &mut LowerCx<'_>, to: &Operand) -> Result<(), BackendError> {
+    fn launch_split(&self, cx: &mut LowerCx<'_>, few: usize, to: &Operand) -> Result<(), BackendError> {
         let (op, Some(past)) = (self.op, self.op.past_at()) else { return Err(cx.mismatched()) };
         let (group, dim) = (op.heads / op.kv_heads, op.head_dim);
-        let form = Form::new(group, dim, 1, false);
+        let form = Form::new(group, dim, 1, QUERIES[0]);
         let units = self.from[past + 1].dims[1].ceil_div(UNIT as usize / BLOCK);
         let grid = [self.rows(), Amount::Known(op.kv_heads * form.blocks(group)), units.clone()];
-        let Some(programs) = self.rows().when(0, FEW, Amount::product(&grid)) else { return Ok(()) };
+        let Some(programs) = self.rows().when(0, few, Amount::product(&grid)) else { return Ok(()) };
         let lead = [Amount::Known(FEW), units, Amount::Known(op.heads)];
         let count = Amount::product(&lead);
         let of = |width: usize| [lead.as_slice(), &[Amount::Known(width)]].concat();
@@ -117,7 +122,7 @@ impl Parts<'_> {
         let flash = Flash::new(self, &mut d, Form { queries: 4, heads: 1, rows: 1 }, &grid);
         let views = [0, 1].map(|i| d.scratch(&sums[i], &bases[i], Access::Read));
         flash.add_up(cx, &mut d, views, to);
-        match self.rows().when(0, FEW, Amount::product(&grid)) {
+        match self.rows().when(0, few, Amount::product(&grid)) {
             Some(programs) => cx.launch(d, programs),
             None => Ok(()),
         }

@@ -10,7 +10,7 @@ use super::mma;
 use super::operands::Operands;
 use super::product::{Finish, Product, Spot, Stands};
 use super::quantise::Codes;
-use super::schedules::{FEW, Schedule};
+use super::schedules::{Choice, FEW, Schedule};
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{BinaryFn, Value, ViewId};
 use rlx::backend::BackendError;
@@ -38,6 +38,13 @@ pub(super) struct Grouped<'g> {
     pub lines: usize,
     /// The first matrix that is bound, and how many are.
     pub matrices: [usize; 2],
+    /// How it was timed to run, if it was.
+    pub timed: Option<Choice>,
+}
+
+/// Rows up to which a program takes a place.
+pub(super) fn few_of(timed: Option<Choice>) -> usize {
+    timed.map_or(FEW, |choice| choice.few)
 }
 
 /// Blocks that so many places of so many matrices fill at most.
@@ -52,8 +59,9 @@ fn entry(d: &mut Draft<'_>, table: &Operand, at: Value, mask: Value) -> Value {
 
 impl Grouped<'_> {
     fn schedule(&self) -> Schedule {
-        match self.product.dims[1] {
-            Amount::Known(n) if n <= Schedule::SMALL.columns as usize => Schedule::SMALL,
+        match (self.timed, &self.product.dims[1]) {
+            (Some(choice), _) => Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)],
+            (None, Amount::Known(n)) if *n <= Schedule::SMALL.columns as usize => Schedule::SMALL,
             _ => Schedule::PAIR,
         }
     }
@@ -194,14 +202,15 @@ impl Grouped<'_> {
         let by = if self.by_units() { "_mma" } else { self.product.by() };
         let of_block = if self.bytes_by_units().is_some() { "_mma_q8" } else { by };
         let programs = Amount::product(&[blocks.clone(), columns.ceil_div(block[0] as usize)]);
-        if let Some(programs) = rows.when(FEW + 1, usize::MAX, programs) {
+        let few = few_of(self.timed);
+        if let Some(programs) = rows.when(few + 1, usize::MAX, programs) {
             let mut d = cx.draft_of(format!("{name}_grouped{of_block}"), block[1]);
             let finish = prepare(&mut d);
             self.many(&mut d, tables, &blocks, &*finish);
             cx.launch(d, programs)?;
         }
         let programs = Amount::product(&[tables.chosen.dims[0].clone(), columns.ceil_div(place[0] as usize)]);
-        if let Some(programs) = rows.when(0, FEW, programs) {
+        if let Some(programs) = rows.when(1, few, programs).filter(|_| few > 0) {
             let mut d = cx.draft_of(format!("{name}_few{by}"), place[1]);
             let finish = prepare(&mut d);
             self.few(&mut d, tables, &*finish);

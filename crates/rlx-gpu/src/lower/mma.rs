@@ -6,6 +6,7 @@
 
 use super::lines::{Lines, offset, scaled};
 use super::product::{CHUNK, Finish, Product, Spot, Stager, chunks};
+use super::schedules::{Choice, LARGE_FROM};
 use super::{Amount, Draft, LowerCx};
 use crate::ir::{BinaryFn, Element, Pairs, TileId, Value};
 use rlx::backend::BackendError;
@@ -52,8 +53,7 @@ impl Form {
         columns: &Amount,
         first: usize,
         wave: usize,
-    ) -> impl Iterator<Item = (Form, usize, usize)> {
-        let middle = if matrices == 1 { Form::MIDDLE } else { Form::MIDDLE_PAIR };
+    ) -> Vec<(Form, usize, usize)> {
         let large = if is_wide { Form::LARGE } else { Form::LARGE_PAIR };
         let from = match columns {
             Amount::Known(n) if *n >= large.columns as usize => {
@@ -61,8 +61,15 @@ impl Form {
             }
             _ => usize::MAX,
         };
+        Self::large_from(matrices, is_wide, first, from)
+    }
+
+    /// As [`Form::of`], the large one from so many rows on.
+    fn large_from(matrices: usize, is_wide: bool, first: usize, from: usize) -> Vec<(Form, usize, usize)> {
+        let middle = if matrices == 1 { Form::MIDDLE } else { Form::MIDDLE_PAIR };
+        let large = if is_wide { Form::LARGE } else { Form::LARGE_PAIR };
         let forms = [(middle, first, from - 1), (large, from, usize::MAX)];
-        forms.into_iter().filter(|&(_, from, _)| from < usize::MAX)
+        forms.into_iter().filter(|&(_, from, _)| from < usize::MAX).collect()
     }
 
     /// The lane's part, of tiles whose lines stand so many words apart.
@@ -352,10 +359,22 @@ impl Product<'_> {
         cx: &mut LowerCx<'_>,
         name: &str,
         wave: usize,
+        timed: Option<Choice>,
         prepare: &dyn Fn(&mut Draft<'_>) -> Box<Finish<'static>>,
     ) -> Result<(), BackendError> {
         let [.., rows, columns] = self.dims else { return Err(cx.mismatched()) };
-        for (form, from, to) in Form::of(self.b.len(), self.b.len() == 1, columns, ROWS as usize + 1, wave) {
+        let few = timed.map_or(ROWS as usize, |choice| choice.few);
+        let (count, first) = (self.b.len(), if few > 0 { few + 1 } else { 0 });
+        let forms = match timed {
+            Some(choice) => Form::large_from(
+                count,
+                count == 1,
+                first,
+                LARGE_FROM[choice.schedule.min(LARGE_FROM.len() - 1)],
+            ),
+            None => Form::of(count, count == 1, columns, first, wave),
+        };
+        for (form, from, to) in forms {
             let programs = Amount::product(&self.grid(form.rows, form.columns));
             let Some(programs) = rows.when(from, to, programs) else { continue };
             let mut d = cx.draft_of(format!("{name}_mma{}", form.rows), form.lanes());
@@ -365,9 +384,10 @@ impl Product<'_> {
             cx.launch(d, programs)?;
         }
         let mut from = 0;
-        for room in FEW {
+        for room in FEW.into_iter().filter(|_| few > 0) {
             let programs = Amount::product(&self.grid(room, FEW_COLUMNS));
-            if let Some(programs) = rows.when(from, room as usize, programs) {
+            let most = few.min(room as usize);
+            if let Some(programs) = rows.when(from, most, programs).filter(|_| from <= most) {
                 let mut d = cx.draft_of(format!("{name}_mma_few{room}"), FEW_LANES);
                 let finish = prepare(&mut d);
                 let spot = self.place(&mut d, room, FEW_COLUMNS);

@@ -2,12 +2,13 @@
 //! experts' weights in one launch.
 
 use super::blocks::is_blocks;
+use super::classes::Class;
 use super::elementwise::{activation, has_activation, map};
-use super::grouped::{BLOCK, Grouped, Tables, blocks, stored};
+use super::grouped::{BLOCK, Grouped, Tables, blocks, few_of, stored};
 use super::lines::offset;
 use super::product::{Finish, Product, Rows};
 use super::quantise::codes_of;
-use super::schedules::FEW;
+use super::schedules::Choice;
 use super::topk::{SEEKERS, seek};
 use super::{Amount, Draft, GpuOp, LANES, LowerCx, Operand, Room};
 use crate::ir::{BinaryFn, Element, UnaryFn, Value};
@@ -54,7 +55,10 @@ impl GpuOp for GpuMoe {
         let from = cx.inputs(step);
         let (x, to) = (from[0].rows(), cx.operand(&step.outputs[0]).rows());
         let mut room = Room::default();
-        let mixture = Mixture::new(&op, &x, &from, &mut room);
+        let class = Class::of_experts(&from[2], op.experts, op.top_k, cx.choices.operands.of(&from[2..3]));
+        cx.may_choose(class);
+        let timed = cx.choices.timed(class);
+        let mixture = Mixture::new(&op, &x, &from, timed, &mut room);
         let role = |role: usize| (0..op.experts).map(|e| from[op.expert_at(e) + role].clone()).collect();
         let roles: [Vec<Operand>; 3] = [role(0), role(1), role(2)];
         let mut stacks = Vec::with_capacity(3);
@@ -128,6 +132,7 @@ fn stacked(
 /// The operands of a mixture's launches.
 struct Mixture<'m> {
     op: &'m Moe,
+    timed: Option<Choice>,
     rows: Amount,
     /// `[places]`, a row's one after another: what experts count for.
     weights: Operand,
@@ -144,7 +149,7 @@ struct Mixture<'m> {
 }
 
 impl<'m> Mixture<'m> {
-    fn new(op: &'m Moe, x: &Operand, from: &[Operand], room: &mut Room) -> Self {
+    fn new(op: &'m Moe, x: &Operand, from: &[Operand], timed: Option<Choice>, room: &mut Room) -> Self {
         let rows = x.dims[0].clone();
         let places = Amount::product(&[rows.clone(), Amount::Known(op.top_k)]);
         let blocks = blocks(&places, op.experts);
@@ -164,7 +169,7 @@ impl<'m> Mixture<'m> {
         let inner = floats(&[places.clone(), from[op.expert_at(0)].dims[0].clone()]);
         let y = floats(&[places.clone(), x.dims[1].clone()]);
         let weights = floats(of_places);
-        Self { op, rows, weights, position, counts, starts, tables, inner, y }
+        Self { op, timed, rows, weights, position, counts, starts, tables, inner, y }
     }
 
     fn places(&self) -> &Amount {
@@ -182,7 +187,7 @@ impl<'m> Mixture<'m> {
             Amount::Known(lines) => lines / count.max(1),
             _ => 0,
         };
-        Grouped { product, shared, lines, matrices: [begin, count] }
+        Grouped { product, shared, lines, matrices: [begin, count], timed: self.timed }
     }
 
     /// A program a row: what each of its experts counts for, the most probable first.
@@ -242,7 +247,7 @@ impl<'m> Mixture<'m> {
     /// Positions of places in the order of experts, and the blocks that they fill. Few rows need none.
     fn group(&self, cx: &mut LowerCx<'_>) -> Result<(), BackendError> {
         let parts = self.counts.dims[0].clone();
-        let Some(programs) = self.rows.when(FEW + 1, usize::MAX, parts) else { return Ok(()) };
+        let Some(programs) = self.rows.when(few_of(self.timed) + 1, usize::MAX, parts) else { return Ok(()) };
         self.count(cx, programs.clone())?;
         self.start(cx)?;
         self.place(cx, programs)
@@ -288,7 +293,8 @@ impl<'m> Mixture<'m> {
 
     /// One program: how many places of an expert the parts before each have, where each expert's positions begin, and its blocks.
     fn start(&self, cx: &mut LowerCx<'_>) -> Result<(), BackendError> {
-        let Some(programs) = self.rows.when(FEW + 1, usize::MAX, Amount::Known(1)) else { return Ok(()) };
+        let from = few_of(self.timed) + 1;
+        let Some(programs) = self.rows.when(from, usize::MAX, Amount::Known(1)) else { return Ok(()) };
         let mut d = cx.draft_of("moe_starts", SORTERS);
         let slots = (self.op.experts as u32).next_multiple_of(SORTERS);
         let tile = d.b.tile(Element::I32, slots);
@@ -400,8 +406,10 @@ impl<'m> Mixture<'m> {
     /// A lane an element: what a row's experts give, weighted, from the most probable down.
     fn combine(&self, cx: &mut LowerCx<'_>, to: &Operand) -> Result<(), BackendError> {
         let total = Amount::product(&to.dims).ceil_div(LANES as usize);
-        for (from, most) in [(0, FEW), (FEW + 1, usize::MAX)] {
-            let Some(programs) = self.rows.when(from, most, total.clone()) else { continue };
+        let few = few_of(self.timed);
+        for (from, most) in [(0, few), (few + 1, usize::MAX)] {
+            let programs = self.rows.when(from, most, total.clone()).filter(|_| most > 0);
+            let Some(programs) = programs else { continue };
             let mut d = cx.draft("moe_combine");
             let linear = d.linear();
             let (at, inside) = d.coordinates(linear, &to.dims);

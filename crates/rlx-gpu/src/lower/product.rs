@@ -4,10 +4,11 @@
 //! after another. So a row has the same bits whichever form a run's number of rows chooses.
 
 use super::blocks::is_packed;
+use super::classes::Class;
 use super::lines::{Lines, MadeElement, offset, scaled};
 use super::operands::Operands;
 use super::quantise::Codes;
-use super::schedules::{Class, Schedule};
+use super::schedules::Schedule;
 use super::{Amount, Draft, LowerCx, Operand};
 use crate::ir::{self, BinaryFn, TileId, Value};
 use rlx::backend::BackendError;
@@ -363,15 +364,15 @@ impl Product<'_> {
             self.plain(&mut d, &*finish);
             return cx.launch(d, self.plain_programs());
         }
+        let class = Class::of_product(self.b, self.operands);
+        cx.may_choose(class);
         if let Operands::Units { wave } = self.operands {
-            return self.launch_by_units(cx, name, wave, prepare);
+            let timed = cx.choices.timed(class);
+            return self.launch_by_units(cx, name, wave, timed, prepare);
         }
-        let choice = cx.choices.of(self.b, columns);
+        let choice = cx.choices.of(class, self.b.len(), columns);
         let schedule = self.fitted(Schedule::TABLE[choice.schedule.min(Schedule::TABLE.len() - 1)]);
         let by = self.by();
-        if let Some(class) = Class::of(self.b).filter(|class| !cx.classes.contains(class)) {
-            cx.classes.push(class);
-        }
         let programs = Amount::product(&self.grid(schedule.rows, schedule.columns));
         let few = self.dims.len() == 2;
         let first = if few && choice.few > 0 { choice.few + 1 } else { 0 };

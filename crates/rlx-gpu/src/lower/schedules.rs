@@ -1,14 +1,13 @@
-//! Which schedules products have: by shape, or as they were timed on a device. Every schedule sums in one order, so a choice decides how
-//! fast a product is and never what it gives.
+//! Which schedules kernels have: by shape, or as they were timed on a device. Every schedule sums in one order, so a choice decides how
+//! fast a kernel is and never what it gives.
 
+use super::Amount;
+use super::classes::Class;
 use super::operands::Operands;
-use super::{Amount, Operand};
-use rlx_tensor::DType;
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 
-/// Rows that the form for few rows takes at most.
+/// Rows that forms for few rows take at most, without matrix units: those of products, of a place's expert, and of attention over a cache, where each unit
+/// of keys has programs of its own.
 pub(crate) const FEW: usize = 8;
 
 /// How programs and lanes share a product of many rows.
@@ -61,83 +60,26 @@ impl Schedule {
     }
 }
 
-/// Products that are timed as one: of alike weights, and of a width and depth between the same powers of two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Class {
-    /// One matrix, or gate and up.
-    pub matrices: usize,
-    pub dtype: DType,
-    /// Powers of two that are not below columns and products of an element.
-    pub columns: u32,
-    pub depth: u32,
-}
-
-/// Sizes beyond this power of two are timed as it.
-const LARGEST: u32 = 11;
-
-impl Class {
-    /// Of matrices `[columns, k]`; `None` for sizes that only a run knows.
-    pub fn of(matrices: &[Operand]) -> Option<Class> {
-        let first = matrices.first()?;
-        let ([.., Amount::Known(columns), Amount::Known(k)], true) =
-            (first.dims.as_slice(), first.dims.len() == 2)
-        else {
-            return None;
-        };
-        let power = |n: usize| n.max(1).next_power_of_two().trailing_zeros().min(LARGEST);
-        Some(Class {
-            matrices: matrices.len(),
-            dtype: first.dtype,
-            columns: power(*columns),
-            depth: power(*k),
-        })
-    }
-
-    /// Columns and products of an element that stand for it.
-    pub fn dims(self) -> [usize; 2] {
-        let depth = 1usize << self.depth;
-        [1 << self.columns, depth.next_multiple_of(self.dtype.block().0)]
-    }
-}
-
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "product {} {} {} {}", self.matrices, self.dtype, self.columns, self.depth)
-    }
-}
-
-impl FromStr for Class {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let mut words = text.split(' ');
-        let mut word = || words.next().ok_or(());
-        if word()? != "product" {
-            return Err(());
-        }
-        let matrices = word()?.parse().map_err(drop)?;
-        let dtype = word()?.parse().map_err(drop)?;
-        let [columns, depth] = [word()?, word()?].map(|w| w.parse::<u32>().map_err(drop));
-        let class = Class { matrices, dtype, columns: columns?, depth: depth? };
-        let known = (1..=2).contains(&class.matrices) && class.columns <= LARGEST && class.depth <= LARGEST;
-        if known && words.next().is_none() { Ok(class) } else { Err(()) }
-    }
-}
-
-/// How a class of products runs.
+/// How a class of kernels runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Choice {
-    /// Position in [`Schedule::TABLE`].
+    /// Position in the table of the class's family: [`Schedule::TABLE`], [`LARGE_FROM`] or [`QUERIES`].
     pub schedule: usize,
-    /// Rows up to which lanes stand along k; 0 for never.
+    /// Rows up to which the form for few serves; 0 for never.
     pub few: usize,
 }
+
+/// Rows from which products by matrix units take programs of the large form.
+pub(crate) const LARGE_FROM: [usize; 4] = [usize::MAX, 2048, 512, 128];
+
+/// Rows times heads that programs of attention for many rows have room for.
+pub(crate) const QUERIES: [usize; 3] = [16, 8, 4];
 
 impl Choice {
     /// Of little text.
     const COMPACT: Choice = Choice { schedule: Schedule::TABLE.len() - 1, few: 0 };
 
-    /// What the shape alone decides.
+    /// What the shape of a product alone decides.
     pub fn by_shape(columns: &Amount, matrices: usize) -> Choice {
         let schedule = match columns {
             Amount::Known(n) if *n <= 64 => Schedule::SMALL,
@@ -147,21 +89,6 @@ impl Choice {
         let schedule = Schedule::TABLE.iter().position(|known| *known == schedule).unwrap_or(0);
         Choice { schedule, few: FEW }
     }
-
-    /// Every schedule of many rows that a program of so many matrices has room for.
-    pub fn candidates(matrices: usize) -> impl Iterator<Item = Choice> {
-        let fits = move |(schedule, of): (usize, &Schedule)| {
-            (of.tile_words(matrices) * 4 <= ROOM).then_some(Choice { schedule, few: FEW })
-        };
-        Schedule::TABLE.iter().enumerate().filter_map(fits)
-    }
-
-    /// Whether a product of so many matrices may run so.
-    #[cfg(any(feature = "wgpu", feature = "cuda", test))]
-    pub fn is_one_of(self, matrices: usize) -> bool {
-        let same = |known: Choice| known.schedule == self.schedule;
-        self.few <= FEW && Choice::candidates(matrices).any(same)
-    }
 }
 
 const _: () = assert!(Schedule::TABLE[Choice::COMPACT.schedule].turns == 1);
@@ -169,7 +96,15 @@ const _: () = assert!(Schedule::TABLE[Choice::COMPACT.schedule].turns == 1);
 /// Bytes of tiles that every device has for a program.
 const ROOM: u32 = 16 << 10;
 
-/// What was chosen for products: what they multiply, and how classes of them run; shapes decide about others.
+impl Schedule {
+    /// Positions of those that a program of so many matrices has room for.
+    pub fn fitting(matrices: usize) -> impl Iterator<Item = usize> {
+        let fits = move |(at, of): (usize, &Schedule)| (of.tile_words(matrices) * 4 <= ROOM).then_some(at);
+        Schedule::TABLE.iter().enumerate().filter_map(fits)
+    }
+}
+
+/// What was chosen: what products multiply, and how classes of kernels run; shapes decide about others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Choices {
     pub operands: Operands,
@@ -183,46 +118,17 @@ pub(crate) struct Choices {
 }
 
 impl Choices {
-    pub fn of(&self, matrices: &[Operand], columns: &Amount) -> Choice {
-        let known = Class::of(matrices).and_then(|class| self.classes.get(&class));
-        if self.compact && known.is_none() {
-            return Choice::COMPACT;
-        }
-        known.copied().unwrap_or_else(|| Choice::by_shape(columns, matrices.len()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_class_is_read_as_it_is_written() {
-        let class = Class { matrices: 2, dtype: DType::Q4_K, columns: 9, depth: 11 };
-        assert_eq!(class.to_string(), "product 2 Q4_K 9 11");
-        assert_eq!(class.to_string().parse(), Ok(class));
-        assert_eq!(class.dims(), [512, 2048]);
-        for wrong in [
-            "",
-            "product",
-            "product 3 f32 1 1",
-            "product 1 f33 1 1",
-            "product 1 f32 1 60",
-            "product 1 f32 1 1 1",
-        ] {
-            assert_eq!(wrong.parse::<Class>(), Err(()), "{wrong}");
-        }
+    /// What was timed for a class.
+    pub fn timed(&self, class: Option<Class>) -> Option<Choice> {
+        class.and_then(|class| self.classes.get(&class)).copied()
     }
 
-    #[test]
-    fn what_shapes_decide_is_among_the_candidates() {
-        for matrices in [1, 2] {
-            for columns in [8, 65, 4096] {
-                let choice = Choice::by_shape(&Amount::Known(columns), matrices);
-                assert!(choice.is_one_of(matrices), "{choice:?}");
-            }
+    /// How a product of so many matrices and columns runs without matrix units.
+    pub fn of(&self, class: Option<Class>, matrices: usize, columns: &Amount) -> Choice {
+        match self.timed(class) {
+            Some(choice) => choice,
+            None if self.compact => Choice::COMPACT,
+            None => Choice::by_shape(columns, matrices),
         }
-        assert!(!Choice { schedule: 99, few: 0 }.is_one_of(1));
-        assert!(!Choice { schedule: 0, few: 9 }.is_one_of(1));
     }
 }

@@ -80,6 +80,15 @@ impl Heads {
     }
 }
 
+/// What a prompt of somewhat more than a unit, one token and two more give.
+pub(super) fn bits(heads: &Heads, backend: &Arc<dyn Backend>) -> Vec<u32> {
+    let compiled = Session::with_backend(Arc::clone(backend)).compile(&heads.graph()).unwrap();
+    let mut state = compiled.new_state(&DimBinding::new()).unwrap();
+    let parts = [(0, 130), (130, 131), (131, 133)];
+    let all = parts.iter().flat_map(|&part| heads.run(&compiled, &mut state, &[part]));
+    all.map(f32::to_bits).collect()
+}
+
 pub(super) fn check(heads: &Heads, backend: &Arc<dyn Backend>) {
     let compile = |backend: &Arc<dyn Backend>| {
         let compiled = Session::with_backend(Arc::clone(backend)).compile(&heads.graph()).unwrap();

@@ -159,6 +159,19 @@ fn held(
     }
 }
 
+/// What a mixture gives for rows of every form.
+pub(super) fn bits(mixture: usize, backend: &Arc<dyn Backend>) -> Vec<Vec<u32>> {
+    let mixture = &MIXTURES[mixture];
+    let inputs = [20, 5, 2, 1].map(|rows: usize| {
+        let of = |name, columns: usize, seed| {
+            (name, Tensor::from_slice(&[rows, columns], &numbers(rows * columns, seed)).unwrap())
+        };
+        vec![of("x", mixture.width, 1), of("l", EXPERTS, 2)]
+    });
+    let found = results(backend, &mixture.graph(), &mixture.params(), &inputs);
+    found.iter().map(|values| values.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
 /// For those who go over every kernel.
 pub(super) fn graphs() -> Vec<Graph> {
     let adapters = LORA.parse().unwrap();

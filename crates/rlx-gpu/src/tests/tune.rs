@@ -1,20 +1,25 @@
 //! Schedules that are timed, on a device whose clock says what a test wants.
 
 use super::flash::{self, HEADS};
+use super::grouped;
 use super::products::{self, LAYERS, numbers, results};
+use super::units;
 use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, Read, Write};
 use crate::device::tune::Tuner;
-use crate::emulate::Emulator;
+use crate::emulate::{Emulator, emulated_in};
 use crate::emulated;
 use crate::ir::Kernel;
 use crate::lower::LowerCx;
-use crate::lower::schedules::{Choice, Choices, Class};
+use crate::lower::classes::{AttentionClass, By, Class, ExpertsClass, ProductClass};
+use crate::lower::operands::Operands;
+use crate::lower::schedules::{Choice, Choices};
 use rlx::Session;
 use rlx::aot::AotCache;
 use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError};
 use rlx::config::Config;
+use rlx::plan::Template;
 use rlx_graph::Graph;
 use rlx_tensor::{DType, Tensor};
 use std::path::Path;
@@ -142,32 +147,56 @@ fn by_tile(kernel: &Kernel) -> u64 {
 
 /// The other way round, and forms for few rows are slowest.
 fn by_tile_reversed(kernel: &Kernel) -> u64 {
-    if kernel.name.contains("few") { 1 << 20 } else { (1 << 16) - by_tile(kernel) }
+    if kernel.name.contains("few") || kernel.name.contains("unit") {
+        1 << 20
+    } else {
+        (1 << 16) - by_tile(kernel)
+    }
 }
 
-const CLASS: Class = Class { matrices: 1, dtype: DType::F32, columns: 7, depth: 9 };
+const CLASS: Class =
+    Class::Product(ProductClass { matrices: 1, dtype: DType::F32, by: By::Floats, columns: 7, depth: 9 });
+
+/// A class of each family, and products by matrix units.
+const CLASSES: [Class; 5] = [
+    CLASS,
+    Class::Product(ProductClass { matrices: 2, dtype: DType::BF16, by: By::Units, columns: 8, depth: 8 }),
+    Class::Attention(AttentionClass { cache: Some(DType::F16), group: 2, head_dim: 12, kv_heads: 1 }),
+    Class::Attention(AttentionClass { cache: None, group: 1, head_dim: 8, kv_heads: 1 }),
+    Class::Experts(ExpertsClass {
+        dtype: DType::Q8_0,
+        by: By::Floats,
+        inner: 6,
+        width: 6,
+        experts: 2,
+        top_k: 2,
+    }),
+];
 
 #[test]
 fn the_fastest_schedule_is_taken_and_kept() {
-    let folder = tempfile::tempdir().unwrap();
-    let choose = |driver: &Timed| {
-        let tuner = Tuner::open(store(folder.path()), driver.fingerprint());
-        let choices = tuner.choices(driver, &[CLASS]).unwrap();
-        (choices[&CLASS], tuner.told())
-    };
-    let first = Timed::new(by_tile);
-    let (choice, told) = choose(&first);
-    assert!(first.timed.load(Ordering::Relaxed) > 0 && told.contains("1 timed now"), "{told}");
-    // A device on which all else is faster takes what was found, and times nothing.
-    let other = Timed::new(by_tile_reversed);
-    let (again, told) = choose(&other);
-    assert_eq!((again, other.timed.load(Ordering::Relaxed)), (choice, 0));
-    assert!(told.contains("of 1 products, 0 timed now"), "{told}");
-    // Another driver is another device.
-    let newer = Timed { fingerprint: "a card, driver 2", ..Timed::new(by_tile_reversed) };
-    let (reversed, told) = choose(&newer);
-    assert!(reversed.schedule != choice.schedule && reversed.few == 0, "{reversed:?} {choice:?}");
-    assert!(told.contains("1 timed now"), "{told}");
+    for class in CLASSES {
+        let folder = tempfile::tempdir().unwrap();
+        let choose = |driver: &Timed| {
+            let tuner = Tuner::open(store(folder.path()), driver.fingerprint());
+            let choices = tuner.choices(driver, &[class], &Choices::default()).unwrap();
+            assert!(tuner.table()[0].starts_with(&format!("{class}: ")), "{:?}", tuner.table());
+            (choices[&class], tuner.told())
+        };
+        let first = Timed::new(by_tile);
+        let (choice, told) = choose(&first);
+        assert!(first.timed.load(Ordering::Relaxed) > 0 && told.contains("1 timed now"), "{told}");
+        // A device on which all else is faster takes what was found, and times nothing.
+        let other = Timed::new(by_tile_reversed);
+        let (again, told) = choose(&other);
+        assert_eq!((again, other.timed.load(Ordering::Relaxed)), (choice, 0));
+        assert!(told.contains(&format!("{} x1, 0 timed now", class.family())), "{told}");
+        // Another driver is another device.
+        let newer = Timed { fingerprint: "a card, driver 2", ..Timed::new(by_tile_reversed) };
+        let (reversed, told) = choose(&newer);
+        assert!(reversed != choice && reversed.few == 0, "{class}: {reversed:?} {choice:?}");
+        assert!(told.contains("1 timed now"), "{told}");
+    }
 }
 
 #[test]
@@ -176,11 +205,14 @@ fn entries_that_are_broken_or_of_other_kernels_are_told_of_and_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let driver = Timed::new(by_tile);
         let sound = Tuner::open(store(folder.path()), driver.fingerprint());
-        sound.choices(&driver, &[CLASS]).unwrap();
+        sound.choices(&driver, &[CLASS], &Choices::default()).unwrap();
         sound.put(text.as_bytes());
         let tuner = Tuner::open(store(folder.path()), driver.fingerprint());
-        let choice = tuner.choices(&driver, &[CLASS]).unwrap()[&CLASS];
-        assert_eq!(Some(choice), sound.choices(&driver, &[CLASS]).unwrap().get(&CLASS).copied());
+        let choice = tuner.choices(&driver, &[CLASS], &Choices::default()).unwrap()[&CLASS];
+        assert_eq!(
+            Some(choice),
+            sound.choices(&driver, &[CLASS], &Choices::default()).unwrap().get(&CLASS).copied()
+        );
         tuner.told()
     };
     let entry = |rest: &str| format!("{CLASS}\t0123456789abcdef\t{rest}");
@@ -221,6 +253,70 @@ fn every_choice_gives_the_same_bits() {
     }
 }
 
+/// A device on which kernels run so, whatever is fast.
+fn forced(graph: &Graph, precision: Precision, at: usize, few: usize) -> Arc<dyn Backend> {
+    let units = precision == Precision::Bf16;
+    let operands = if units { Operands::Units { wave: 1 } } else { Operands::Floats };
+    let choice = |class: Class| {
+        let candidates = class.candidates();
+        let Choice { schedule, few: most } = candidates[at % candidates.len()];
+        (class, Choice { schedule, few: few.min(most) })
+    };
+    let choices = classes_of(graph, operands).into_iter().map(choice).collect();
+    let tuner = Tuner::knowing(choices);
+    Arc::new(
+        DeviceBackend::set_up(Emulator { units, ..Emulator::default() }, Some(tuner), precision).unwrap(),
+    )
+}
+
+fn classes_of(graph: &Graph, operands: Operands) -> Vec<Class> {
+    let template = template_of(graph);
+    let mut cx = LowerCx::new(&template);
+    cx.choices.operands = operands;
+    template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
+    assert!(!cx.classes.is_empty());
+    cx.classes
+}
+
+fn template_of(graph: &Graph) -> Template {
+    let (legal, _) = rlx_graph::passes::compile_passes(graph, &super::Runs, &Default::default()).unwrap();
+    Template::build(&legal, &super::Runs).unwrap()
+}
+
+/// Every schedule of a class of products by matrix units, of experts and of attention gives the bits that it has without a choice.
+#[test]
+fn every_schedule_of_every_family_gives_the_same_bits() {
+    let wide = units::WIDE.graph();
+    let rows = |counts: &[usize]| {
+        let named = |&rows: &usize| {
+            let of = |name, columns: usize, seed| {
+                (name, Tensor::from_slice(&[rows, columns], &numbers(rows * columns, seed)).unwrap())
+            };
+            vec![of("x", units::WIDE.k, 1), of("r", units::WIDE.n, 2)]
+        };
+        counts.iter().map(named).collect::<Vec<_>>()
+    };
+    let inputs = rows(&[130, 5, 1]);
+    let bits = |backend| results(&backend, &wide, &units::WIDE.params(), &inputs);
+    let expected = bits(emulated_in(Precision::Bf16, true));
+    for (at, few) in [(3, 4), (0, 0)] {
+        assert_eq!(bits(forced(&wide, Precision::Bf16, at, few)), expected, "{at} {few}");
+    }
+    for (mixture, graph) in grouped::graphs().into_iter().enumerate().skip(1).take(1) {
+        let expected = grouped::bits(mixture, &emulated());
+        for (at, few) in [(1, 0), (2, 1)] {
+            let found = grouped::bits(mixture, &forced(&graph, Precision::F32, at, few));
+            assert_eq!(found, expected, "mixture {mixture}, {at} {few}");
+        }
+    }
+    let heads = &HEADS[1];
+    let expected = flash::bits(heads, &emulated());
+    for (at, few) in [(1, 1), (2, 0)] {
+        let backend = forced(&heads.graph(), Precision::F32, at, few);
+        assert_eq!(flash::bits(heads, &backend), expected, "attention, {at} {few}");
+    }
+}
+
 /// A device that wants kernels of little text has the bits of the others.
 #[test]
 fn compact_kernels_give_the_same_bits() {
@@ -253,18 +349,15 @@ fn a_device_without_products_of_bytes_multiplies_floats() {
     }
 }
 
-/// For those who go over every kernel: a layer of each storage under every choice.
+/// For those who go over every kernel: a layer of each storage, attention and experts under every choice.
 pub(super) fn kernels() -> Vec<Arc<Kernel>> {
     let mut kernels = Vec::new();
-    for layer in [&LAYERS[0], &LAYERS[6], &LAYERS[9]] {
-        let matrices = if layer.gated { 2 } else { 1 };
-        let (legal, _) =
-            rlx_graph::passes::compile_passes(&layer.graph(), &super::Runs, &Default::default()).unwrap();
-        let template = rlx::plan::Template::build(&legal, &super::Runs).unwrap();
-        for choice in Choice::candidates(matrices) {
-            let mut cx = LowerCx::new(&template);
-            template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());
-            let classes = cx.classes.iter().map(|&class| (class, choice)).collect();
+    let layers = [&LAYERS[0], &LAYERS[6], &LAYERS[9]].map(products::Layer::graph);
+    let others = [flash::HEADS[1].graph(), grouped::graphs().swap_remove(1)];
+    for graph in layers.iter().chain(&others) {
+        let (known, template) = (classes_of(graph, Operands::Floats), template_of(graph));
+        for choice in known[0].candidates() {
+            let classes = known.iter().map(|&class| (class, choice)).collect();
             let mut cx = LowerCx::new(&template);
             cx.choices = Choices { classes, ..Choices::default() };
             template.steps().iter().enumerate().for_each(|(at, step)| cx.lower(at, step).unwrap());

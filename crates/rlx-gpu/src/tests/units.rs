@@ -17,7 +17,7 @@ use rlx_tensor::DType;
 use std::sync::Arc;
 
 /// Wide enough for the large form of one matrix.
-const WIDE: Layer = Layer { dtype: DType::BF16, n: 136, k: 200, gated: false, transposed: false };
+pub(super) const WIDE: Layer = Layer { dtype: DType::BF16, n: 136, k: 200, gated: false, transposed: false };
 
 /// Layers of every storage that is rounded.
 fn rounded() -> impl Iterator<Item = &'static Layer> {
