@@ -86,7 +86,7 @@ settings! {
     isa: Isa, "RLX_ISA", default "the best this CPU has";
     /// Precision of matrix products.
     precision: Precision, "RLX_PRECISION", default "bf16 for a bf16 checkpoint where the device has it, else f32";
-    /// Time schedules of products on a GPU when a model is loaded, once for each kind of product; the cache folder keeps what was found.
+    /// Time schedules of products, attention and experts on a GPU when a model is loaded, once for each kind; the cache folder keeps what was found.
     gpu_tune: Switch, "RLX_GPU_TUNE", default "off";
     /// Folder of packed weights and plans that later runs map.
     cache_dir: PathBuf, "RLX_CACHE_DIR", default "rlx in the user's cache folder";
