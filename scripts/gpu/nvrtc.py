@@ -11,7 +11,7 @@ runs this after it has installed the compiler and written the texts. By hand:
 Prints a line for each architecture (kernels, most registers and who uses them, spilled bytes) and ends with 1 if a kernel does not
 compile or spills more than FILE says: `architecture kernel bytes` a line, none for a kernel that spills nothing. `--write` makes FILE
 anew. `--table` adds a line for each kernel whose name begins with NAME: registers, shared bytes and spilled bytes on each architecture.
-Kernels for matrix units are not compiled for sm_75, which has none for these operands.
+Kernels for matrix units, and those that pack bfloat16, are not compiled for sm_75, which has neither.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def compiled(job):
     architecture, path = job
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    if architecture == "sm_75" and "mma.sync" in text:
+    if architecture == "sm_75" and ("mma.sync" in text or text.count("pack_brains(") > 1):
         return None
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)

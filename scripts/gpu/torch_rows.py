@@ -103,6 +103,8 @@ def main():
     show("decode GEMV bf16", gemv)
     a, b = weight(8192, 8192), weight(8192, 8192)
     show("GEMM bf16 8192^3", lambda: a @ b.T, compiled=False)
+    a, b = weight(8192, 8192, dtype=torch.float32), weight(8192, 8192, dtype=torch.float32)
+    show("GEMM f32 8192^3", lambda: a @ b.T, compiled=False)
     for batch in (32, 256):
         show(f"MiniLM {batch}x128", minilm(batch, 128))
     for name, sizes in DECODERS.items():

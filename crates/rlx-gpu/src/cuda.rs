@@ -7,8 +7,10 @@ use crate::device::DeviceBackend;
 use crate::device::driver::{Batch, Driver, Limits, exhausted, lost, refused};
 use crate::device::replay::{Replays, Step, signature};
 use crate::device::tune::Tuner;
+use crate::ffi::blas::{self, Blas};
 use crate::ffi::cuda::{self as library, Card, Fault, Function, Graph, Queue};
 use crate::ir::Kernel;
+use crate::lower::library::Library;
 use crate::print::cuda as text;
 use rlx::aot::AotCache;
 use rlx::aot::container::Stamp;
@@ -49,7 +51,8 @@ impl BackendProvider for CudaProvider {
     }
 
     fn open(&self, index: u32, config: &Config) -> Result<Arc<dyn Backend>, SessionError> {
-        let card = Cuda::open(index, AotCache::from_config(config))?;
+        let asked = config.cuda_blas.is_some_and(|switch| switch.0);
+        let card = Cuda::open(index, AotCache::from_config(config), asked)?;
         let tuner = Tuner::of(config, &card);
         Ok(Arc::new(DeviceBackend::set_up(card, tuner, config.precision.unwrap_or_default())?))
     }
@@ -72,12 +75,29 @@ fn has_matrix_units(major: i32) -> bool {
     matches!(major, 8 | 9 | 10 | 12)
 }
 
+/// Memory that NVIDIA advises to give cuBLASLt on cards of this capability.
+fn workspace_mib(major: i32) -> usize {
+    if major >= 9 { 32 } else { 4 }
+}
+
+/// cuBLASLt for a card, or why it cannot be used.
+fn open_blas(card: &Card) -> Result<Blas, String> {
+    match blas::missing() {
+        Some(reason) => Err(reason),
+        None => Blas::open(card).map_err(|fault| format!("it does not start: {fault}")),
+    }
+}
+
 /// A card.
 struct Cuda {
     card: Card,
     name: String,
     architecture: String,
     matrix_units: bool,
+    /// If it was asked for, or why it cannot be used.
+    blas: Option<Result<Blas, String>>,
+    /// Words that it may use.
+    workspace: usize,
     versions: String,
     cache: Option<AotCache>,
     counted: AtomicU64,
@@ -89,11 +109,10 @@ struct Numbered<T> {
     number: u64,
 }
 
-/// A kernel that is loaded.
+/// A kernel that is loaded, or that cuBLASLt takes the place of.
 struct Loaded {
-    function: Function,
-    name: String,
-    lanes: u32,
+    function: Option<Function>,
+    kernel: Kernel,
 }
 
 /// What runs of one context keep.
@@ -109,7 +128,7 @@ struct Submitted {
 }
 
 impl Cuda {
-    fn open(index: u32, cache: Option<AotCache>) -> Result<Self, BackendError> {
+    fn open(index: u32, cache: Option<AotCache>, blas: bool) -> Result<Self, BackendError> {
         let device = format!("cuda:{index}");
         let failed = |fault: Fault| lost(&device, "opening it", fault);
         let card = Card::open(index as usize).map_err(failed)?;
@@ -118,7 +137,9 @@ impl Cuda {
         let (driver, (compiler, update)) = (library::driver_version(), library::compiler_version());
         let versions = format!("driver {driver}, nvrtc {compiler}.{update}");
         let (architecture, matrix_units) = (architecture(major, minor), has_matrix_units(major));
-        Ok(Cuda { card, name, architecture, matrix_units, versions, cache, counted: AtomicU64::new(0) })
+        let blas = blas.then(|| open_blas(&card));
+        let (workspace, counted) = (workspace_mib(major) << 18, AtomicU64::new(0));
+        Ok(Cuda { card, name, architecture, matrix_units, blas, workspace, versions, cache, counted })
     }
 
     fn numbered<T>(&self, inner: T) -> Numbered<T> {
@@ -126,9 +147,10 @@ impl Cuda {
     }
 
     fn failed(&self, during: &str, words: usize, fault: &Fault) -> BackendError {
-        match fault.exhausted {
-            true => exhausted(&self.name, during, words),
-            false => lost(&self.name, during, fault),
+        match (fault.exhausted, fault.refused) {
+            (true, _) => exhausted(&self.name, during, words),
+            (_, true) => refused(&self.name, during, fault),
+            _ => lost(&self.name, during, fault),
         }
     }
 
@@ -161,14 +183,28 @@ impl Cuda {
 
     fn launch_all(&self, queue: &Queue, batch: &Batch<'_, Self>) -> Result<(), BackendError> {
         for call in &batch.calls {
-            let kernel = &call.kernel.inner;
+            let Loaded { function, kernel } = &call.kernel.inner;
+            let during = || format!("running {}, kernel {}", batch.graph, kernel.name);
+            let failed = |fault: Fault| self.failed(&during(), 0, &fault);
             let buffers = std::iter::once(batch.arena).chain(call.bound.iter().copied());
             let buffers: Vec<_> = buffers.map(|buffer| &buffer.inner).collect();
-            let arguments = (&batch.arguments.inner, call.arguments);
-            let launched = queue.launch(&kernel.function, call.grid, kernel.lanes, arguments, &buffers);
-            launched.map_err(|fault| {
-                self.failed(&format!("running {}, kernel {}", batch.graph, kernel.name), 0, &fault)
-            })?;
+            match (function, &self.blas, &kernel.gemm) {
+                (Some(function), ..) => {
+                    let arguments = (&batch.arguments.inner, call.arguments);
+                    let launched = queue.launch(function, call.grid, kernel.lanes, arguments, &buffers);
+                    launched.map_err(failed)?;
+                }
+                (None, Some(Ok(blas)), Some(gemm)) => {
+                    let told = call.told(batch.table, kernel.told()).iter().map(|&word| word as i32);
+                    let product = gemm.call(kernel, &told.collect::<Vec<_>>());
+                    let product = product.map_err(|cause| refused(&self.name, &during(), cause))?;
+                    if let Some(product) = product {
+                        let memory = (buffers[0], &buffers[1..], kernel.weights() as usize);
+                        blas.multiply(queue, &product, memory).map_err(failed)?;
+                    }
+                }
+                _ => return Err(refused(&self.name, &during(), "it is left to cuBLASLt, which is not open")),
+            }
         }
         Ok(())
     }
@@ -178,7 +214,8 @@ impl Cuda {
         let Work { queue, replays } = work;
         let during = format!("running {}", batch.graph);
         let failed = |fault: Fault| self.failed(&during, 0, &fault);
-        let step = replays.next(signature(batch, |kernel| kernel.number, |buffer| buffer.number));
+        let told = |kernel: &Numbered<Loaded>| kernel.inner.kernel.told();
+        let step = replays.next(signature(batch, |kernel| kernel.number, |buffer| buffer.number, told));
         if step == Step::Record {
             let mut refusal = None;
             let recorded = queue.record(|queue| {
@@ -231,6 +268,14 @@ impl Driver for Cuda {
         self.matrix_units
     }
 
+    fn library(&self) -> Option<Result<Library, String>> {
+        let library = |blas: &Blas| {
+            let (workspace, version) = (self.workspace, blas.version());
+            Library { rows: Library::ROWS, width: Library::WIDTH, workspace, version }
+        };
+        self.blas.as_ref().map(|blas| blas.as_ref().map(library).map_err(String::clone))
+    }
+
     fn free_bytes(&self) -> Option<u64> {
         self.card.memory().ok().map(|(free, _)| free as u64)
     }
@@ -257,10 +302,13 @@ impl Driver for Cuda {
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<Self::Kernel, BackendError> {
-        let function = self.card.load(self.code(kernel)?, text::ENTRY);
-        let name = &kernel.name;
-        let function = function.map_err(|fault| refused(&self.name, &format!("kernel {name}"), fault))?;
-        Ok(self.numbered(Loaded { function, name: name.clone(), lanes: kernel.lanes }))
+        let load = || {
+            let function = self.card.load(self.code(kernel)?, text::ENTRY);
+            function.map_err(|fault| refused(&self.name, &format!("kernel {}", kernel.name), fault))
+        };
+        // One that a library computes is text for nothing but the interpreter.
+        let function = if kernel.gemm.is_none() { Some(load()?) } else { None };
+        Ok(self.numbered(Loaded { function, kernel: kernel.clone() }))
     }
 
     fn work(&self) -> Result<Work, BackendError> {

@@ -5,7 +5,9 @@
 
 mod context;
 pub(crate) mod driver;
+mod held;
 mod layout;
+mod library;
 mod plan;
 #[cfg(any(feature = "cuda", test))]
 pub(crate) mod replay;
@@ -18,6 +20,7 @@ mod units;
 mod words;
 
 use crate::ir::Kernel;
+use crate::lower::library::Library;
 use crate::lower::operands::Operands;
 use crate::lower::schedules::Choices;
 use crate::lower::{Band, Bound, Home, find};
@@ -80,6 +83,9 @@ struct OpenDevice<D: Driver> {
     multiplied: String,
     /// Programs that the device runs at once, if its matrix units multiply packed weights.
     byte_units: Option<usize>,
+    /// What products of many rows are left to, and how it came to that.
+    library: Option<Library>,
+    left: Option<String>,
     moved: Moved,
 }
 
@@ -172,6 +178,7 @@ impl<D: Driver> DeviceBackend<D> {
         let (operands, multiplied) = units::choose(&driver, precision)?;
         let (byte_units, of_bytes) = units::choose_bytes(&driver)?;
         let multiplied = [multiplied].into_iter().chain(of_bytes).collect::<Vec<_>>().join(", ");
+        let (library, left) = library::choose(&driver, operands)?;
         let name = driver.name();
         let (weights, kernels, moved) = (Mutex::default(), Mutex::default(), Moved::default());
         let planned = Mutex::default();
@@ -186,6 +193,8 @@ impl<D: Driver> DeviceBackend<D> {
             operands,
             multiplied,
             byte_units,
+            library,
+            left,
             moved,
         })))
     }
@@ -206,8 +215,9 @@ impl<D: Driver> DeviceBackend<D> {
     /// The launches of a template, under schedules that were timed if the device has any.
     fn planned(&self, template: &Template) -> Result<Plan, BackendError> {
         let Limits { binding_words, compact, dots, .. } = self.0.driver.limits();
-        let (operands, byte_units) = (self.0.operands, self.0.byte_units);
-        let choices = Choices { compact, without_dots: !dots, operands, byte_units, ..Choices::default() };
+        let (operands, byte_units, library) = (self.0.operands, self.0.byte_units, self.0.library);
+        let without_dots = !dots;
+        let choices = Choices { compact, without_dots, operands, byte_units, library, ..Choices::default() };
         let plan = Plan::of(template, binding_words, &choices)?;
         match &self.0.tuner {
             Some(tuner) if !plan.classes.is_empty() => {
@@ -248,7 +258,9 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     }
 
     fn fingerprint(&self) -> String {
-        format!("{}, {}", self.0.driver.fingerprint(), self.0.operands.told())
+        let left = self.0.library.as_ref().map(library::told);
+        let own = [self.0.driver.fingerprint(), self.0.operands.told().to_owned()];
+        own.into_iter().chain(left).collect::<Vec<_>>().join(", ")
     }
 
     fn precision(&self) -> Option<Precision> {
@@ -258,7 +270,7 @@ impl<D: Driver> Backend for DeviceBackend<D> {
     fn capabilities(&self) -> Vec<String> {
         let tuned = self.0.tuner.as_ref().map(Tuner::told);
         let own = self.0.driver.capabilities().into_iter().chain([self.0.multiplied.clone()]);
-        own.chain(tuned).collect()
+        own.chain(self.0.left.clone()).chain(tuned).collect()
     }
 
     fn details(&self) -> Vec<String> {

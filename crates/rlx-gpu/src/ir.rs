@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod build;
+pub mod gemm;
 pub mod interpret;
 pub mod text;
 mod tiles;
@@ -436,9 +437,16 @@ pub struct Kernel {
     pub types: Vec<Type>,
     /// What a program does.
     pub body: Vec<Stmt>,
+    /// The product that it is, if a library may compute that in its place.
+    pub gemm: Option<gemm::Gemm>,
 }
 
 impl Kernel {
+    /// How many of its arguments the device's host must know for its launch: all, if a library takes it.
+    pub fn told(&self) -> usize {
+        if self.gemm.is_some() { self.args.len() } else { 0 }
+    }
+
     /// The type of a value.
     pub fn ty(&self, value: Value) -> Type {
         self.types[value.0 as usize]

@@ -16,7 +16,7 @@ pub mod ir;
 mod lower;
 pub mod print;
 
-pub use emulate::{emulated, emulated_within};
+pub use emulate::{emulated, emulated_by_library, emulated_within};
 
 use rlx::backend::{BackendProvider, register_backend};
 use rlx::devices::DeviceError;

@@ -14,6 +14,7 @@ mod elementwise;
 mod few;
 mod flash;
 mod grouped;
+pub(crate) mod library;
 mod linear;
 mod lines;
 mod lora;
@@ -112,6 +113,7 @@ impl Amount {
         match self {
             Amount::Known(value) => value % of == 0,
             Amount::Product(parts) => parts.iter().any(|p| p.is_multiple(of)),
+            Amount::When { then, .. } => then.is_multiple(of),
             Amount::Sum(parts) => parts.iter().all(|p| p.is_multiple(of)),
             _ => of == 1,
         }
@@ -294,6 +296,7 @@ impl Operand {
 }
 
 /// Scratch memory being shared out.
+#[derive(Clone)]
 pub(crate) struct Room {
     end: Amount,
 }
@@ -309,6 +312,15 @@ impl Room {
     pub fn take(&mut self, dtype: DType, dims: &[Amount]) -> Operand {
         let operand = Operand::scratch(dtype, self.end.clone(), dims);
         let words = Amount::product(&[Amount::product(dims).ceil_div(4), Amount::Known(4)]);
+        self.end = Amount::sum(&self.end, &words);
+        operand
+    }
+
+    /// As [`Room::take`], in runs where `of` is at least so much.
+    pub fn take_from(&mut self, dtype: DType, dims: &[Amount], of: &Amount, least: usize) -> Operand {
+        let operand = Operand::scratch(dtype, self.end.clone(), dims);
+        let words = Amount::product(&[Amount::product(dims).ceil_div(4), Amount::Known(4)]);
+        let words = of.when(least, usize::MAX, words).unwrap_or(Amount::Known(0));
         self.end = Amount::sum(&self.end, &words);
         operand
     }

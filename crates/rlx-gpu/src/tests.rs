@@ -9,6 +9,7 @@ mod functions;
 mod grouped;
 mod images;
 mod kernels;
+mod library;
 mod products;
 mod segments;
 mod tiles;

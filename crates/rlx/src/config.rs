@@ -14,8 +14,8 @@ use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-pub use value::{ByteSize, Fraction, InvalidValue};
-use value::{SettingValue, Switch};
+use value::SettingValue;
+pub use value::{ByteSize, Fraction, InvalidValue, Switch};
 
 /// One row of the settings table.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +88,8 @@ settings! {
     precision: Precision, "RLX_PRECISION", default "bf16 for a bf16 checkpoint where the device has it, else f32";
     /// Time schedules of products, attention and experts on a GPU when a model is loaded, once for each kind; the cache folder keeps what was found.
     gpu_tune: Switch, "RLX_GPU_TUNE", default "off";
+    /// Leave products of many rows on an NVIDIA card to cuBLASLt. It is fast, and gives a row other bits among other numbers of rows.
+    cuda_blas: Switch, "RLX_CUDA_BLAS", default "off";
     /// Folder of packed weights and plans that later runs map.
     cache_dir: PathBuf, "RLX_CACHE_DIR", default "rlx in the user's cache folder";
     /// Size limit of that folder; 0 turns the cache off.

@@ -8,7 +8,7 @@ use rlx_graph::ops::reduce::ReduceOp;
 use rlx_graph::ops::rms_norm::RmsNorm;
 use rlx_graph::ops::rope::RopeStyle;
 use rlx_graph::ops::unary::UnaryOp;
-use rlx_graph::{Graph, GraphError, HirModule, ValueId};
+use rlx_graph::{Graph, GraphError, HirModule, ParseError, ValueId};
 use rlx_tensor::{DType, Dim};
 
 type Made = Result<Graph, GraphError>;
@@ -85,6 +85,23 @@ pub fn product(n: usize, dtype: DType) -> Made {
     let y = hir.linear(x, "w", (n, n), None, dtype)?;
     let sums = hir.reduce(ReduceOp::Sum, y, &[1], false)?;
     module.finish(&[("sums", sums)])
+}
+
+/// As many such products of the same rows, which one layer makes ready once.
+pub fn products(n: usize, count: usize, dtype: DType) -> Result<Graph, ParseError> {
+    let weights: Vec<String> = (0..count).map(|i| format!("@w{i}")).collect();
+    let params: String = weights.iter().map(|w| format!("  param {w} : {dtype}[{n}, {n}]\n")).collect();
+    let (first, second, width) = (1 + count, 2 + count, count * n);
+    format!(
+        "graph \"products\" {{
+  param @x : f32[{n}, {n}]
+{params}  %{first} : f32[{n}, {width}] = linear(@x, {}) {{parts={count}, transposed=false, bias=false, activation=identity, gated=false, residual=false}}
+  %{second} : f32[{n}] = reduce(%{first}) {{kind=sum, axes=[1], keep_dims=false}}
+  return \"sums\": %{second}
+}}",
+        weights.join(", ")
+    )
+    .parse()
 }
 
 /// Sizes of a transformer.

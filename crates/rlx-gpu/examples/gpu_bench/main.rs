@@ -11,7 +11,8 @@ mod graphs;
 use graphs::{Sizes, WIDTH};
 use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, BackendProvider, DeviceProbe};
-use rlx::config::Config;
+use rlx::config::{Config, Switch};
+use rlx::devices::Device;
 use rlx::{CompiledGraph, Session, SessionError, State, TensorArg};
 use rlx_graph::Graph;
 use rlx_tensor::{DType, DimBinding, Tensor};
@@ -77,12 +78,20 @@ struct Row {
     unit: &'static str,
 }
 
+/// How a device multiplies, in words of rows, and the device.
+type Way = (&'static str, Arc<dyn Backend>);
+
+/// What rows are told by whose products are left to cuBLASLt.
+const BLAS: &str = ", cuBLASLt";
+
 /// A device with what was measured on it.
 struct Bench<'s> {
     /// With products in f32.
     backend: Arc<dyn Backend>,
-    /// With products in other ways, each with what its rows are told by.
-    others: Vec<(&'static str, Arc<dyn Backend>)>,
+    /// With products in bf16, each with what its rows are told by.
+    others: Vec<Way>,
+    /// With products in f32 that are left to cuBLASLt.
+    by_blas: Option<Way>,
     scale: &'s Scale,
     rows: Vec<Row>,
     refused: Vec<String>,
@@ -111,21 +120,36 @@ fn noise(bytes: usize, dtype: DType) -> Vec<u8> {
 impl<'s> Bench<'s> {
     /// The device in each precision.
     fn open(provider: &dyn BackendProvider, index: u32, config: &Config, scale: &'s Scale) -> Outcome<Self> {
-        let open = |precision: Precision| -> Outcome<Arc<dyn Backend>> {
+        let open = |precision: Precision, blas: bool| -> Outcome<Arc<dyn Backend>> {
             let mut config = config.clone();
             config.precision = Some(precision);
+            config.cuda_blas = Some(Switch(blas));
             let backend = provider.open(index, &config)?;
             println!("{}: {}", backend.name(), backend.capabilities().join(", "));
             Ok(backend)
         };
-        let (backend, others) = (open(Precision::F32)?, vec![("", open(Precision::Bf16)?)]);
-        Ok(Bench { backend, others, scale, rows: Vec::new(), refused: Vec::new() })
+        let (backend, mut others) = (open(Precision::F32, false)?, vec![("", open(Precision::Bf16, false)?)]);
+        let mut by_blas = None;
+        if provider.kind() == Device::Cuda {
+            // What its rows would be told by is the library; without one they would be others.
+            let has = |way: &Way| way.1.capabilities().iter().any(|text| text.contains("by cuBLASLt"));
+            let open =
+                |precision| -> Outcome<Option<Way>> { Ok(Some((BLAS, open(precision, true)?)).filter(has)) };
+            by_blas = open(Precision::F32)?;
+            others.extend(open(Precision::Bf16)?);
+        }
+        Ok(Bench { backend, others, by_blas, scale, rows: Vec::new(), refused: Vec::new() })
     }
 
     /// The device under each way of multiplying weights of bf16.
-    fn ways(&self) -> Vec<(&'static str, Arc<dyn Backend>)> {
+    fn ways(&self) -> Vec<Way> {
         let wide = (", f32 operands", Arc::clone(&self.backend));
         std::iter::once(wide).chain(self.others.iter().cloned()).collect()
+    }
+
+    /// The device under each way of multiplying weights of f32 in f32.
+    fn wide_ways(&self) -> Vec<Way> {
+        std::iter::once(("", Arc::clone(&self.backend))).chain(self.by_blas.clone()).collect()
     }
 
     fn compile(&self, graph: &Graph) -> Outcome<CompiledGraph> {
@@ -234,6 +258,9 @@ impl<'s> Bench<'s> {
             let whole = |n: usize| n.next_multiple_of(dtype.block().0);
             self.products_of(&backend, dtype, (whole(width), layers), whole(self.scale.product), "")?;
         }
+        for (way, backend) in self.wide_ways() {
+            self.square(&backend, DType::F32, self.scale.product, way)?;
+        }
         Ok(())
     }
 
@@ -253,14 +280,35 @@ impl<'s> Bench<'s> {
         let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
         let bytes = layers * dtype.bytes_for(width * width).unwrap_or_default();
         self.row(format!("decode GEMV {dtype}{way}"), seconds, bytes as f64 / 1e9, "GB/s");
-        let compiled = Self::compile_on(backend, &graphs::product(n, dtype)?)?;
-        let seconds = self.seconds(&compiled, &mut State::default(), &[])?;
-        self.row(format!("GEMM {dtype} {n}^3{way}"), seconds, 2.0 * (n as f64).powi(3) / 1e12, "TFLOP/s");
+        self.square(backend, dtype, n, way)
+    }
+
+    /// A square product; of one by cuBLASLt also without what goes before it, as the second of two costs.
+    fn square(&mut self, backend: &Arc<dyn Backend>, dtype: DType, n: usize, way: &str) -> Outcome<()> {
+        let operations = 2.0 * (n as f64).powi(3) / 1e12;
+        let time =
+            |graph: &Graph| self.seconds(&Self::compile_on(backend, graph)?, &mut State::default(), &[]);
+        let seconds = time(&graphs::product(n, dtype)?)?;
+        let second = match way {
+            BLAS => Some(time(&graphs::products(n, 2, dtype)?)? - time(&graphs::products(n, 1, dtype)?)?),
+            _ => None,
+        };
+        self.row(format!("GEMM {dtype} {n}^3{way}"), seconds, operations, "TFLOP/s");
+        if let Some(seconds) = second {
+            self.row(format!("GEMM {dtype} {n}^3{way}, a second"), seconds.max(1e-9), operations, "TFLOP/s");
+        }
         Ok(())
     }
 
     fn encoders(&mut self) -> Outcome<()> {
-        let compiled = self.compile(&graphs::encoder(self.scale.encoder)?)?;
+        for (way, backend) in self.wide_ways() {
+            let compiled = Self::compile_on(&backend, &graphs::encoder(self.scale.encoder)?)?;
+            self.encoder(&compiled, way)?;
+        }
+        Ok(())
+    }
+
+    fn encoder(&mut self, compiled: &CompiledGraph, way: &str) -> Outcome<()> {
         for &(batch, tokens) in self.scale.encoder_batches {
             let ids: Vec<i32> =
                 (0..batch * tokens).map(|i| (i * 31 % self.scale.encoder.vocab) as i32).collect();
@@ -268,8 +316,8 @@ impl<'s> Bench<'s> {
             let (rows, ends) = ([ids.len()], [starts.len()]);
             let inputs =
                 [("ids", TensorArg::typed(&rows, &ids)), ("starts", TensorArg::typed(&ends, &starts))];
-            let seconds = self.seconds(&compiled, &mut State::default(), &inputs)?;
-            self.row(format!("MiniLM {batch}x{tokens}"), seconds, (batch * tokens) as f64, "tokens/s");
+            let seconds = self.seconds(compiled, &mut State::default(), &inputs)?;
+            self.row(format!("MiniLM {batch}x{tokens}{way}"), seconds, (batch * tokens) as f64, "tokens/s");
         }
         Ok(())
     }
@@ -324,7 +372,7 @@ impl<'s> Bench<'s> {
             "device": device,
             "name": self.backend.name(),
             "capabilities": self.backend.capabilities(),
-            "others": self.others.iter().map(|(_, other)| other.capabilities()).collect::<Vec<_>>(),
+            "others": self.others.iter().chain(&self.by_blas).map(|(_, other)| other.capabilities()).collect::<Vec<_>>(),
             "rows": self.rows.iter().map(row).collect::<Vec<_>>(),
             "left_out": self.refused,
         })
@@ -408,6 +456,7 @@ mod tests {
             "GEMM Q8_0 64^3",
             "decode GEMV Q4_K",
             "GEMM Q4_K 256^3",
+            "GEMM f32 64^3",
             "MiniLM 2x8",
             "tiny decoder, prefill 9, f32 operands",
             "tiny decoder, decode 9, f32 operands",

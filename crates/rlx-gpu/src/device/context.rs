@@ -177,6 +177,7 @@ impl<D: Driver> DeviceContext<D> {
             arena,
             further,
             arguments,
+            table: &table,
             pitch: schedule.pitch,
             writes: std::iter::once(write).chain(uploads).filter(|w| !w.words.is_empty()).collect(),
             calls: calls.collect(),

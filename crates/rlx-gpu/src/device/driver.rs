@@ -2,6 +2,7 @@
 //! device alike.
 
 use crate::ir::Kernel;
+use crate::lower::library::Library;
 use rlx::backend::BackendError;
 use rlx_tensor::time::Instant;
 use std::fmt;
@@ -56,6 +57,8 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
     /// As the arena; kernels bind these behind their states.
     pub further: &'r [D::Buffer],
     pub arguments: &'r D::Buffer,
+    /// What that buffer holds when the calls run, for calls that the host makes itself.
+    pub table: &'r [u32],
     /// Words from one call's arguments to the next.
     #[cfg_attr(
         not(any(feature = "wgpu", target_arch = "wasm32", test)),
@@ -68,6 +71,12 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
 }
 
 impl<D: Driver + ?Sized> Call<'_, D> {
+    /// The first of its arguments, as many as are asked for.
+    #[cfg(any(feature = "cuda", test))]
+    pub fn told<'t>(&self, table: &'t [u32], count: usize) -> &'t [u32] {
+        &table[self.arguments..self.arguments + count]
+    }
+
     /// The same call.
     pub fn again(&self) -> Self {
         Call { kernel: self.kernel, arguments: self.arguments, bound: self.bound.clone(), grid: self.grid }
@@ -121,6 +130,10 @@ pub(crate) trait Driver: Send + Sync + 'static {
     /// Whether warps of 32 lanes multiply together: of devices that are known to, and then held to the interpreter before it is relied on.
     fn matrix_units(&self) -> bool {
         false
+    }
+    /// The library that products of many rows are left to, or why it is not there; `None` if none was asked for.
+    fn library(&self) -> Option<Result<Library, String>> {
+        None
     }
     /// The time, for what is measured on it.
     fn now(&self) -> Duration {

@@ -3,17 +3,20 @@
 use super::driver::{Batch, Driver};
 use std::collections::VecDeque;
 
-/// What decides the launches of a batch: kernels, grids and buffers in order. What is written to the buffers is no part of it.
+/// What decides the launches of a batch: kernels, grids and buffers in order, and the arguments that a call is `told` by the host. What is
+/// written to the buffers is no part of it.
 pub(crate) fn signature<D: Driver>(
     batch: &Batch<'_, D>,
     kernel: impl Fn(&D::Kernel) -> u64,
     buffer: impl Fn(&D::Buffer) -> u64,
+    told: impl Fn(&D::Kernel) -> usize,
 ) -> Vec<u64> {
     let mut signature = vec![buffer(batch.arena), buffer(batch.arguments)];
     for call in &batch.calls {
         let [x, y] = call.grid.map(|n| n as u64);
         signature.extend([kernel(call.kernel), call.arguments as u64, x, y, call.bound.len() as u64]);
         signature.extend(call.bound.iter().map(|b| buffer(b)));
+        signature.extend(call.told(batch.table, told(call.kernel)).iter().map(|&word| u64::from(word)));
     }
     signature
 }

@@ -165,6 +165,7 @@ fn found<D: Driver>(driver: &D, trial: &Trial, kernel: &D::Kernel) -> Result<Vec
         arena: &arena,
         further: &[],
         arguments: &arguments,
+        table: &[],
         pitch,
         writes: vec![
             Write { to: &arguments, at: 0, words: table },

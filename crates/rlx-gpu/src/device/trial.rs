@@ -78,7 +78,8 @@ impl Trials {
         };
         let classes = [(self.class, choice)].into();
         let byte_units = self.byte_units;
-        let choices = Choices { classes, operands, without_dots: !dots, compact: false, byte_units };
+        let choices =
+            Choices { classes, operands, without_dots: !dots, compact: false, byte_units, library: None };
         Plan::of(&self.template, binding_words, &choices)
     }
 
@@ -185,6 +186,7 @@ impl Trials {
                 arena: &arena,
                 further: &[],
                 arguments: &arguments,
+                table: &schedule.arguments,
                 pitch: schedule.pitch,
                 writes: writes.take().unwrap_or_default(),
                 calls,

@@ -1,19 +1,15 @@
 //! Whether a device's matrix units are used: where products are in bf16, and for packed weights, if the device has such units and they pass
 //! a test.
 
-use super::DeviceTarget;
-use super::driver::{Batch, Call, Driver, Read, Write, refused};
-use super::plan::Plan;
+use super::driver::{Driver, refused};
+use super::held::{Trial, numbers};
 use super::words;
 use crate::emulate::Emulator;
 use crate::lower::operands::Operands;
 use crate::lower::schedules::Choices;
 use rlx::backend::BackendError;
 use rlx::backend::cpu::Precision;
-use rlx::plan::Template;
-use rlx_graph::Graph;
-use rlx_tensor::{DType, DimBinding};
-use std::sync::Arc;
+use rlx_tensor::DType;
 
 /// Programs that a device is taken to run at once.
 const WAVE: usize = 128;
@@ -75,7 +71,7 @@ pub(super) fn choose_bytes<D: Driver>(driver: &D) -> Result<(Option<usize>, Opti
 /// Where packed weights have other bits by matrix units than without.
 fn bytes_differ<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
     for dtype in PACKED {
-        let trial = Trial::new(dtype, DEPTH_OF_BYTES)?;
+        let trial = Layer::new(dtype, DEPTH_OF_BYTES)?;
         for rows in [ROWS[0], ROWS[1]] {
             let run = |byte_units| trial.run(driver, rows, &Choices { byte_units, ..Choices::default() });
             let (without, with) = (run(None)?, run(Some(1))?);
@@ -90,7 +86,7 @@ fn bytes_differ<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
 
 /// How the device's results differ from the interpreter's, or those of one form from another's.
 fn differs<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
-    let trial = Trial::new(DType::BF16, DEPTH)?;
+    let trial = Layer::new(DType::BF16, DEPTH)?;
     let choices = Choices { operands: Operands::Units { wave: 1 }, ..Choices::default() };
     let [most, rest @ ..] = ROWS;
     let right = Emulator { units: true, ..Emulator::default() };
@@ -112,27 +108,16 @@ fn differs<D: Driver>(driver: &D) -> Result<Option<String>, BackendError> {
     Ok(None)
 }
 
-/// Numbers between -1 and 1 of several magnitudes.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    let number = |i: usize| {
-        let bits = (i as u32).wrapping_mul(2_654_435_761).wrapping_add(seed).wrapping_mul(2_246_822_519);
-        let unit = (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
-        unit / (1 << (bits & 7)) as f32
-    };
-    (0..count).map(number).collect()
-}
-
-/// A linear layer, with its operands.
-struct Trial {
-    template: Arc<Template>,
+/// A linear layer, with its rows.
+struct Layer {
+    trial: Trial,
     depth: usize,
-    weight: Vec<u32>,
     rows: Vec<f32>,
 }
 
-impl Trial {
+impl Layer {
     fn new(dtype: DType, depth: usize) -> Result<Self, BackendError> {
-        let wrong = |e: &dyn std::fmt::Display| refused("the self-test", "matrix units", e);
+        const WHAT: &str = "matrix units";
         let text = format!(
             "graph \"a test of matrix units\" {{
   input @x : f32[rows, {depth}]
@@ -141,54 +126,18 @@ impl Trial {
   return \"y\": %2
 }}"
         );
-        let graph: Graph = text.parse().map_err(|e| wrong(&e))?;
-        let template = Template::build(&graph, &DeviceTarget).map_err(|e| wrong(&e))?;
         let weight = numbers(COLUMNS * depth, 7);
         let mut bytes = vec![0; dtype.bytes_for(weight.len()).unwrap_or_default()];
-        rlx_tensor::quant::encode(dtype, &weight, &mut bytes).map_err(|e| wrong(&e))?;
-        let weight = words::packed("w", dtype, &bytes)?;
-        Ok(Trial { template: Arc::new(template), depth, weight, rows: numbers(ROWS[0] * depth, 3) })
+        let encoded = rlx_tensor::quant::encode(dtype, &weight, &mut bytes);
+        encoded.map_err(|e| refused("the self-test", WHAT, e))?;
+        let trial = Trial::new(WHAT, &text, vec![words::packed("w", dtype, &bytes)?])?;
+        Ok(Layer { trial, depth, rows: numbers(ROWS[0] * depth, 3) })
     }
 
     /// The results of so many rows.
     fn run<D: Driver>(&self, driver: &D, rows: usize, choices: &Choices) -> Result<Vec<u32>, BackendError> {
-        let (template, limits) = (&self.template, driver.limits());
-        let plan = Plan::of(template, limits.binding_words, choices)?;
-        let binding = DimBinding::new().with("rows", rows);
-        let lir = template.specialize(&binding).map_err(|e| refused(&driver.name(), "matrix units", e))?;
-        let layout = plan.layout(&lir, usize::MAX)?;
-        let schedule = plan.schedule(template, &layout, limits, lir.capacities(), &[rows], &|_| 0)?;
-        let what = template.name();
-        let arena = driver.allocate(what, layout.words())?;
-        let arguments = driver.allocate(what, schedule.arguments.len())?;
-        let weight = driver.allocate(what, self.weight.len())?;
-        driver.upload(what, &weight, 0, &self.weight)?;
-        let place = |entry: &rlx::plan::InterfaceEntry| layout.offset(entry.place.buffer);
-        let words = self.rows[..rows * self.depth].iter().map(|x| x.to_bits()).collect();
-        let kernels = schedule.planned.iter().map(|of| driver.compile(&plan.launches[of.launch].kernel));
-        let kernels: Vec<D::Kernel> = kernels.collect::<Result<_, _>>()?;
-        let calls = schedule.planned.iter().zip(&kernels).map(|(planned, kernel)| Call {
-            kernel,
-            arguments: planned.arguments,
-            bound: vec![&weight; plan.launches[planned.launch].weights.len()],
-            grid: planned.grid,
-        });
-        let calls = calls.collect();
-        let batch = Batch {
-            graph: what,
-            arena: &arena,
-            further: &[],
-            arguments: &arguments,
-            pitch: schedule.pitch,
-            writes: vec![
-                Write { to: &arguments, at: 0, words: schedule.arguments },
-                Write { to: &arena, at: place(&template.inputs()[0]), words },
-            ],
-            calls,
-            reads: vec![Read { from: &arena, at: place(&template.outputs()[0]), count: rows * COLUMNS }],
-        };
-        let mut work = driver.work()?;
-        let pending = driver.submit(&mut work, &batch)?;
-        driver.read(&mut work, pending)
+        let x = &self.rows[..rows * self.depth];
+        let found = self.trial.run(driver, choices, rows, &[x], rows * COLUMNS)?;
+        Ok(found.into_iter().map(f32::to_bits).collect())
     }
 }

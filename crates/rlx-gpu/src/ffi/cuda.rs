@@ -14,7 +14,9 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Fault {
     pub exhausted: bool,
-    cause: String,
+    /// The call is not taken, and nothing has happened.
+    pub refused: bool,
+    pub(super) cause: String,
 }
 
 impl fmt::Display for Fault {
@@ -26,12 +28,16 @@ impl fmt::Display for Fault {
 impl From<DriverError> for Fault {
     fn from(error: DriverError) -> Self {
         let exhausted = error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
-        Fault { exhausted, cause: format!("{:?}", error.0) }
+        Fault { exhausted, refused: false, cause: format!("{:?}", error.0) }
     }
 }
 
 fn beyond(at: usize, count: usize, words: usize) -> Fault {
-    Fault { exhausted: false, cause: format!("words {at} .. {} of {words}", at.saturating_add(count)) }
+    Fault {
+        exhausted: false,
+        refused: false,
+        cause: format!("words {at} .. {} of {words}", at.saturating_add(count)),
+    }
 }
 
 /// Whether the driver's library can be loaded.
@@ -100,7 +106,7 @@ pub(crate) fn compile(text: &str, architecture: &str) -> Result<Vec<u8>, String>
 }
 
 /// A card that is open.
-pub(crate) struct Card(Arc<CudaContext>);
+pub(crate) struct Card(pub(super) Arc<CudaContext>);
 
 /// Words in a card's memory.
 pub(crate) struct Words {
@@ -121,7 +127,7 @@ impl Drop for Words {
 
 impl Words {
     /// The address of a range that is inside.
-    fn range(&self, at: usize, count: usize) -> Result<sys::CUdeviceptr, Fault> {
+    pub(super) fn range(&self, at: usize, count: usize) -> Result<sys::CUdeviceptr, Fault> {
         match at.checked_add(count).is_some_and(|end| end <= self.words) {
             true => Ok(self.address + at as u64 * 4),
             false => Err(beyond(at, count, self.words)),
@@ -249,7 +255,7 @@ unsafe impl Send for Graph {}
 
 /// Work in order: copies from and to memory that it holds itself, and kernels.
 pub(crate) struct Queue {
-    stream: Arc<CudaStream>,
+    pub(super) stream: Arc<CudaStream>,
     up: Pinned,
     down: Pinned,
 }

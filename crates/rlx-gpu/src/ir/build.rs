@@ -1,5 +1,6 @@
 //! Writing kernels.
 
+use super::gemm::Gemm;
 use super::{
     Access, Arg, ArgDef, BinaryFn, Binding, Carried, Element, Inst, Kernel, Literal, Loop, Pairs, Stmt,
     Storage, Tile, TileId, Type, UnaryFn, Value, View, ViewId,
@@ -17,7 +18,7 @@ impl Builder {
     pub fn new(name: impl Into<String>, lanes: u32) -> Self {
         let (args, views, tiles) = (Vec::new(), Vec::new(), Vec::new());
         let (types, body) = (Vec::new(), Vec::new());
-        let kernel = Kernel { name: name.into(), lanes, args, views, tiles, types, body };
+        let kernel = Kernel { name: name.into(), lanes, args, views, tiles, types, body, gemm: None };
         Self { kernel, open: vec![Vec::new()] }
     }
 
@@ -25,6 +26,11 @@ impl Builder {
     pub fn finish(mut self) -> Kernel {
         self.kernel.body = self.open.pop().unwrap_or_default();
         self.kernel
+    }
+
+    /// A library may compute the kernel, which is this product.
+    pub fn stands_for(&mut self, gemm: Gemm) {
+        self.kernel.gemm = Some(gemm);
     }
 
     /// Lanes of a program.

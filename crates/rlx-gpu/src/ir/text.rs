@@ -96,6 +96,9 @@ impl fmt::Display for Kernel {
         for (i, tile) in self.tiles.iter().enumerate() {
             writeln!(f, "  tile{i} = {:?} [{}]", tile.element, tile.words)?;
         }
+        if let Some(gemm) = &self.gemm {
+            writeln!(f, "  library {gemm}")?;
+        }
         block(f, &self.body, 1)?;
         writeln!(f, "}}")
     }

@@ -2,6 +2,7 @@
 
 use super::blocks::is_blocks;
 use super::elementwise::{activation, has_activation};
+use super::library::{Plain, Ready, Shared};
 use super::operands::Operands;
 use super::product::{Finish, Product, Rows};
 use super::quantise::{Codes, codes_of};
@@ -39,6 +40,10 @@ impl GpuOp for GpuMatMul {
         // Bands of the axes that the sums do not go along.
         let bands = |o: &Operand, last: bool| cx.bands(o, o.dims.len() - if last { 1 } else { 2 });
         let (rows, columns) = (bands(&from[0], op.transpose_a), bands(&from[1], !op.transpose_b));
+        let mut room = Room::default();
+        let whole = [turned(&from[0], op.transpose_a), turned(&from[1], !op.transpose_b)];
+        let ready = Ready::of(cx, &whole[0], Operands::Floats, &whole[1..], &mut room)?;
+        cx.scratch.push(room.words());
         for (a, b) in rows.iter().flat_map(|a| columns.iter().map(move |b| (a, b))) {
             let (a, b) = (turned(a, op.transpose_a), turned(b, !op.transpose_b));
             let k = a.dims[a.dims.len() - 1].clone();
@@ -64,7 +69,8 @@ impl GpuOp for GpuMatMul {
                     d.b.store(write, at, value, Some(mask));
                 })
             };
-            product.launch(cx, "matmul", &prepare)?;
+            let plain = Some(Plain { to: &to, bias: None, residual: None });
+            Shared { product: &product, ready: ready.as_ref(), plain }.launch(cx, "matmul", &prepare)?;
         }
         Ok(())
     }
@@ -116,10 +122,12 @@ pub(super) fn layer(
     room: &mut Room,
 ) -> Result<(), BackendError> {
     let (x, to) = (from[0].rows(), to.rows());
+    let turned = |o: &Operand| if op.transposed { o.axes(&[1, 0]) } else { o.clone() };
     // One quantising serves all parts.
     let codes = codes_of(cx, &x, &from[1..1 + op.parts], room)?;
+    let whole: Vec<Operand> = from[1..1 + op.parts].iter().map(turned).collect();
+    let ready = Ready::of(cx, &x, cx.choices.operands, &whole, room)?;
     let residual = op.residual.then(|| from[op.arity() - 1].rows());
-    let turned = |o: &Operand| if op.transposed { o.axes(&[1, 0]) } else { o.clone() };
     let columns_axis = usize::from(op.transposed);
     let mut start = Amount::Known(0);
     // Columns of the parts before this one.
@@ -151,6 +159,7 @@ pub(super) fn layer(
             });
             let spec = Part {
                 x: &x,
+                ready: ready.as_ref(),
                 codes: codes.as_ref().filter(|_| super::dot::takes(&matrices)),
                 matrices: &bound,
                 biases: &biases.iter().map(|bias| bias.shifted(&behind)).collect::<Vec<_>>(),
@@ -170,6 +179,7 @@ pub(super) fn layer(
 /// Some columns of a linear layer's result.
 struct Part<'p> {
     x: &'p Operand,
+    ready: Option<&'p Ready>,
     codes: Option<&'p Codes>,
     matrices: &'p [Operand],
     biases: &'p [Operand],
@@ -225,6 +235,10 @@ impl Part<'_> {
                 d.b.store(write, at, y, Some(mask));
             })
         };
-        product.launch(cx, if matrices.len() == 2 { "linear_gated" } else { "linear" }, &prepare)
+        let bias = self.biases.first();
+        let plain = kind == ActivationKind::Identity && self.update.is_none() && matrices.len() == 1;
+        let plain = plain.then_some(Plain { to: &self.to, bias, residual: self.residual.as_ref() });
+        let name = if matrices.len() == 2 { "linear_gated" } else { "linear" };
+        Shared { product: &product, ready: self.ready, plain }.launch(cx, name, &prepare)
     }
 }

@@ -3,6 +3,7 @@
 
 use super::Amount;
 use super::classes::Class;
+use super::library::Library;
 use super::operands::Operands;
 use std::collections::HashMap;
 
@@ -115,6 +116,8 @@ pub(crate) struct Choices {
     pub without_dots: bool,
     /// Programs that a device runs at once, if its matrix units multiply bytes: many rows of packed weights take them.
     pub byte_units: Option<usize>,
+    /// What products of many rows are left to.
+    pub library: Option<Library>,
 }
 
 impl Choices {

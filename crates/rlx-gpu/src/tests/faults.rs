@@ -5,6 +5,7 @@ use crate::device::driver::{Batch, Call, Driver, Limits, Read, Write, exhausted,
 use crate::device::replay::signature;
 use crate::emulate::Emulator;
 use crate::ir::Kernel;
+use crate::lower::library::Library;
 use rlx::backend::cpu::Precision;
 use rlx::backend::{Backend, BackendError, BackendProvider, BackendRegistry, CpuProvider, DeviceProbe};
 use rlx::config::Config;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What fails, and after how many calls of that sort have succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// Room for words.
     Allocation,
     /// A kernel's compilation.
@@ -29,15 +30,17 @@ enum Fault {
     Read,
     /// A word of a self-test's results differs.
     Wrong,
+    /// A library's product.
+    Library,
 }
 
 #[derive(Debug, Default)]
-struct Script {
+pub(super) struct Script {
     fault: Mutex<Option<(Fault, usize)>>,
     binding_words: Option<usize>,
     moved: Mutex<Moved>,
     /// Of the last batch.
-    signature: Mutex<Vec<u64>>,
+    pub(super) signature: Mutex<Vec<u64>>,
 }
 
 /// Words that batches wrote and read, that went up or down apart from them, and batches.
@@ -50,12 +53,12 @@ struct Moved {
     batches: usize,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Script {
-    fn fail(&self, fault: Fault, after: usize) {
+    pub(super) fn fail(&self, fault: Fault, after: usize) {
         *lock(&self.fault) = Some((fault, after));
     }
 
@@ -64,7 +67,7 @@ impl Script {
         std::mem::take(&mut lock(&self.moved))
     }
 
-    fn heal(&self) {
+    pub(super) fn heal(&self) {
         *lock(&self.fault) = None;
     }
 
@@ -82,9 +85,9 @@ impl Script {
 }
 
 /// The interpreter, failing as a script says.
-struct Failing(Emulator, Arc<Script>);
+pub(super) struct Failing(pub Emulator, pub Arc<Script>);
 
-const NAME: &str = "failing gpu";
+pub(super) const NAME: &str = "failing gpu";
 
 impl Driver for Failing {
     type Buffer = <Emulator as Driver>::Buffer;
@@ -106,6 +109,10 @@ impl Driver for Failing {
 
     fn matrix_units(&self) -> bool {
         self.0.units
+    }
+
+    fn library(&self) -> Option<Result<Library, String>> {
+        self.0.library()
     }
 
     fn limits(&self) -> Limits {
@@ -154,10 +161,16 @@ impl Driver for Failing {
     }
 
     fn submit(&self, work: &mut (), batch: &Batch<'_, Self>) -> Result<Vec<u32>, BackendError> {
+        if let Some(call) = batch.calls.iter().find(|call| call.kernel.gemm.is_some())
+            && self.1.strikes(Fault::Library)
+        {
+            let during = format!("running {}, kernel {}", batch.graph, call.kernel.name);
+            return Err(refused(NAME, &during, "no algorithm"));
+        }
         let mut words = self.0.submit(work, &of_the_interpreter(batch))?;
         let number = |of: *const Self::Buffer| of as u64;
         let kernel = |of: &Kernel| std::ptr::from_ref(of) as u64;
-        *lock(&self.1.signature) = signature(batch, kernel, |of| number(of));
+        *lock(&self.1.signature) = signature(batch, kernel, |of| number(of), Kernel::told);
         let mut moved = lock(&self.1.moved);
         moved.written += batch.writes.iter().map(|write| write.words.len()).sum::<usize>();
         (moved.read, moved.batches) = (moved.read + batch.words_read(), moved.batches + 1);
@@ -193,6 +206,7 @@ fn of_the_interpreter<'r>(batch: &Batch<'r, Failing>) -> Batch<'r, Emulator> {
         arena: batch.arena,
         further: batch.further,
         arguments: batch.arguments,
+        table: batch.table,
         pitch: batch.pitch,
         writes: batch.writes.iter().map(write).collect(),
         calls: batch.calls.iter().map(call).collect(),
@@ -251,7 +265,7 @@ fn session(script: &Arc<Script>) -> Session {
     Session::with_backend(Arc::new(backend))
 }
 
-fn contains(error: &impl std::fmt::Display, parts: &[&str]) {
+pub(super) fn contains(error: &impl std::fmt::Display, parts: &[&str]) {
     let text = error.to_string();
     assert!(parts.iter().all(|part| text.contains(part)), "{text:?} should name {parts:?}");
 }

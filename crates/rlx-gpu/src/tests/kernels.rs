@@ -139,7 +139,7 @@ fn a_softmax_as_cuda() {
 fn every_kernel_as_cuda() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cuda");
     std::fs::create_dir_all(&folder).unwrap();
-    for kernel in super::zoo().into_iter().chain(super::units::kernels()) {
+    for kernel in super::zoo().into_iter().chain(super::units::kernels()).chain(super::library::kernels()) {
         let name = format!("{}_{}.cu", kernel.name, &kernel.hash()[..8]);
         std::fs::write(folder.join(name), cuda::print(&kernel)).unwrap();
     }

@@ -162,6 +162,12 @@ pub(super) fn check_as(layer: &Layer, backend: &Arc<dyn Backend>, by_bytes: bool
     held(layer, backend, &[40, 1, 2, 3, 8, 9], &|x| if by_bytes { quantised(x) } else { x.to_vec() }, |x| x);
 }
 
+/// As [`check`], of these numbers of rows, by floats unless bytes are multiplied.
+pub(super) fn check_counts(layer: &Layer, backend: &Arc<dyn Backend>, counts: &[usize]) {
+    let by_bytes = is_packed(layer.dtype);
+    held(layer, backend, counts, &|x| if by_bytes { quantised(x) } else { x.to_vec() }, |x| x);
+}
+
 /// As [`check`], of a backend that rounds the operands of products to bf16.
 pub(super) fn check_rounded(layer: &Layer, backend: &Arc<dyn Backend>, counts: &[usize]) {
     let rounded = |x: f32| half::bf16::from_f32(x).to_f32();

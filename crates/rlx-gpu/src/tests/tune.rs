@@ -108,6 +108,7 @@ impl Driver for Timed {
             arena: batch.arena,
             further: batch.further,
             arguments: batch.arguments,
+            table: batch.table,
             pitch: batch.pitch,
             writes: batch
                 .writes

@@ -53,7 +53,8 @@ fn kernels_of_bytes(graph: &Graph) -> Vec<Arc<Kernel>> {
     kernels_as(graph, Choices { byte_units: Some(1), ..Choices::default() })
 }
 
-fn kernels_as(graph: &Graph, choices: Choices) -> Vec<Arc<Kernel>> {
+/// The kernels of a graph under these choices.
+pub(super) fn kernels_as(graph: &Graph, choices: Choices) -> Vec<Arc<Kernel>> {
     let (legal, _) = compile_passes(graph, &Runs, &PassOptions::default()).unwrap();
     let template = Template::build(&legal, &Runs).unwrap();
     let mut cx = LowerCx::new(&template);
