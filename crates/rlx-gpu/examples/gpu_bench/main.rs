@@ -466,4 +466,34 @@ mod tests {
         assert_eq!(works, expected, "{:?}", bench.refused);
         assert!(bench.rows.iter().all(|row| row.milliseconds > 0.0 && row.rate.is_finite()));
     }
+
+    /// Rows of products that are left to a library, by the interpreter that stands for it.
+    #[test]
+    fn a_device_with_a_library_has_rows_of_its_own() {
+        let (backend, by_library) = (rlx_gpu::emulated(), rlx_gpu::emulated_by_library);
+        let (others, by_blas) =
+            (vec![(BLAS, by_library(Precision::Bf16))], Some((BLAS, by_library(Precision::F32))));
+        let scale = Scale { encoder_batches: &[(1, 3)], ..DRY };
+        let mut bench =
+            Bench { backend, others, by_blas, scale: &scale, rows: Vec::new(), refused: Vec::new() };
+        for (way, backend) in bench.ways() {
+            bench.square(&backend, DType::BF16, 16, way).unwrap();
+        }
+        for (way, backend) in bench.wide_ways() {
+            bench.square(&backend, DType::F32, 16, way).unwrap();
+        }
+        bench.encoders().unwrap();
+        let works: Vec<&str> = bench.rows.iter().map(|row| row.work.as_str()).collect();
+        let expected = [
+            "GEMM bf16 16^3, f32 operands",
+            "GEMM bf16 16^3, cuBLASLt",
+            "GEMM bf16 16^3, cuBLASLt, a second",
+            "GEMM f32 16^3",
+            "GEMM f32 16^3, cuBLASLt",
+            "GEMM f32 16^3, cuBLASLt, a second",
+            "MiniLM 1x3",
+            "MiniLM 1x3, cuBLASLt",
+        ];
+        assert_eq!(works, expected);
+    }
 }

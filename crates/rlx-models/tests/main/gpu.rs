@@ -23,6 +23,34 @@ fn an_encoder_by_the_interpreter_of_kernels() {
     check_encoder("bert-mean by the interpreter", &model, encoder, &Golden::open(&folder));
 }
 
+/// Whether a product of this name is left to a library.
+fn is_left(model: &Model, product: &str) -> bool {
+    let report = model.compiled().report().unwrap();
+    report.steps.iter().any(|step| step.kernel.contains(product))
+}
+
+/// Whole graphs through a library's products, for which the interpreter stands: an encoder in f32, and a prompt in bf16.
+#[test]
+fn models_with_products_left_to_a_library() {
+    let folder = folders().into_iter().find(|folder| name_of(folder) == "bert-mean").unwrap();
+    let model = open(&folder, &rlx_gpu::emulated_by_library(Precision::F32));
+    let Built::Encoder(encoder) = model.built() else { panic!("bert-mean is an encoder") };
+    check_encoder("bert-mean by a library", &model, encoder, &Golden::open(&folder));
+    assert!(is_left(&model, "cublaslt_f32"));
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let prompt: Vec<u32> = (0..5).map(|i| 3 + (i * i + 7 * i) % 200).collect();
+    let logits = |backend: Arc<dyn Backend>, left: bool| {
+        let model = open(&demo, &backend);
+        assert_eq!(is_left(&model, "cublaslt_bf16"), left);
+        let Built::Decoder(decoder) = model.built() else { panic!("the demo is a decoder") };
+        stepped(&model, decoder, &prompt, prompt.len()).concat()
+    };
+    let expected = logits(Arc::new(ReferenceBackend::default()), false);
+    let found = logits(rlx_gpu::emulated_by_library(Precision::Bf16), true);
+    let difference = largest_difference(&found, &expected) / range(&expected);
+    assert!(difference > 1e-6 && difference < 0.05, "{difference}");
+}
+
 /// Bits of the first texts' tokens, a prompt cut in two, by the interpreter of kernels with bindings of so many bytes.
 fn within(folder: &Path, bytes: usize) -> Vec<u32> {
     let model = open(folder, &rlx_gpu::emulated_within(bytes));
