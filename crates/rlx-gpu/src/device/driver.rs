@@ -72,7 +72,6 @@ pub(crate) struct Batch<'r, D: Driver + ?Sized> {
 
 impl<D: Driver + ?Sized> Call<'_, D> {
     /// The first of its arguments, as many as are asked for.
-    #[cfg(any(feature = "cuda", test))]
     pub fn told<'t>(&self, table: &'t [u32], count: usize) -> &'t [u32] {
         &table[self.arguments..self.arguments + count]
     }
@@ -180,6 +179,7 @@ pub(crate) fn refused(device: &str, what: &str, cause: impl fmt::Display) -> Bac
 }
 
 /// The device has no room.
+#[cfg(any(feature = "wgpu", feature = "cuda", target_arch = "wasm32", test))]
 pub(crate) fn exhausted(device: &str, what: &str, words: usize) -> BackendError {
     BackendError::OutOfMemory { bytes: (words as u64).saturating_mul(4), what: format!("{what} on {device}") }
 }
