@@ -25,6 +25,7 @@ pub(crate) mod operands;
 mod plain;
 mod product;
 mod quantise;
+mod room;
 mod rope;
 mod rows;
 pub(crate) mod schedules;
@@ -43,6 +44,7 @@ use rlx::backend::BackendError;
 use rlx::plan::{BufferId, BufferKind, Place, StepSpec, Template};
 use rlx_graph::OpDef;
 use rlx_tensor::{DType, Dim, Shape, SizeId, Symbol};
+pub(crate) use room::Room;
 use schedules::Choices;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -292,42 +294,6 @@ impl Operand {
     /// What starts so many elements further on.
     pub fn shifted(&self, by: &Amount) -> Operand {
         Operand { base: Amount::sum(&self.base, by), ..self.clone() }
-    }
-}
-
-/// Scratch memory being shared out.
-#[derive(Clone)]
-pub(crate) struct Room {
-    end: Amount,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Room { end: Amount::Known(0) }
-    }
-}
-
-impl Room {
-    /// Room that begins at a multiple of four words.
-    pub fn take(&mut self, dtype: DType, dims: &[Amount]) -> Operand {
-        let operand = Operand::scratch(dtype, self.end.clone(), dims);
-        let words = Amount::product(&[Amount::product(dims).ceil_div(4), Amount::Known(4)]);
-        self.end = Amount::sum(&self.end, &words);
-        operand
-    }
-
-    /// As [`Room::take`], in runs where `of` is at least so much.
-    pub fn take_from(&mut self, dtype: DType, dims: &[Amount], of: &Amount, least: usize) -> Operand {
-        let operand = Operand::scratch(dtype, self.end.clone(), dims);
-        let words = Amount::product(&[Amount::product(dims).ceil_div(4), Amount::Known(4)]);
-        let words = of.when(least, usize::MAX, words).unwrap_or(Amount::Known(0));
-        self.end = Amount::sum(&self.end, &words);
-        operand
-    }
-
-    /// Words that were taken.
-    pub fn words(self) -> Amount {
-        self.end
     }
 }
 
