@@ -101,7 +101,17 @@ impl Context {
             config.device.is_some() || config.device_chain.is_some() || config.prefer_devices.is_some();
         let policy = DevicePolicy::from_config(config);
         let allowed = |device: &DeviceId| policy.allows(device.kind);
-        !asked && BackendRegistry::global().accelerators().iter().any(allowed)
+        let chosen = !asked && BackendRegistry::global().accelerators().iter().any(allowed);
+        if !asked && !chosen {
+            let others =
+                present().into_iter().filter(|kind| !matches!(kind, Device::Cpu | Device::Reference));
+            for device in others.map(DeviceId::from).filter(|device| allowed(device) && is_found(*device)) {
+                self.detail(format!(
+                    "not on {device}: its driver computes in software; --device {device} takes it"
+                ));
+            }
+        }
+        chosen
     }
 
     /// The same invocation on these devices, the first that can.

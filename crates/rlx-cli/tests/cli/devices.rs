@@ -89,3 +89,14 @@ fn a_text_is_continued_on_the_first_device_of_the_chain_that_there_is() {
     assert!(told.contains(" ms on cpu"), "{told}");
     assert_eq!(text, expected);
 }
+
+/// Holds with and without a card: a driver that computes in software is passed over and named, a card is asked about.
+#[cfg(feature = "gpu")]
+#[test]
+fn without_a_device_asked_for_a_driver_in_software_is_passed_over_by_name() {
+    let output = rlx(&["generate", "--prompt", "Once", "-n", "1", "-v"]).output().expect("the binary starts");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    let software = "not on gpu: its driver computes in software; --device gpu takes it";
+    let chosen = told.lines().any(|line| line.contains("`rlx devices MODEL` has the figures"));
+    assert!(told.lines().any(|line| line == software) != chosen, "{told}");
+}
